@@ -1,0 +1,86 @@
+"""RWKV-4 language models from Python, on whichever tensor library is installed.
+
+    import rwkv_core
+
+    rwkv = rwkv_core.RWKV("prose")
+    rwkv.load_context("It was a dark and stormy night")
+    print(rwkv.generate(50, seed=1).text)
+
+Names are imported when first used, so that `import rwkv_core` costs next to nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rwkv_core.backend import Backend, Option, Status
+    from rwkv_core.errors import (
+        BackendError,
+        CheckpointError,
+        OptionError,
+        RWKVError,
+        StateError,
+        TokenizerError,
+    )
+    from rwkv_core.generation import Generated
+    from rwkv_core.hookspecs import hookimpl
+    from rwkv_core.model import Model, load
+    from rwkv_core.plugins import list_backends
+    from rwkv_core.rwkv import RWKV
+    from rwkv_core.state import State
+    from rwkv_core.tensor_ops import CONTRACT, TensorOps
+
+_HOME = {
+    "backend": ("Backend", "Option", "Status"),
+    "errors": (
+        "BackendError",
+        "CheckpointError",
+        "OptionError",
+        "RWKVError",
+        "StateError",
+        "TokenizerError",
+    ),
+    "generation": ("Generated",),
+    "hookspecs": ("hookimpl",),
+    "model": ("Model", "load"),
+    "plugins": ("list_backends",),
+    "rwkv": ("RWKV",),
+    "state": ("State",),
+    "tensor_ops": ("CONTRACT", "TensorOps"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "CONTRACT",
+    "RWKV",
+    "Backend",
+    "BackendError",
+    "CheckpointError",
+    "Generated",
+    "Model",
+    "Option",
+    "OptionError",
+    "RWKVError",
+    "State",
+    "StateError",
+    "Status",
+    "TensorOps",
+    "TokenizerError",
+    "__version__",
+    "hookimpl",
+    "list_backends",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("rwkv-core")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'rwkv_core' has no attribute {name!r}")
+    return getattr(import_module(f"rwkv_core.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

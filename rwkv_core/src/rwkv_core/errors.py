@@ -1,0 +1,25 @@
+"""Every error that a user can cause: one or two lines that say what was found, expected, to do."""
+
+
+class RWKVError(Exception):
+    """The family: catch this to catch all of them."""
+
+
+class CheckpointError(RWKVError):
+    """A model file that is damaged, of another architecture, or of an unknown kind."""
+
+
+class BackendError(RWKVError):
+    """A backend that is unknown, not installed, broken, or short of something on this machine."""
+
+
+class OptionError(RWKVError, ValueError):
+    """An option or argument with an unknown name, a wrong type or a value out of range."""
+
+
+class StateError(RWKVError):
+    """A state of another model or another shape, or a damaged state file."""
+
+
+class TokenizerError(RWKVError):
+    """A tokenizer that is missing, unreadable, or does not fit the model."""

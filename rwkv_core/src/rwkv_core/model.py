@@ -1,0 +1,270 @@
+"""Model: parameters on a device; tokens and a state in, logits and the next state out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core import plugins, recurrence, shipped, state
+from rwkv_core.checkpoint import BUILTIN_FORMATS, Checkpoint, diagnose, open_checkpoint
+from rwkv_core.checkpoint.doctor import Shape, check_finite
+from rwkv_core.errors import OptionError, StateError
+from rwkv_core.state import State
+from rwkv_core.tensor_ops import TensorOps
+
+Tokens = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer[Any]]
+OnLoad = Callable[[int, int], None]
+
+
+def load(
+    model: str | os.PathLike[str],
+    backend: str | None = None,
+    on_progress: OnLoad | None = None,
+    **options: Any,
+) -> Model:
+    """Load a model file onto a backend.
+
+    Arguments:
+        model: path of a checkpoint (.pth, .safetensors, rwkv.cpp .bin: told from the content), or
+            "prose" for the small model that ships with rwkv-core.
+        backend: a name from `list_backends()`; None takes the best one ready on this machine.
+        on_progress: called with the bytes read so far and in all, after each tensor.
+        options: the backend's own, such as dtype="bfloat16"; `list_backends()` describes them.
+
+    Raises CheckpointError for the file, BackendError for the backend, OptionError for an option.
+    """
+    path = shipped.resolve(model)
+    formats = [*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values()]
+    with open_checkpoint(path, formats) as checkpoint:
+        shape = diagnose(checkpoint)
+        name = backend or plugins.default_backend()
+        ops = plugins.tensor_ops(name, options)
+        reader = _Reader(checkpoint, ops, on_progress)
+        return Model(
+            path=path,
+            backend=name,
+            ops=ops,
+            shape=shape,
+            fingerprint=_fingerprint(checkpoint, shape),
+            table=ops.embedding(reader.array("emb.weight")),
+            parameters=reader.parameters(shape.n_layer),
+        )
+
+
+class _Reader:
+    """Hands the tensors of a checkpoint to a backend, one at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnLoad | None) -> None:
+        self._checkpoint, self._ops, self._on_progress = checkpoint, ops, on_progress
+        sizes = {n: t.dtype.itemsize * int(np.prod(t.shape)) for n, t in checkpoint.tensors.items()}
+        self._sizes, self._done = sizes, 0
+
+    def array(self, name: str) -> NDArray[Any]:
+        array = self._checkpoint.read(name)
+        check_finite(name, array)
+        self._done += self._sizes[name]
+        if self._on_progress:
+            self._on_progress(self._done, sum(self._sizes.values()))
+        return array
+
+    def vector(self, name: str) -> Any:
+        return self._ops.vector(self.array(name).reshape(-1))
+
+    def matrix(self, name: str) -> Any:
+        return self._ops.matrix(self.array(name + ".weight"))
+
+    def layer_norm(self, name: str) -> recurrence.LayerNorm:
+        return recurrence.LayerNorm(self.vector(name + ".weight"), self.vector(name + ".bias"))
+
+    def block(self, prefix: str) -> recurrence.Block:
+        att, ffn = prefix + "att.", prefix + "ffn."
+        # In float64, so that a float64 backend gets the decay to its own precision.
+        decay = -np.exp(self.array(att + "time_decay").astype(np.float64).reshape(-1))
+        time = recurrence.TimeMixing(
+            *(self.vector(att + "time_mix_" + name) for name in "kvr"),
+            self._ops.vector(decay),
+            self.vector(att + "time_first"),
+            *(self.matrix(att + name) for name in ("key", "value", "receptance", "output")),
+        )
+        channel = recurrence.ChannelMixing(
+            *(self.vector(ffn + "time_mix_" + name) for name in "kr"),
+            *(self.matrix(ffn + name) for name in ("key", "receptance", "value")),
+        )
+        return recurrence.Block(
+            self.layer_norm(prefix + "ln1"), time, self.layer_norm(prefix + "ln2"), channel
+        )
+
+    def parameters(self, n_layer: int) -> recurrence.Parameters:
+        return recurrence.Parameters(
+            self.layer_norm("blocks.0.ln0"),
+            tuple(self.block(f"blocks.{i}.") for i in range(n_layer)),
+            self.layer_norm("ln_out"),
+            self.matrix("head"),
+        )
+
+
+def _fingerprint(checkpoint: Checkpoint, shape: Shape) -> str:
+    """Sixteen hex digits that tell a model's weights from others', whatever file holds them."""
+    digest = hashlib.sha256(repr(tuple(shape)).encode())
+    for name in ("ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias"):
+        digest.update(checkpoint.read(name).astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Model:
+    """An RWKV-4 model on a backend; `load` makes one. It holds no running state.
+
+    Attributes:
+        n_layer, n_embd, n_vocab: the model's dimensions.
+        backend, device: where it runs.
+        path: the file it came from.
+        fingerprint: 16 hex digits that saved states carry; the same on every backend.
+        ops: the backend's TensorOps.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        backend: str,
+        ops: TensorOps,
+        shape: Shape,
+        fingerprint: str,
+        table: Any,
+        parameters: recurrence.Parameters,
+    ) -> None:
+        self.path, self.backend, self.ops, self.fingerprint = path, backend, ops, fingerprint
+        self.n_layer, self.n_embd, self.n_vocab = shape.n_layer, shape.n_embd, shape.n_vocab
+        self.device = ops.device
+        self._table, self._parameters = table, parameters
+        self._all_logits = ops.compile(partial(recurrence.all_logits, ops))
+        self._last_logits = ops.compile(partial(recurrence.last_logits, ops))
+
+    def forward(
+        self, tokens: Tokens, state: State | None = None, all_logits: bool = False
+    ) -> tuple[Any, State]:
+        """Read tokens, continuing from `state` (None: from nothing).
+
+        Arguments:
+            tokens: T token numbers, or B rows of T each, with T >= 1.
+            state: a single state for single tokens, a batch of B for rows.
+            all_logits: logits after every token and not only after the last.
+
+        Returns logits, float32 arrays of the backend: [V], with all_logits [T, V], and with a
+        leading B for rows; and the state after the last token, with the last token's logits.
+        Raises OptionError for unusable tokens, StateError for a state that does not fit.
+        """
+        rows = self._rows(tokens)
+        single = rows.ndim == 1
+        if state is None:
+            state = self.empty_state(None if single else rows.shape[0])
+        self.check_state(state, None if single else rows.shape[0])
+        rows, array = (rows[None], state.array[None]) if single else (rows, state.array)
+        run = self._all_logits if all_logits else self._last_logits
+        pieces, start = [], 0
+        for length in self.ops.chunks(rows.shape[1]):
+            x = self.ops.embed(self._table, rows[:, start : start + length])
+            logits, array = run(self._parameters, x, array)
+            pieces.append(logits)
+            start += length
+        xp = self.ops.xp
+        logits = pieces[-1] if len(pieces) == 1 or not all_logits else xp.concat(pieces, axis=1)
+        logits = xp.astype(logits, xp.float32, copy=False)
+        if single:
+            logits, array = logits[0], array[0]
+        last = logits[..., -1, :]
+        return (logits if all_logits else last), State(array, last)
+
+    def _rows(self, tokens: Tokens) -> NDArray[np.int64]:
+        try:
+            rows = np.asarray(tokens)
+        except ValueError:
+            raise OptionError("tokens: rows of one batch must have equal lengths") from None
+        if rows.ndim not in (1, 2) or rows.size == 0:
+            raise OptionError(
+                f"tokens: found an array of shape {list(rows.shape)}, expected at least one token "
+                "as [T], or rows of equal length as [B, T]"
+            )
+        if rows.dtype.kind not in "iu":
+            raise OptionError(f"tokens: found {rows.dtype} values, expected whole numbers")
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= self.n_vocab:
+            raise OptionError(
+                f"tokens: found {low if low < 0 else high}, expected 0 to {self.n_vocab - 1}: "
+                "is this the tokenizer that the model was trained with?"
+            )
+        return rows.astype(np.int64)
+
+    def to_numpy(self, array: Any) -> NDArray[Any]:
+        """Any array of this model's (logits, a state) as NumPy, with its shape and dtype."""
+        return self.ops.to_numpy(array.array if isinstance(array, State) else array)
+
+    def empty_state(self, n_batch: int | None = None) -> State:
+        """The state of having read nothing; of `n_batch` sequences if given."""
+        array = np.zeros((self.n_layer, recurrence.STATE_ROWS, self.n_embd))
+        array[:, recurrence.PP] = recurrence.EMPTY_PP
+        if n_batch is not None:
+            array = np.tile(array, (n_batch, 1, 1, 1))
+        return State(self.ops.vector(array))
+
+    def check_state(self, state: State, n_batch: int | None = None) -> None:
+        """Raise StateError unless `state` fits this model, as a batch of `n_batch` if given."""
+        if not isinstance(state, State):
+            raise StateError(f"state: found a {type(state).__name__}, expected a State or None")
+        expected = (self.n_layer, recurrence.STATE_ROWS, self.n_embd)
+        if n_batch is not None:
+            expected = (n_batch, *expected)  # type: ignore[assignment]
+        found = tuple(state.array.shape)
+        if found != expected:
+            raise StateError(
+                f"state: found shape {list(found)}, expected {list(expected)} for this model "
+                "and these tokens"
+            )
+
+    def stack_states(self, states: Sequence[State]) -> State:
+        """B single states as one batch; their logits too, where all have them."""
+        if not states:
+            raise StateError("no states to stack, expected at least one")
+        for one in states:
+            self.check_state(one)
+        stack = self.ops.xp.stack
+        logits = [one.logits for one in states]
+        return State(
+            stack([one.array for one in states]),
+            None if any(row is None for row in logits) else stack(logits),
+        )
+
+    def unstack_state(self, batch: State) -> list[State]:
+        """The single states of a batch."""
+        n_batch = batch.array.shape[0]
+        self.check_state(batch, n_batch)
+        rows = [None] * n_batch if batch.logits is None else batch.logits
+        return [State(batch.array[i], rows[i]) for i in range(n_batch)]
+
+    def save_state(self, path: str | os.PathLike[str], single: State) -> None:
+        """Write a state to a file that this model loads on any backend. Raises StateError."""
+        self.check_state(single)
+        logits = None if single.logits is None else self.to_numpy(single.logits)
+        state.save_arrays(
+            path, self.to_numpy(single.array), logits, single.pending, self.fingerprint
+        )
+
+    def load_state(self, path: str | os.PathLike[str]) -> State:
+        """Read a state that `save_state` wrote. Raises StateError, of another model's too."""
+        array, logits, pending = state.load_arrays(path, self.fingerprint)
+        on_device = None
+        if logits is not None:
+            if logits.shape != (self.n_vocab,):
+                raise StateError(f"{path}: found logits of shape {list(logits.shape)}, "
+                                 f"expected [{self.n_vocab}]")  # fmt: skip
+            xp = self.ops.xp
+            on_device = xp.astype(self.ops.vector(logits), xp.float32, copy=False)
+        loaded = State(self.ops.vector(array), on_device, pending)
+        self.check_state(loaded)
+        return loaded

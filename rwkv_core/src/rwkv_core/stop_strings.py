@@ -1,0 +1,47 @@
+"""Stop strings in a growing run of bytes: where the first one begins, and what may become one."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from rwkv_core.errors import OptionError
+
+
+def encode_stop_strings(stop_strings: Sequence[str]) -> tuple[bytes, ...]:
+    """Their UTF-8 bytes. Raises OptionError unless it is a list of strings that are not empty."""
+    if isinstance(stop_strings, str):
+        raise OptionError(f"stop_strings: found {stop_strings!r}, expected a list: [{stop_strings!r}]")
+    try:
+        encoded = tuple(string.encode() for string in stop_strings)
+    except (TypeError, AttributeError, UnicodeEncodeError):
+        raise OptionError(
+            f"stop_strings: found {stop_strings!r}, expected a list of strings"
+        ) from None
+    if b"" in encoded:
+        raise OptionError("stop_strings: found an empty string, expected at least one character")
+    return encoded
+
+
+def first_stop(data: bytearray, start: int, stops: Sequence[bytes]) -> int | None:
+    """Where the first of `stops` in `data` begins, at `start` or later; None if there is none."""
+    places = [place for stop in stops if (place := data.find(stop, start)) >= 0]
+    return min(places, default=None)
+
+
+def possible_stop(data: bytearray, start: int, stops: Sequence[bytes]) -> int:
+    """Where the tail of `data` begins that more bytes could make a stop; len(data) if nowhere."""
+    longest = max(map(len, stops), default=0)
+    for place in range(max(start, len(data) - longest + 1), len(data)):
+        tail = bytes(data[place:])
+        if any(stop.startswith(tail) for stop in stops):
+            return place
+    return len(data)
+
+
+def unfinished_character(data: bytes | bytearray) -> bytes:
+    """The end of `data` that begins a UTF-8 character and does not end it; often empty."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    # A character has at most four bytes, so what comes before them cannot matter.
+    decoder.decode(bytes(data[-4:]))
+    return decoder.getstate()[0]

@@ -1,0 +1,155 @@
+"""The contract between RWKV-4's equations and a tensor library.
+
+Libraries differ in how they multiply, place and compile, not in what the equations need. So a
+backend gives the namespace of the Python array API standard that its library has (`xp`), says how
+a vector and a matrix get onto its device and how an array comes back, and inherits all else from
+here, made of the standard's functions. What it can do faster it overrides, one method at a time,
+and the conformance suite holds each override against the default it replaces.
+
+A matrix is opaque: the core gets one from `matrix`, and only ever gives it back to `matmul`. That
+is what lets a backend quantize, stream or split it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Raised whenever a backend written for the present number would no longer work or be right.
+CONTRACT = 1
+
+Array: TypeAlias = Any
+Matrix: TypeAlias = Any
+WKVState: TypeAlias = tuple[Array, Array, Array]
+
+_MOST_TOKENS = 512
+_FIXED_SIZES = (512, 128, 32, 8, 1)
+
+
+class TensorOps(ABC):
+    """What the recurrence asks of a backend; B, T, D are batch, time and width.
+
+    Attributes:
+        xp: a namespace with the array API standard's functions.
+        device: the device in the library's own words, for people to read.
+        dtype: what matrices are stored and multiplied in, "float32", "bfloat16", ...
+        runtime_dtype: what vectors and activations are in, "float32" or "float64". The WKV sums
+            and the state have this type too.
+        fixed_shapes: True where each new shape costs a compilation, so that a prompt is read in
+            chunks of a few sizes only.
+    """
+
+    xp: Any
+    device: str = "cpu"
+    dtype: str = "float32"
+    runtime_dtype: str = "float32"
+    fixed_shapes: bool = False
+
+    @abstractmethod
+    def vector(self, array: NDArray[Any]) -> Array:
+        """`array`, of any shape and float type, on the device in `runtime_dtype`.
+
+        The result shares no memory with `array`, which may be a view of a file.
+        """
+
+    @abstractmethod
+    def matrix(self, array: NDArray[Any]) -> Matrix:
+        """`array` [out, in], of any float type, as this backend multiplies with it.
+
+        The result shares no memory with `array`, which may be a view of a file.
+        """
+
+    @abstractmethod
+    def to_numpy(self, array: Array) -> NDArray[Any]:
+        """An array of this backend as NumPy, with its shape and dtype."""
+
+    def matmul(self, matrix: Matrix, x: Array) -> Array:
+        """`x` [B, T, in] times `matrix` [out, in], transposed: [B, T, out] in `x`'s dtype."""
+        xp = self.xp
+        if matrix.dtype == x.dtype:
+            return xp.matmul(x, matrix.mT)
+        # Rows are brought to at most 1 first: float16 ends at 65504, and squared ReLUs go past it.
+        scale = xp.clip(xp.max(xp.abs(x), axis=-1, keepdims=True), min=1.0)
+        y = xp.matmul(xp.astype(x / scale, matrix.dtype), matrix.mT)
+        return xp.astype(y, x.dtype) * scale
+
+    def embedding(self, array: NDArray[Any]) -> Any:
+        """The embedding table [vocab, D] as `embed` wants it; by default it stays on the host."""
+        return array.copy()
+
+    def embed(self, table: Any, tokens: NDArray[np.int64]) -> Array:
+        """Rows of the table for `tokens` [B, T]: [B, T, D] on the device in `runtime_dtype`."""
+        return self.vector(table[tokens])
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array) -> Array:
+        """Layer norm over the last axis with epsilon 1e-5 (Ba et al., 2016)."""
+        xp = self.xp
+        x = x - xp.mean(x, axis=-1, keepdims=True)
+        variance = xp.mean(x * x, axis=-1, keepdims=True)
+        return x / xp.sqrt(variance + 1e-5) * weight + bias
+
+    def token_shift(self, x: Array, last: Array) -> Array:
+        """Each token's predecessor: `x` [B, T, D] moved one step later, `last` [B, D] first."""
+        return self.xp.concat([last[:, None, :], x[:, :-1, :]], axis=1)
+
+    def mix(self, x: Array, previous: Array, mix: Array) -> Array:
+        """`mix` [D] of the token and 1 - `mix` of its predecessor, both [B, T, D]."""
+        return previous + mix * (x - previous)
+
+    def sigmoid(self, x: Array) -> Array:
+        """The logistic function, elementwise."""
+        # By way of tanh, which cannot overflow.
+        return 0.5 * self.xp.tanh(0.5 * x) + 0.5
+
+    def relu_squared(self, x: Array) -> Array:
+        """max(x, 0) squared, elementwise."""
+        x = self.xp.clip(x, min=0.0)
+        return x * x
+
+    def wkv(
+        self, k: Array, v: Array, decay: Array, first: Array, state: WKVState
+    ) -> tuple[Array, WKVState]:
+        """RWKV-4's attention-like weighted mean over time, as a scan, the RWKV paper's RNN cell.
+
+        Arguments:
+            k, v: keys and values [B, T, D].
+            decay: -exp(time_decay) [D], added to an exponent once a step; negative.
+            first: time_first [D], the bonus of the present token.
+            state: (aa, bb, pp), each [B, D]: numerator and denominator in units of exp(pp), where
+                pp is the running maximum of the exponents, so that nothing overflows.
+
+        Returns the means [B, T, D] and the state after the last token.
+        """
+        xp = self.xp
+        aa, bb, pp = state
+        means = []
+        for t in range(k.shape[1]):
+            kt, vt = k[:, t, :], v[:, t, :]
+            top = xp.maximum(pp, first + kt)
+            before, now = xp.exp(pp - top), xp.exp(first + kt - top)
+            means.append((before * aa + now * vt) / (before * bb + now))
+            top = xp.maximum(pp + decay, kt)
+            before, now = xp.exp(pp + decay - top), xp.exp(kt - top)
+            aa, bb, pp = before * aa + now * vt, before * bb + now, top
+        return xp.stack(means, axis=1), (aa, bb, pp)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, made faster where the library can (jax.jit, a CUDA graph, ...).
+
+        It is pure; its arguments and results are arrays, matrices and named tuples of them.
+        """
+        return function
+
+    def chunks(self, n_tokens: int) -> list[int]:
+        """Lengths, `n_tokens` in sum, of the pieces in which a prompt is read."""
+        sizes = _FIXED_SIZES if self.fixed_shapes else (_MOST_TOKENS, n_tokens % _MOST_TOKENS or 1)
+        chunks: list[int] = []
+        for size in sizes:
+            count, n_tokens = divmod(n_tokens, size)
+            chunks += [size] * count
+        return chunks
