@@ -1,0 +1,78 @@
+"""RWKV-4's operations on NumPy arrays.
+
+Where a method overrides rwkv-core's default, it is for one of two costs that show while decoding:
+NumPy's Python-level functions (mean, clip, stack) and temporaries in the scan's loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rwkv_core.tensor_ops import TensorOps, WKVState
+
+Floats = NDArray[np.floating[Any]]
+
+
+class NumpyOps(TensorOps):
+    xp = np
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = self.runtime_dtype = dtype
+
+    def vector(self, array: NDArray[Any]) -> Floats:
+        return array.astype(self.runtime_dtype)
+
+    def matrix(self, array: NDArray[Any]) -> Floats:
+        return array.astype(self.dtype, order="C")
+
+    def to_numpy(self, array: Floats) -> Floats:
+        return array
+
+    def matmul(self, matrix: Floats, x: Floats) -> Floats:
+        # One product over all B * T rows; for a single row NumPy takes BLAS's matrix-vector one.
+        rows = x.reshape(-1, x.shape[-1])
+        return np.matmul(rows, matrix.T).reshape(*x.shape[:-1], matrix.shape[0])
+
+    def layer_norm(self, x: Floats, weight: Floats, bias: Floats) -> Floats:
+        n = x.shape[-1]
+        x = x - np.add.reduce(x, axis=-1, keepdims=True) / n
+        variance = np.einsum("...i,...i->...", x, x)[..., None] / n
+        return x / np.sqrt(variance + 1e-5) * weight + bias
+
+    def token_shift(self, x: Floats, last: Floats) -> Floats:
+        previous = np.empty_like(x)
+        previous[:, 0] = last
+        previous[:, 1:] = x[:, :-1]
+        return previous
+
+    def relu_squared(self, x: Floats) -> Floats:
+        x = np.maximum(x, 0)
+        return x * x
+
+    def wkv(
+        self, k: Floats, v: Floats, decay: Floats, first: Floats, state: WKVState
+    ) -> tuple[Floats, WKVState]:
+        # Only three recurrences depend on the step before: pp, aa and bb. The loop does those, in
+        # place; every exponential and quotient is taken for all steps at once.
+        n_batch, n_time, n_embd = k.shape
+        aa, bb, pp = (np.empty((n_batch, n_time + 1, n_embd), k.dtype) for _ in range(3))
+        aa[:, 0], bb[:, 0], pp[:, 0] = state
+        for t in range(n_time):
+            np.add(pp[:, t], decay, out=pp[:, t + 1])
+            np.maximum(pp[:, t + 1], k[:, t], out=pp[:, t + 1])
+        kept = np.exp(pp[:, :-1] + decay - pp[:, 1:])
+        added = np.exp(k - pp[:, 1:])
+        np.multiply(added, v, out=aa[:, 1:])
+        bb[:, 1:] = added
+        step = np.empty_like(aa[:, 0])
+        for t in range(n_time):
+            for total in (aa, bb):
+                np.multiply(total[:, t], kept[:, t], out=step)
+                total[:, t + 1] += step
+        bonus = first + k
+        top = np.maximum(pp[:, :-1], bonus)
+        before, now = np.exp(pp[:, :-1] - top), np.exp(bonus - top)
+        means = (before * aa[:, :-1] + now * v) / (before * bb[:, :-1] + now)
+        return means, (aa[:, -1], bb[:, -1], pp[:, -1])

@@ -1,0 +1,129 @@
+"""RWKV-4's operations on torch tensors, on any device torch has."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.tensor_ops import TensorOps, WKVState
+from torch import Tensor
+
+
+class TorchOps(TensorOps):
+    xp = xp
+
+    def __init__(
+        self, dtype: str, runtime_dtype: str | None, device: str | None, threads: int | None
+    ) -> None:
+        self._device = _device(device)
+        self.device = str(self._device)
+        self.dtype = dtype
+        self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
+        if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
+            raise OptionError("option dtype: found float64, which mps lacks; take float32")
+        if threads is not None:
+            if threads < 1:
+                raise OptionError(f"option threads: found {threads}, expected at least 1")
+            torch.set_num_threads(threads)
+
+    def vector(self, array: NDArray[Any]) -> Tensor:
+        return self._place(array, self.runtime_dtype)
+
+    def matrix(self, array: NDArray[Any]) -> Tensor:
+        return self._place(array, self.dtype)
+
+    def _place(self, array: NDArray[Any], dtype: str) -> Tensor:
+        return _tensor(array).to(self._device, getattr(torch, dtype), copy=True).contiguous()
+
+    def to_numpy(self, array: Tensor) -> NDArray[Any]:
+        return array.numpy(force=True)
+
+    def matmul(self, matrix: Tensor, x: Tensor) -> Tensor:
+        if matrix.dtype == x.dtype:
+            return F.linear(x, matrix)
+        if matrix.dtype != torch.float16:
+            return F.linear(x.to(matrix.dtype), matrix).to(x.dtype)
+        return super().matmul(matrix, x)
+
+    def embedding(self, array: NDArray[Any]) -> Tensor:
+        return _tensor(array).to(self._device, copy=True)
+
+    def embed(self, table: Tensor, tokens: NDArray[np.int64]) -> Tensor:
+        rows = table[torch.from_numpy(tokens).to(self._device)]
+        return rows.to(getattr(torch, self.runtime_dtype))
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, weight.shape, weight, bias, 1e-5)
+
+    def mix(self, x: Tensor, previous: Tensor, mix: Tensor) -> Tensor:
+        return torch.lerp(previous, x, mix)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def relu_squared(self, x: Tensor) -> Tensor:
+        return torch.relu(x).square()
+
+    def wkv(
+        self, k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState
+    ) -> tuple[Tensor, WKVState]:
+        # Only three recurrences depend on the step before: pp, aa and bb. The loops do those, in
+        # place; every exponential and quotient is taken for all steps at once.
+        n_batch, n_time, n_embd = k.shape
+        pp = k.new_empty(n_time + 1, n_batch, n_embd)
+        pp[0] = state[2]
+        # Time first, so that a step is one contiguous row.
+        k, v = k.transpose(0, 1), v.transpose(0, 1)
+        tops, keys = pp.unbind(), k.unbind()
+        for t in range(n_time):
+            torch.add(tops[t], decay, out=tops[t + 1])
+            torch.maximum(tops[t + 1], keys[t], out=tops[t + 1])
+        kept = torch.exp(pp[:-1] + decay - pp[1:])
+        added = torch.exp(k - pp[1:])
+        totals = k.new_empty(n_time + 1, 2, n_batch, n_embd)
+        totals[0, 0], totals[0, 1] = state[0], state[1]
+        torch.mul(added, v, out=totals[1:, 0])
+        totals[1:, 1] = added
+        sums, factors = totals.unbind(), kept.unbind()
+        for t in range(n_time):
+            sums[t + 1].addcmul_(sums[t], factors[t])
+        aa, bb = totals[:-1, 0], totals[:-1, 1]
+        bonus = first + k
+        top = torch.maximum(pp[:-1], bonus)
+        before, now = torch.exp(pp[:-1] - top), torch.exp(bonus - top)
+        means = (before * aa + now * v) / (before * bb + now)
+        return means.transpose(0, 1), (totals[-1, 0], totals[-1, 1], pp[-1])
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.inference_mode()(function)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"option device: {name!r} is not to be had here: {reason}") from None
+    return device
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A tensor over the same memory; NumPy's bfloat16 is ml_dtypes', which torch does not know."""
+    array = np.ascontiguousarray(array)
+    bfloat16 = array.dtype.name == "bfloat16"
+    with warnings.catch_warnings():
+        # Views of a file are read-only; every caller copies at once.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(array.view(np.int16) if bfloat16 else array)
+    return tensor.view(torch.bfloat16) if bfloat16 else tensor

@@ -1,0 +1,64 @@
+"""Describes the backend to rwkv-core; torch is imported when its operations are built."""
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import rwkv_core
+from rwkv_core import Backend, Option, Status, TensorOps
+
+
+def _status() -> Status:
+    """What torch would find here, told from the driver's device files and torch's version."""
+    try:
+        torch_version = version("torch")
+    except PackageNotFoundError:
+        return Status(available=False, reason="torch is not installed")
+    if "+cpu" not in torch_version and os.path.exists("/dev/nvidiactl"):
+        return Status(available=True, device="cuda", score=500.0)
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return Status(available=True, device="mps", score=60.0)
+    return Status(available=True, device="cpu", score=15.0)
+
+
+_TORCH = Backend(
+    name="torch",
+    summary="PyTorch on CPU, CUDA or MPS",
+    contract=1,
+    status=_status,
+    options=(
+        Option(
+            "dtype",
+            str,
+            "float32",
+            "type of the matrices and of products with them",
+            ("float32", "bfloat16", "float16", "float64"),
+        ),
+        Option(
+            "runtime_dtype",
+            str,
+            None,
+            "type of vectors and of the state; by default float64 with dtype=float64, else float32",
+            ("float32", "float64"),
+        ),
+        Option("device", str, None, "cpu, cuda, cuda:1, mps, ...; by default the best there is"),
+        Option("threads", int, None, "CPU threads; by default torch's own choice"),
+    ),
+    requires=("torch",),
+)
+
+
+@rwkv_core.hookimpl
+def rwkv_backends() -> list[Backend]:
+    return [_TORCH]
+
+
+@rwkv_core.hookimpl
+def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
+    if backend != _TORCH.name:
+        return None
+    from rwkv_backend_torch.ops import TorchOps
+
+    return TorchOps(**options)
