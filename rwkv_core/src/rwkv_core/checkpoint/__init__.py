@@ -1,0 +1,25 @@
+"""Model files: told apart by their content, read lazily, mapped rather than loaded, diagnosed.
+
+    with open_checkpoint("RWKV-4-Pile-169M.pth") as checkpoint:
+        shape = diagnose(checkpoint)           # or a CheckpointError that says what is wrong
+        for name in checkpoint.tensors:
+            array = checkpoint.read(name)      # a read-only view of the mapped file
+
+Every format gives the same tensors under the same names, those that BlinkDL's RWKV-4 uses. No file
+is trusted: nothing in one is executed, and nothing outside it is read.
+"""
+
+from rwkv_core.checkpoint.doctor import Shape, check_finite, diagnose
+from rwkv_core.checkpoint.opening import BUILTIN_FORMATS, open_checkpoint
+from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat, TensorInfo
+
+__all__ = [
+    "BUILTIN_FORMATS",
+    "Checkpoint",
+    "CheckpointFormat",
+    "Shape",
+    "TensorInfo",
+    "check_finite",
+    "diagnose",
+    "open_checkpoint",
+]

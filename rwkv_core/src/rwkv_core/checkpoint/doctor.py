@@ -1,0 +1,200 @@
+"""Says in one line what is wrong with a checkpoint, before anything is built from it.
+
+It looks at names, types and shapes, and at the values of the vectors, which are few. The matrices
+are read once anyway when the model loads: `check_finite` is for there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from rwkv_core.checkpoint.reader import Checkpoint
+from rwkv_core.errors import CheckpointError
+
+FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
+FLOATS = (FLOAT16, BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Shape(NamedTuple):
+    """The sizes that make one RWKV-4 model differ from another."""
+
+    n_layer: int
+    n_embd: int
+    n_ffn: int
+    """The width inside a feed-forward block, 4 x n_embd in every published model."""
+    n_vocab: int
+
+
+# NaN and the infinities have an exponent of all ones. Comparing words is several times faster than
+# NumPy's isfinite is on 16-bit values.
+_EXPONENT_BITS = {FLOAT16: np.uint16(0x7C00), BFLOAT16: np.uint16(0x7F80)}
+
+_BLOCK = re.compile(r"^blocks\.([0-9]{1,4})\.")
+
+# The first pattern that some tensor's name contains tells the architecture: later versions of RWKV
+# keep names of earlier ones, so the latest comes first.
+_RWKV_VERSIONS: tuple[tuple[str, str], ...] = (
+    ("RWKV-7", r"\.r_k$|\.att\.(x_[rwkvag]|[wav][012])$"),
+    ("RWKV-6", r"\.time_maa_"),
+    ("RWKV-5", r"\.time_faaaa$|\.att\.(gate|ln_x)\."),
+)
+_OTHER_KINDS: tuple[tuple[str, str], ...] = (
+    ("LoRA weights without their model", r"lora_[AB]"),
+    (
+        "a transformer",
+        r"self_attn\.|\battn\.|attention\.(self|query_key_value|wq|dense)|[qkv]_proj",
+    ),
+    ("a Mamba model", r"mixer\.(A_log|in_proj|conv1d)"),
+)
+_ADVICE = "rwkv-core runs RWKV-4: use an RWKV-4 file"
+
+
+def diagnose(checkpoint: Checkpoint) -> Shape:
+    """The model's sizes, if it is an RWKV-4 with every tensor in place.
+
+    Raises CheckpointError for another architecture, tensors that are missing, misshapen, of no
+    floating-point type or more than RWKV-4 has, and for NaN or infinity in a vector.
+    """
+    _check_architecture(checkpoint)
+    shape = _sizes(checkpoint)
+    expected = _expected_shapes(shape)
+    _check_shapes(checkpoint, expected)
+    _check_types(checkpoint, expected)
+    _check_nothing_more(checkpoint, expected)
+    for name, sizes in expected.items():
+        if len(sizes) != 2:
+            try:
+                check_finite(name, checkpoint.read(name))
+            except CheckpointError as error:
+                raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    return shape
+
+
+def check_finite(name: str, array: np.ndarray[Any, Any]) -> None:
+    """Raises CheckpointError, naming the tensor, if a value is NaN or infinite.
+
+    Looks at a few rows at a time, so that it needs little memory beside the array.
+    """
+    rows = np.atleast_1d(array)
+    step = max(1, 2**16 * len(rows) // max(rows.size, 1))
+    bad = sum(_count_not_finite(rows[i : i + step]) for i in range(0, len(rows), step))
+    if bad:
+        raise CheckpointError(
+            f"{name} holds {bad} NaN or infinite of {array.size} values: the file is damaged or "
+            "its training diverged; download it again or use an earlier checkpoint"
+        )
+
+
+def _count_not_finite(array: np.ndarray[Any, Any]) -> int:
+    exponent = _EXPONENT_BITS.get(array.dtype)
+    if exponent is not None:
+        return int(np.count_nonzero((array.view(np.uint16) & exponent) == exponent))
+    return array.size - int(np.count_nonzero(np.isfinite(array)))
+
+
+def _check_architecture(checkpoint: Checkpoint) -> None:
+    names = checkpoint.tensors
+    for kind, pattern in (*_RWKV_VERSIONS, *_OTHER_KINDS):
+        sign = next((name for name in names if re.search(pattern, name)), None)
+        if sign is not None:
+            raise CheckpointError(f"{checkpoint.path}: is {kind} (it holds {sign}); {_ADVICE}")
+    if not any(name == "emb.weight" or ".att." in name for name in names):
+        raise CheckpointError(
+            f"{checkpoint.path}: is no RWKV model (it holds {_a_few(names)}); {_ADVICE}"
+        )
+
+
+def _sizes(checkpoint: Checkpoint) -> Shape:
+    """The sizes that the embedding, the first feed-forward block and the names tell."""
+    tensors = checkpoint.tensors
+    blocks = {int(found[1]) for name in tensors if (found := _BLOCK.match(name))}
+    # Counting the blocks, rather than taking the highest number, keeps a false number harmless.
+    expected = _expected_shapes(Shape(max(len(blocks), 1), 0, 0, 0))
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(missing)} of the {len(expected)} tensors of an RWKV-4 of "
+            f"{max(len(blocks), 1)} blocks are missing ({_a_few(missing)}); download it again"
+        )
+    embedding = tensors["emb.weight"].shape
+    key = tensors["blocks.0.ffn.key.weight"].shape
+    for name, size in (("emb.weight", embedding), ("blocks.0.ffn.key.weight", key)):
+        if len(size) != 2 or 0 in size:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} has shape {list(size)} where a matrix was expected; "
+                "the file is damaged: download it again"
+            )
+    return Shape(len(blocks), embedding[1], key[0], embedding[0])
+
+
+def _expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Every tensor of an RWKV-4 of these sizes, in BlinkDL's order."""
+    _, d, f, v = shape
+    norm = {"weight": (d,), "bias": (d,)}
+    block: dict[str, tuple[int, ...]] = {
+        **{f"ln1.{part}": size for part, size in norm.items()},
+        **{f"ln2.{part}": size for part, size in norm.items()},
+        "att.time_decay": (d,),
+        "att.time_first": (d,),
+        **{f"att.time_mix_{part}": (1, 1, d) for part in "kvr"},
+        **{f"att.{part}.weight": (d, d) for part in ("key", "value", "receptance", "output")},
+        **{f"ffn.time_mix_{part}": (1, 1, d) for part in "kr"},
+        "ffn.key.weight": (f, d),
+        "ffn.receptance.weight": (d, d),
+        "ffn.value.weight": (d, f),
+    }
+    return {
+        "emb.weight": (v, d),
+        **{f"blocks.0.ln0.{part}": size for part, size in norm.items()},
+        **{f"blocks.{i}.{part}": block[part] for i in range(shape.n_layer) for part in block},
+        **{f"ln_out.{part}": size for part, size in norm.items()},
+        "head.weight": (v, d),
+    }
+
+
+def _check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    found = {name: checkpoint.tensors[name].shape for name in expected}
+    wrong = [name for name in expected if found[name] != expected[name]]
+    if wrong:
+        name, others = wrong[0], f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} has shape {list(found[name])}, expected "
+            f"{list(expected[name])} beside an emb.weight of {list(expected['emb.weight'])}"
+            f"{others}; the file is damaged or no plain RWKV-4: download it again"
+        )
+
+
+def _check_types(checkpoint: Checkpoint, expected: Iterable[str]) -> None:
+    wrong = [name for name in expected if checkpoint.tensors[name].dtype not in FLOATS]
+    if wrong:
+        found = checkpoint.tensors[wrong[0]].dtype
+        raise CheckpointError(
+            f"{checkpoint.path}: {wrong[0]} is of type {found}, expected float16, bfloat16, "
+            "float32 or float64; use the file from before it was quantized"
+        )
+
+
+def _check_nothing_more(checkpoint: Checkpoint, expected: Collection[str]) -> None:
+    """Further weights in a block, or beside the head, mean other equations than RWKV-4's."""
+    more = [
+        name
+        for name, tensor in checkpoint.tensors.items()
+        if name not in expected
+        and (name.startswith(("blocks.", "head", "emb", "ln_", "pos_emb")))
+        and tensor.dtype in FLOATS
+    ]
+    if more:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds {len(more)} weights that RWKV-4 does not have "
+            f"({_a_few(more)}): a variant of another design; {_ADVICE}"
+        )
+
+
+def _a_few(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown or "no tensor"

@@ -1,0 +1,70 @@
+"""From the names that a file gives its tensors to the canonical ones, BlinkDL's for RWKV-4.
+
+transformers renamed them in `convert_rwkv_checkpoint_to_hf.py`, and changed no value: its
+`rwkv.blocks.3.attention.time_mix_key` is BlinkDL's `blocks.3.att.time_mix_k`.
+Training frameworks put their own prefix before either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from rwkv_core.errors import CheckpointError
+
+_PREFIX = re.compile(r"^(?:(?:_forward_module|_orig_mod|module|model|rwkv)\.)+")
+_BLOCK_PART = re.compile(r"^(blocks\.[0-9]+)\.(attention|feed_forward)\.(.*)$")
+_PARTS = {"attention": "att", "feed_forward": "ffn"}
+_MIXES = {
+    "time_mix_key": "time_mix_k",
+    "time_mix_value": "time_mix_v",
+    "time_mix_receptance": "time_mix_r",
+}
+
+
+def canonical_name(name: str) -> str:
+    """BlinkDL's name for a tensor; a name of no known scheme only loses its prefix."""
+    name = _PREFIX.sub("", name)
+    if name.startswith("embeddings."):
+        return "emb." + name.removeprefix("embeddings.")
+    if name.startswith("blocks.0.pre_ln."):
+        return "blocks.0.ln0." + name.removeprefix("blocks.0.pre_ln.")
+    if part := _BLOCK_PART.match(name):
+        block, kind, rest = part.groups()
+        return f"{block}.{_PARTS[kind]}.{_MIXES.get(rest, rest)}"
+    return name
+
+
+def canonical_names(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Canonical name to the file's name, in the file's order.
+
+    A transformers file whose output matrix is tied to its embedding stores that once: there
+    `head.weight` is the embedding. Raises CheckpointError if two names mean the same tensor.
+    """
+    sources: dict[str, str] = {}
+    for source in names:
+        name = canonical_name(source)
+        if name in sources:
+            raise CheckpointError(
+                f"{path}: holds {name} twice, as {sources[name]} and {source}; "
+                "save a file with one model in it"
+            )
+        sources[name] = source
+    if "head.weight" not in sources and sources.get("emb.weight") == "rwkv.embeddings.weight":
+        sources["head.weight"] = sources["emb.weight"]
+    return sources
+
+
+def canonical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """BlinkDL's shape for a `time_` vector, which others write with more or fewer axes of length 1.
+
+    time_mix_* is [1, 1, D], time_decay and time_first are [D]. Any other tensor keeps its shape.
+    """
+    long_axes = [n for n in shape if n != 1]
+    if len(long_axes) != 1:
+        return shape
+    last = name.rpartition(".")[2]
+    if last in _MIXES.values():
+        return (1, 1, *long_axes)
+    return tuple(long_axes) if last in ("time_decay", "time_first") else shape

@@ -1,0 +1,181 @@
+"""`.pth` as torch.save writes it: a zip of one pickle that describes tensors, and their storages.
+
+<prefix>/data.pkl      what is where, read by `torch_pickle`, which runs nothing
+<prefix>/data/<key>    one storage, uncompressed, so that it can be mapped where it lies
+<prefix>/byteorder     "little" or "big"; absent from files of before 2023, which are little
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rwkv_core.checkpoint.mapped_file import Extent, MappedCheckpoint, MappedFile
+from rwkv_core.checkpoint.reader import CheckpointFormat
+from rwkv_core.checkpoint.torch_pickle import Malformed, PickleRefused, Tensor, read_torch_pickle
+from rwkv_core.errors import CheckpointError
+
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# A 40-layer model needs 200 kB of pickle and 100 kB of zip directory. More costs time and memory.
+MAX_PICKLE_BYTES = 2**20
+MAX_DIRECTORY_BYTES = 2 * 2**20
+# Where training scripts keep the weights among the rest.
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")
+LOCAL_HEADER_BYTES = 30
+
+
+def _matches(path: Path, head: bytes) -> bool:
+    return head.startswith((ZIP_MAGIC, LEGACY_MAGIC))
+
+
+def open_pth(path: Path) -> MappedCheckpoint:
+    """Open a file that torch.save wrote, running nothing in it. Raises CheckpointError."""
+    file = MappedFile(path)
+    if file.bytes_at(0, len(LEGACY_MAGIC)) == LEGACY_MAGIC:
+        raise CheckpointError(
+            f"{path}: written in torch's format of before 2020, which cannot be mapped; "
+            "re-save it: torch.save(torch.load(path, weights_only=True), new_path)"
+        )
+    members = _members(file)
+    prefix = _prefix(path, members)
+    _check_byte_order(file, members.get(f"{prefix}byteorder"))
+    tensors = _tensors(file, members[f"{prefix}data.pkl"])
+    extents = {
+        name: _extent(file, name, tensor, members.get(f"{prefix}data/{tensor.storage.key}"))
+        for name, tensor in tensors.items()
+    }
+    return MappedCheckpoint(file, FORMAT.name, extents)
+
+
+class _DirectoryReader(io.FileIO):
+    """zipfile reads a directory whole, however large the file says it is; this one will not."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a directory of {size} bytes")
+        return super().read(size)
+
+
+def _members(file: MappedFile) -> Mapping[str, zipfile.ZipInfo]:
+    try:
+        with _DirectoryReader(file.path) as raw, zipfile.ZipFile(raw) as archive:
+            return {member.filename: member for member in archive.infolist()}
+    # zipfile raises half a dozen kinds of error over a damaged directory, and documents one.
+    except Exception as error:
+        raise CheckpointError(
+            f"{file.path}: truncated or damaged: its zip directory cannot be read ({error}); "
+            "download it again"
+        ) from error
+
+
+def _prefix(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
+    found = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{path}: a zip file, but not one that torch.save wrote: it holds {len(found)} "
+            "data.pkl where one was expected; name the .pth file itself"
+        )
+    return found[0].removesuffix("data.pkl")
+
+
+def _check_byte_order(file: MappedFile, member: zipfile.ZipInfo | None) -> None:
+    order = b"little" if member is None else _read(file, member, 16)
+    if order != b"little":
+        raise CheckpointError(
+            f"{file.path}: byte order {order.decode('ascii', 'replace')!r} where 'little' was "
+            "expected; re-save it on a little-endian machine"
+        )
+
+
+def _tensors(file: MappedFile, member: zipfile.ZipInfo) -> dict[str, Tensor]:
+    try:
+        content = read_torch_pickle(_read(file, member, MAX_PICKLE_BYTES))
+    except PickleRefused as refused:
+        raise CheckpointError(
+            f"{file.path}: refused: its pickle asks for {refused}, which a file of plain tensors "
+            "does not need (nothing was run); re-save the state dict alone with torch.save"
+        ) from refused
+    except Malformed as error:
+        raise CheckpointError(
+            f"{file.path}: damaged: {error} in its data.pkl; download it again"
+        ) from error
+    tensors = _state_dict(content)
+    if not tensors:
+        raise CheckpointError(
+            f"{file.path}: holds no state dict: no dictionary of named tensors was found in it; "
+            "save one with torch.save(model.state_dict(), path)"
+        )
+    if isinstance(content, dict) and "_strategy" in content:
+        raise CheckpointError(
+            f"{file.path}: converted by ChatRWKV for one strategy, which changed its values; "
+            "use the file that it was converted from"
+        )
+    return tensors
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The named tensors, at the top or in one of the places where training scripts put them."""
+    for _ in range(len(WRAPPERS)):
+        if not isinstance(content, dict):
+            break
+        found = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if found:
+            return found
+        content = next((content[key] for key in WRAPPERS if key in content), None)
+    return {}
+
+
+def _extent(file: MappedFile, name: str, tensor: Tensor, member: zipfile.ZipInfo | None) -> Extent:
+    storage, item = tensor.storage, tensor.storage.dtype.itemsize
+    if member is None or storage.n_elements * item > member.file_size:
+        raise CheckpointError(
+            f"{file.path}: truncated or damaged: the data of {name[:80]!r} is missing or short; "
+            "download it again"
+        )
+    return Extent(
+        _data_start(file, member) + tensor.offset * item,
+        tensor.shape,
+        tuple(stride * item for stride in tensor.strides),
+        storage.dtype,
+    )
+
+
+def _data_start(file: MappedFile, member: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin. The local header's name and extra field vary in length."""
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+        raise CheckpointError(
+            f"{file.path}: its zip members are compressed or encrypted, and can be neither mapped "
+            "nor trusted; re-save it with torch.save"
+        )
+    at = member.header_offset
+    header = file.bytes_at(at, LOCAL_HEADER_BYTES) if at >= 0 else b""
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    start = at + LOCAL_HEADER_BYTES + lengths
+    if not header.startswith(ZIP_MAGIC) or start + member.file_size > file.size:
+        raise CheckpointError(
+            f"{file.path}: truncated or damaged: {member.filename[:80]!r} is not where the zip "
+            "directory says; download it again"
+        )
+    return start
+
+
+def _read(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes:
+    """A small member's bytes, checked against the directory's checksum."""
+    start = _data_start(file, member)
+    content = file.bytes_at(start, min(member.file_size, limit + 1))
+    if len(content) > limit or zlib.crc32(content) != member.CRC:
+        raise CheckpointError(
+            f"{file.path}: damaged: {member.filename[:80]!r} is {member.file_size} bytes (at most "
+            f"{limit} were expected) or fails its checksum; download it again"
+        )
+    return content
+
+
+FORMAT = CheckpointFormat(
+    "pth", "BlinkDL's .pth, as torch.save writes it; read without torch", _matches, open_pth
+)

@@ -1,0 +1,68 @@
+"""What every checkpoint format offers: named tensors, read one at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+
+class TensorInfo(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    """The file's own; bfloat16 is `ml_dtypes.bfloat16`."""
+
+
+class Checkpoint(ABC):
+    """An open model file. A context manager: leaving it closes the file."""
+
+    path: Path
+    format: str
+    """The format's name, as in `CheckpointFormat.name`."""
+    tensors: Mapping[str, TensorInfo]
+    """By canonical (BlinkDL's) name, in the file's order."""
+    metadata: Mapping[str, str]
+    """Free text the file carries about itself; empty where the format has none."""
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """The tensor as a read-only array in the file's dtype, possibly not contiguous.
+
+        It is a view of the file where the format allows one. Reading a tensor lets go of the
+        memory of the one read before, which stays valid but is fetched from the file again.
+        Raises CheckpointError if there is no such tensor or the checkpoint is closed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file. Arrays still held keep it mapped until they go too."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class CheckpointFormat(NamedTuple):
+    """A kind of model file, as `open_checkpoint` and plugins see it."""
+
+    name: str
+    summary: str
+    """One line for a listing."""
+    matches: Callable[[Path, bytes], bool]
+    """Given the path and the file's first 4096 bytes (fewer if it is shorter): is it this kind?
+    Decides by content, raises nothing, and claims a damaged file of its kind."""
+    open: Callable[[Path], Checkpoint]
+    """Opens a file that matched, or raises CheckpointError."""

@@ -1,0 +1,118 @@
+"""rwkv.cpp's `.bin`: six int32 of header, then each tensor's description followed by its bytes.
+
+Its converter (python/convert_pytorch_to_ggml.py, described in docs/FILE_FORMAT.md there) keeps
+BlinkDL's names, writes dimensions innermost first, drops the length-1 axes of `time_` vectors and
+stores time_decay as -exp(time_decay), which is undone here.
+"""
+
+from __future__ import annotations
+
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkv_core.checkpoint.mapped_file import Extent, MappedCheckpoint, MappedFile, row_major
+from rwkv_core.checkpoint.reader import CheckpointFormat
+from rwkv_core.errors import CheckpointError
+
+MAGIC = struct.pack("<i", 0x67676D66)
+VERSIONS = (100, 101)
+HEADER = struct.Struct("<6i")
+DESCRIPTION = struct.Struct("<3i")
+DTYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
+QUANTIZED = ("Q4_0", "Q4_1", "Q4_1_O", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0")  # from 2 on
+MAX_TENSORS = 20_000
+MAX_NAME_BYTES = 256
+
+
+def _matches(path: Path, head: bytes) -> bool:
+    return head.startswith(MAGIC)
+
+
+def open_rwkv_cpp(path: Path) -> MappedCheckpoint:
+    """Open an rwkv.cpp file of float32 or float16 weights.
+
+    Raises CheckpointError if it is quantized, of an unknown version, or damaged.
+    """
+    file = MappedFile(path)
+    return _RwkvCppCheckpoint(file, FORMAT.name, _extents(file))
+
+
+class _RwkvCppCheckpoint(MappedCheckpoint):
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """See `Checkpoint.read`; time_decay is computed, every other tensor is a view."""
+        array = super().read(name)
+        return _raw_time_decay(array) if name.endswith(".att.time_decay") else array
+
+
+def _raw_time_decay(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The inverse of -exp, in float32. A positive value has none and becomes NaN."""
+    smallest = np.finfo(np.float32).smallest_normal
+    with np.errstate(invalid="ignore"):
+        raw = np.log(np.where(stored == 0, smallest, -stored)).astype(stored.dtype)
+    raw.flags.writeable = False
+    return raw
+
+
+def _damaged(file: MappedFile, what: str) -> CheckpointError:
+    return CheckpointError(f"{file.path}: truncated or damaged: {what}; convert it again")
+
+
+def _extents(file: MappedFile) -> dict[str, Extent]:
+    if file.size < HEADER.size:
+        raise _damaged(file, f"{file.size} bytes hold no header")
+    _, version, _, _, _, data_type = HEADER.unpack(file.bytes_at(0, HEADER.size))
+    if version not in VERSIONS:
+        raise CheckpointError(
+            f"{file.path}: rwkv.cpp file version {version}, expected 100 or 101; convert it again"
+        )
+    _check_data_type(file, data_type)
+    extents: dict[str, Extent] = {}
+    position = HEADER.size
+    while position < file.size:
+        name, extent = _tensor(file, position)
+        if name in extents or len(extents) == MAX_TENSORS:
+            raise _damaged(file, f"{name[:80]!r} comes twice or is one of too many")
+        extents[name] = extent
+        position = extent.offset + extent.n_bytes
+    return extents
+
+
+def _check_data_type(file: MappedFile, data_type: int) -> None:
+    if 2 <= data_type < 2 + len(QUANTIZED):
+        raise CheckpointError(
+            f"{file.path}: quantized to {QUANTIZED[data_type - 2]}, which only rwkv.cpp reads; use "
+            "the FP32 or FP16 file, or the .pth (`rwkv-core prequantize` quantizes it)"
+        )
+    if data_type not in DTYPES:
+        raise _damaged(file, f"data type {data_type} is unknown")
+
+
+def _tensor(file: MappedFile, position: int) -> tuple[str, Extent]:
+    """The tensor whose description begins at that byte."""
+    description = file.bytes_at(position, DESCRIPTION.size)
+    if len(description) < DESCRIPTION.size:
+        raise _damaged(file, f"it ends within the description at byte {position}")
+    n_dims, n_name, data_type = DESCRIPTION.unpack(description)
+    if not 1 <= n_dims <= 4 or not 1 <= n_name <= MAX_NAME_BYTES:
+        raise _damaged(file, f"no tensor is described at byte {position}")
+    _check_data_type(file, data_type)
+    after = position + DESCRIPTION.size
+    rest = file.bytes_at(after, 4 * n_dims + n_name)
+    if len(rest) < 4 * n_dims + n_name:
+        raise _damaged(file, f"it ends within the description at byte {position}")
+    shape = tuple(reversed(struct.unpack_from(f"<{n_dims}i", rest)))
+    name = rest[4 * n_dims :].decode("utf-8", "replace")
+    n_bytes = prod(shape) * DTYPES[data_type].itemsize
+    start = after + len(rest)
+    if min(shape) < 1 or start + n_bytes > file.size:
+        raise _damaged(file, f"{name[:80]!r} {list(shape)} does not fit in {file.size} bytes")
+    return name, row_major(start, shape, DTYPES[data_type])
+
+
+FORMAT = CheckpointFormat(
+    "rwkv.cpp", "rwkv.cpp's .bin, float32 or float16", _matches, open_rwkv_cpp
+)

@@ -1,0 +1,250 @@
+"""A pickle that describes tensors, read as data: no code in it can run, for none is ever called.
+
+torch.save writes a pickle whose only calls rebuild tensors from storages held elsewhere. Python's
+unpickler would import and call whatever a file names; this reader cannot import or call anything.
+It steps through the opcodes, which `pickletools.genops` only decodes, and has a stand-in for each
+of the few globals that a checkpoint needs. Any other global, and any opcode outside the list at the
+end, is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from rwkv_core.checkpoint.mapped_file import MAX_DIMENSIONS
+
+STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.BoolStorage": np.dtype("?"),
+    "torch.storage.UntypedStorage": np.dtype("u1"),
+}
+
+
+class PickleRefused(Exception):
+    """The pickle wants something that a checkpoint of plain tensors has no need for."""
+
+
+class Malformed(ValueError):
+    """The pickle is not one that torch.save can have written."""
+
+
+class Storage(NamedTuple):
+    """A run of elements in the zip member `data/<key>`."""
+
+    key: str
+    dtype: np.dtype[Any]
+    n_elements: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage. Offset and strides are in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Global(NamedTuple):
+    name: str
+
+
+_MARK: Any = object()
+"""What the opcode MARK leaves on the stack."""
+
+
+def read_torch_pickle(pickle: bytes) -> Any:
+    """What the pickle holds: dicts, lists, tuples, text, numbers and `Tensor`s.
+
+    Raises PickleRefused for one that names anything else, Malformed for one that is damaged.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(pickle):
+            step = _STEPS.get(opcode.name)
+            if step is None:
+                where = f" with {argument[:80]!r}" if isinstance(argument, str) else ""
+                raise PickleRefused(f"the pickle instruction {opcode.name}{where}")
+            step(machine, argument)
+        (result,) = machine.stack
+    except Malformed:
+        raise
+    # The warning is pickletools', over an escape in a name: an error wherever warnings are errors.
+    except (ValueError, LookupError, TypeError, struct.error, DeprecationWarning) as error:
+        raise Malformed(f"not a complete pickle ({type(error).__name__})") from error
+    return result
+
+
+class _Machine:
+    """The pickle machine's stack and memo."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def pop_to_mark(self) -> list[Any]:
+        at = len(self.stack) - 1
+        while self.stack[at] is not _MARK:
+            at -= 1
+            if at < 0:
+                raise Malformed("a list has no beginning")
+        items = self.stack[at + 1 :]
+        del self.stack[at:]
+        return items
+
+    def pop_tuple(self, length: int) -> tuple[Any, ...]:
+        if length > len(self.stack):
+            raise Malformed("a tuple is short of values")
+        items = tuple(self.stack[len(self.stack) - length :])
+        del self.stack[len(self.stack) - length :]
+        return items
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise Malformed("values are set on what is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Hashing a tuple walks it, and a pickle can nest one to an exponential size.
+            if isinstance(key, str | int):
+                target[key] = value
+
+    def append_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise Malformed("values are appended to what is no list")
+        target.extend(items)
+
+    def push_int(self, value: int) -> None:
+        if not -(2**63) <= value < 2**63:
+            raise Malformed("a number is out of range")
+        self.stack.append(value)
+
+    def push_global(self, module: object, name: object) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Malformed("a global's name is not text")
+        full = f"{module}.{name}"
+        if full not in STORAGE_DTYPES and full not in _CALLS:
+            raise PickleRefused(full[:80])
+        self.stack.append(_Global(full))
+
+    def call(self) -> None:
+        target, arguments = self.pop_tuple(2)
+        if not isinstance(target, _Global) or not isinstance(arguments, tuple):
+            raise Malformed("a call of what is no function")
+        if target.name not in _CALLS:
+            raise PickleRefused(f"a call of {target.name}")
+        self.stack.append(_CALLS[target.name](*arguments))
+
+    def set_attributes(self) -> None:
+        """state_dict()'s dictionary carries module versions as an attribute, which nobody needs."""
+        target, _ = self.pop_tuple(2)
+        if not isinstance(target, dict):
+            raise PickleRefused("attributes set on what is no dictionary")
+        self.stack.append(target)
+
+    def push_storage(self) -> None:
+        kind, storage, key, _location, n_elements = self.stack.pop()
+        dtype = STORAGE_DTYPES.get(storage.name) if isinstance(storage, _Global) else None
+        described = kind == "storage" and isinstance(key, str) and _is_count(n_elements)
+        if dtype is None or not described:
+            raise Malformed("a storage is described wrongly")
+        self.stack.append(Storage(key, dtype, n_elements))
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, extra: Any = None
+) -> Tensor:
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple)):
+        raise Malformed("a tensor is described wrongly")
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+        raise Malformed("a tensor has too many axes or strides")
+    if not isinstance(storage, Storage) or not all(map(_is_count, (offset, *shape, *strides))):
+        raise Malformed("a tensor is described wrongly")
+    last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if 0 not in shape and offset + last >= storage.n_elements:
+        raise Malformed("a tensor reaches past the end of its storage")
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(data: Any, grad: Any, hooks: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise Malformed("a parameter holds no tensor")
+    return data
+
+
+def _ordered_dict() -> dict[Any, Any]:
+    return {}
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+}
+
+
+def _push(machine: _Machine, value: Any) -> None:
+    machine.stack.append(value)
+
+
+def _nothing(machine: _Machine, argument: Any) -> None:
+    pass
+
+
+def _store(machine: _Machine, index: int) -> None:
+    machine.memo[index] = machine.stack[-1]
+
+
+def _fetch(machine: _Machine, index: int) -> None:
+    machine.stack.append(machine.memo[index])
+
+
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _push),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "FLOAT", "BINFLOAT"), _push),
+    **dict.fromkeys(
+        ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _Machine.push_int
+    ),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _store),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _fetch),
+    "MEMOIZE": lambda m, _: _store(m, len(m.memo)),
+    "NONE": lambda m, _: _push(m, None),
+    "NEWTRUE": lambda m, _: _push(m, True),
+    "NEWFALSE": lambda m, _: _push(m, False),
+    "MARK": lambda m, _: _push(m, _MARK),
+    "EMPTY_TUPLE": lambda m, _: _push(m, ()),
+    "TUPLE1": lambda m, _: _push(m, m.pop_tuple(1)),
+    "TUPLE2": lambda m, _: _push(m, m.pop_tuple(2)),
+    "TUPLE3": lambda m, _: _push(m, m.pop_tuple(3)),
+    "TUPLE": lambda m, _: _push(m, tuple(m.pop_to_mark())),
+    "EMPTY_LIST": lambda m, _: _push(m, []),
+    "APPEND": lambda m, _: m.append_items([m.stack.pop()]),
+    "APPENDS": lambda m, _: m.append_items(m.pop_to_mark()),
+    "EMPTY_DICT": lambda m, _: _push(m, {}),
+    "SETITEM": lambda m, _: m.set_items(list(m.pop_tuple(2))),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
+    "GLOBAL": lambda m, argument: m.push_global(*argument.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.push_global(*m.pop_tuple(2)),
+    "REDUCE": lambda m, _: m.call(),
+    "BUILD": lambda m, _: m.set_attributes(),
+    "BINPERSID": lambda m, _: m.push_storage(),
+}
