@@ -1,17 +1,14 @@
-"""Generation: samples tokens, gives out text as it becomes certain, keeps the state in step with it.
+"""Generation: samples tokens, gives out text as it becomes certain, keeps the state in step.
 
-Bytes are the ground truth. A token adds bytes; text is given out up to the point where a stop
-string may have begun or a character is unfinished. Each token leaves a mark (the state after it),
-so that the state can go back to where the text ends. Marks from before text that has been given
-out are dropped: no stop string can begin there any more.
+Text is given out up to where a stop string may have begun or a character is unfinished, so a stop
+string never shows in part, nor half a character.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,12 +16,8 @@ from rwkv_core.errors import OptionError, StateError
 from rwkv_core.sampling import Processor, Sampling, check_tokens, is_whole, sample
 from rwkv_core.sampling_steps import check_vocabulary
 from rwkv_core.state import State
-from rwkv_core.stop_strings import (
-    encode_stop_strings,
-    first_stop,
-    possible_stop,
-    unfinished_character,
-)
+from rwkv_core.stop_strings import encode_stop_strings
+from rwkv_core.transcript import Transcript
 
 if TYPE_CHECKING:
     from rwkv_core.model import Model
@@ -41,10 +34,11 @@ class Generated:
     """What a generation gave.
 
     Attributes:
-        text: the text, up to a stop string; an unfinished last character is not in it, but in
-            `state.pending`, from where the next generation continues it.
-        tokens: what `state` has read since the generation began; tokens of exactly this text.
-        state: the state after the text, and `logits` its logits (float32, the backend's array).
+        text: the text, up to a stop string; a character unfinished at the end is not in it but in
+            `state.pending`, and the next generation continues it.
+        tokens: what `state` has read since the generation began: tokens of exactly this text.
+        state: the state after the text.
+        logits: that state's, float32 [V], an array of the backend.
         stop_reason: "length", "stop_string", "stop_token" or "interrupted".
     """
 
@@ -61,8 +55,11 @@ class Progress:
 
     Attributes:
         logits, state: the model's after this token.
-        output: the text given out so far; `progress`: what this token added to it, often "".
-        tokens: the tokens so far; `current`: how many; `total`: how many at most.
+        output: the text given out so far.
+        progress: what this token added to it; "" where a stop string may have begun.
+        tokens: the tokens read so far.
+        total: the largest number of tokens.
+        current: the number of tokens read so far.
     """
 
     logits: Any
@@ -77,33 +74,71 @@ class Progress:
 OnProgress = Callable[[Progress], object]
 
 
-class _Mark(NamedTuple):
-    """The state after `n_tokens` tokens, which have brought `n_bytes` bytes."""
+def stream(
+    model: Model,
+    tokenizer: Tokenizer,
+    state: State,
+    max_tokens: int,
+    *,
+    sampling: Sampling | None = None,
+    stop_strings: Sequence[str] = (),
+    stop_tokens: Collection[int] = (),
+    seed: Seed = None,
+    on_progress: OnProgress | None = None,
+    processors: Sequence[Processor] = (),
+) -> GenerationStream:
+    """Continue from `state` by at most `max_tokens` tokens, as an iterator over pieces of text.
 
-    n_tokens: int
-    n_bytes: int
-    state: State
+    Arguments:
+        state: a single state. One that has read nothing reads token 0 first, <|endoftext|> in the
+            Pile and World vocabularies.
+        sampling: how tokens are chosen; None draws from the model's own distribution.
+        stop_strings: the text ends before the first place where one of them begins.
+        stop_tokens: the text ends before one of these, which the state does not read.
+        seed: a number, a NumPy Generator to draw from, or None for a different text each time.
+        on_progress: called with a Progress after each token. What it raises ends the generation;
+            KeyboardInterrupt, here as anywhere, ends it with what there is.
+        processors: steps of the sampling chain, run after the penalties; see `sampling.sample`.
 
-
-def read(model: Model, tokenizer: Tokenizer, state: State, tokens: Sequence[int]) -> State:
-    """The state after `tokens`, with the unfinished character at their end in its `pending`.
-
-    Raises OptionError for tokens, and StateError for a state, that do not fit the model.
+    Raises OptionError for an argument, StateError for a state that does not fit the model.
     """
-    _, after = model.forward(tokens, state)
-    ends = b"".join(_bytes_of(tokenizer, token) for token in tokens[-4:])
-    return replace(after, pending=unfinished_character(state.pending + ends))
+    model.check_state(state)
+    if not is_whole(max_tokens) or max_tokens < 0:
+        raise OptionError(f"max_tokens: found {max_tokens!r}, expected a whole number >= 0")
+    if on_progress is not None and not callable(on_progress):
+        raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
+    sampling = sampling or Sampling()
+    check_vocabulary("logit_bias", sampling.logit_bias.keys(), model.n_vocab)
+    check_vocabulary("banned_tokens", sampling.banned_tokens, model.n_vocab)
+    stops = encode_stop_strings(stop_strings)
+    return GenerationStream(
+        model, tokenizer, state, max_tokens, sampling, stops,
+        _stop_tokens(stop_tokens, model.n_vocab), _generator(seed), on_progress, processors,
+    )  # fmt: skip
 
 
-def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    """A token's bytes; none for a number that only pads the model's vocabulary."""
-    return tokenizer.token_bytes(token) if token < tokenizer.n_vocab else b""
+def _stop_tokens(tokens: Collection[int], n_vocab: int) -> frozenset[int]:
+    if isinstance(tokens, str) or not isinstance(tokens, Collection):
+        raise OptionError(f"stop_tokens: found {tokens!r}, expected a list of tokens")
+    check_tokens("stop_tokens", tokens)
+    unique = frozenset(tokens)
+    check_vocabulary("stop_tokens", unique, n_vocab)
+    return unique
+
+
+def _generator(seed: Seed) -> np.random.Generator:
+    if isinstance(seed, np.random.Generator):
+        return seed
+    if seed is not None and (not is_whole(seed) or seed < 0):
+        raise OptionError(f"seed: found {seed!r}, expected a whole number >= 0 or None")
+    return np.random.default_rng(seed)
 
 
 class GenerationStream:
-    """An iterator over pieces of text; `stream` makes one. No piece is empty.
+    """An iterator over pieces of text, none of them empty; `stream` makes one.
 
-    `result` is None while it runs. After the last piece, or `close()`, it is a Generated.
+    Attributes:
+        result: None while it runs; a Generated after the last piece or `close()`.
     """
 
     def __init__(
@@ -120,17 +155,15 @@ class GenerationStream:
         processors: Sequence[Processor],
     ) -> None:
         self.result: Generated | None = None
-        self._model, self._tokenizer, self._max_tokens = model, tokenizer, max_tokens
+        self._model, self._max_tokens, self._stop_tokens = model, max_tokens, stop_tokens
         self._sampling, self._processors, self._rng = sampling, processors, rng
-        self._stops, self._stop_tokens, self._on_progress = stops, stop_tokens, on_progress
+        self._on_progress = on_progress
+        self._transcript = Transcript(model, tokenizer, state, stops)
         # Tokens without bytes say nothing: never sampled, unless they are asked for as a stop.
         padding = range(tokenizer.n_vocab, model.n_vocab)
-        self._silent = [t for t in (*tokenizer.holes, *padding) if t not in stop_tokens]
-        self._tokens: list[int] = []
-        self._data = bytearray(state.pending)
-        self._marks = deque([_Mark(0, len(state.pending), state)])
-        self._released = 0  # the bytes of data that have been given out as text
-        self._running = False
+        silent = [t for t in (*tokenizer.holes, *padding) if t not in stop_tokens]
+        self._silent = np.array(silent, np.intp)
+        self._advancing = False
         if max_tokens == 0:
             self._end("length")
 
@@ -144,122 +177,100 @@ class GenerationStream:
                 return piece
         raise StopIteration
 
+    def run(self) -> Generated:
+        """Go on to the end, or to Ctrl-C, which ends it with what there is."""
+        try:
+            for _ in self:
+                pass
+        except KeyboardInterrupt:
+            self._interrupt()
+        assert self.result is not None
+        return self.result
+
     def close(self) -> None:
         """End here: `result` is what has been given out, and the state of exactly that."""
-        if self._running:
-            raise StateError(
-                "the state is not settled while on_progress runs: use its argument's .state"
-            )
+        if self._advancing:
+            raise StateError("no state is settled during on_progress: use its argument's .state")
         if self.result is None:
-            self._roll_back(self._released, "interrupted")
-
-    def interrupt(self) -> str:
-        """End with all that has been read, as Ctrl-C does; the text not given out before."""
-        return self._end("interrupted") if self.result is None else ""
+            self._cut(self._transcript.given_out, "interrupted")
 
     def _advance(self) -> str:
-        """One token on: the text it adds. On an error, back to what has been given out."""
-        given_out = self._released
-        self._running = True
+        """One token on: the text it adds. On an error, back to the text given out before."""
+        transcript = self._transcript
+        given_out = transcript.given_out
+        self._advancing = True
         try:
-            piece = self._step()
-            self._report(piece)
+            self._step()
+            self._report(transcript.text(given_out))
         except KeyboardInterrupt:
-            piece = self.interrupt()
+            self._interrupt()
         except BaseException:
-            self._roll_back(given_out, "interrupted")
+            self._cut(given_out, "interrupted")
             raise
         finally:
-            self._running = False
-        return piece
+            self._advancing = False
+        return transcript.text(given_out)
 
-    def _step(self) -> str:
-        self._drop_old_marks()
-        if self._marks[-1].state.logits is None:
-            first = read(self._model, self._tokenizer, self._marks[-1].state, [FIRST_TOKEN])
-            self._marks[-1] = self._marks[-1]._replace(state=replace(first, pending=b""))
+    def _step(self) -> None:
+        transcript = self._transcript
+        if transcript.state.logits is None:
+            transcript.begin(FIRST_TOKEN)
         token = self._sample()
         if token in self._stop_tokens:
             return self._end("stop_token")
-        state = read(self._model, self._tokenizer, self._marks[-1].state, [token])
-        self._tokens.append(token)
-        self._data += _bytes_of(self._tokenizer, token)
-        # Last, because what comes after the last mark does not count if Ctrl-C strikes before.
-        self._marks.append(_Mark(len(self._tokens), len(self._data), state))
-        return self._release()
+        transcript.read(token)
+        stop, possible = transcript.first_stop(), transcript.possible_stop()
+        # A stop string that may have begun before the one found would end the text earlier.
+        if stop is not None and stop <= possible:
+            return self._end("stop_string")
+        if len(transcript.tokens) == self._max_tokens:
+            return self._end("length")
+        transcript.given_out = transcript.whole(possible)
 
     def _sample(self) -> int:
-        logits = np.array(self._model.to_numpy(self._marks[-1].state.logits), np.float64)
+        transcript = self._transcript
+        logits = np.array(self._model.to_numpy(transcript.state.logits), np.float64)
         logits[self._silent] = -np.inf
-        return sample(logits, self._sampling, self._tokens, self._rng, self._processors)
+        return sample(logits, self._sampling, transcript.tokens, self._rng, self._processors)
 
     def _report(self, piece: str) -> None:
         if self._on_progress is None:
             return
-        state, tokens = self._marks[-1].state, self._tokens
-        if self.result:
-            state, tokens = self.result.state, self.result.tokens
-        output = self._data[: self._released].decode("utf-8", "replace")
+        now = self.result or self._transcript
+        tokens, state = list(now.tokens), now.state
         self._on_progress(
             Progress(
-                state.logits, state, output, piece, list(tokens), self._max_tokens, len(tokens)
+                logits=state.logits,
+                state=state,
+                output=self._transcript.text(),
+                progress=piece,
+                tokens=tokens,
+                total=self._max_tokens,
+                current=len(tokens),
             )
         )
 
-    def _release(self) -> str:
-        """Give out the text that no stop string can reach; end at a stop or at the length."""
-        data, stops = self._data, self._stops
-        stop = first_stop(data, self._released, stops)
-        possible = possible_stop(data, self._released, stops)
-        # A stop that may have begun before the one found would cut earlier: wait for it.
-        if stop is not None and stop <= possible:
-            return self._end("stop_string")
-        if len(self._tokens) == self._max_tokens:
-            return self._end("length")
-        return self._give_out(possible - len(unfinished_character(data[:possible])))
+    def _interrupt(self) -> None:
+        """End with all that has been read."""
+        self._transcript.drop_unread()
+        if self.result is None:
+            self._end("interrupted")
 
-    def _give_out(self, end: int) -> str:
-        piece = self._data[self._released : end].decode("utf-8", "replace")
-        self._released = max(end, self._released)
-        return piece
-
-    def _drop_old_marks(self) -> None:
-        """Keep the last mark from which all text not given out can be read again, and later."""
-        marks = self._marks
-        usable = [i for i, mark in enumerate(marks) if self._is_clean_before(mark, self._released)]
-        for _ in range(usable[-1] if usable else 0):
-            marks.popleft()
-
-    @staticmethod
-    def _is_clean_before(mark: _Mark, end: int) -> bool:
-        return mark.n_bytes <= end and not mark.state.pending
-
-    def _end(self, reason: str) -> str:
-        """End after the last mark, or at a stop string before it."""
-        last = self._marks[-1]
-        del self._data[last.n_bytes :], self._tokens[last.n_tokens :]
-        stop = first_stop(self._data, self._released, self._stops)
+    def _end(self, reason: str) -> None:
+        """End after the last token, or before a stop string if there is one."""
+        transcript = self._transcript
+        stop = transcript.first_stop()
         if stop is not None:
-            return self._roll_back(stop, "stop_string")
-        piece = self._give_out(last.n_bytes - len(last.state.pending))
-        self._finish(last.state, self._tokens, reason)
-        return piece
+            return self._cut(stop, "stop_string")
+        transcript.given_out = transcript.end()
+        self._finish(transcript.tokens, transcript.state, reason)
 
-    def _roll_back(self, end: int, reason: str) -> str:
-        """End after `end` bytes: from the last mark before it, read again what is missing."""
-        usable = [mark for mark in self._marks if self._is_clean_before(mark, end)]
-        mark = usable[-1] if usable else self._marks[0]
-        state, tokens = mark.state, self._tokens[: mark.n_tokens]
-        missing = bytes(self._data[mark.n_bytes : end])
-        if missing:
-            again = self._tokenizer.encode_bytes(missing)
-            state = replace(read(self._model, self._tokenizer, state, again), pending=b"")
-            tokens += again
-        piece = self._data[self._released : end].decode("utf-8", "replace")
-        self._released = end
-        self._finish(state, tokens, reason)
-        return piece
+    def _cut(self, place: int, reason: str) -> None:
+        """End after the text up to byte `place`."""
+        self._transcript.drop_unread()
+        tokens, state = self._transcript.go_back(place)
+        self._transcript.given_out = place
+        self._finish(tokens, state, reason)
 
-    def _finish(self, state: State, tokens: list[int], reason: str) -> None:
-        text = self._data[: self._released].decode("utf-8", "replace")
-        self.result = Generated(text, tokens, state, state.logits, reason)
+    def _finish(self, tokens: list[int], state: State, reason: str) -> None:
+        self.result = Generated(self._transcript.text(), tokens, state, state.logits, reason)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rwkv_core import plugins, recurrence, shipped, state
 from rwkv_core.checkpoint import BUILTIN_FORMATS, Checkpoint, diagnose, open_checkpoint
 from rwkv_core.checkpoint.doctor import Shape, check_finite
-from rwkv_core.errors import OptionError, StateError
+from rwkv_core.errors import CheckpointError, OptionError, StateError
 from rwkv_core.state import State
 from rwkv_core.tensor_ops import TensorOps
 
@@ -68,7 +68,10 @@ class _Reader:
 
     def array(self, name: str) -> NDArray[Any]:
         array = self._checkpoint.read(name)
-        check_finite(name, array)
+        try:
+            check_finite(name, array)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._checkpoint.path}: {error}") from None
         self._done += self._sizes[name]
         if self._on_progress:
             self._on_progress(self._done, sum(self._sizes.values()))
@@ -225,6 +228,11 @@ class Model:
             raise StateError(
                 f"state: found shape {list(found)}, expected {list(expected)} for this model "
                 "and these tokens"
+            )
+        if state.logits is not None and state.logits.shape[-1] != self.n_vocab:
+            raise StateError(
+                f"state: found logits of {state.logits.shape[-1]} tokens, expected {self.n_vocab}: "
+                "it is of a model with another vocabulary"
             )
 
     def stack_states(self, states: Sequence[State]) -> State:

@@ -19,7 +19,7 @@ import pluggy
 
 from rwkv_core import hookspecs
 from rwkv_core.backend import Backend, Option, Status, resolve_options
-from rwkv_core.errors import BackendError
+from rwkv_core.errors import BackendError, RWKVError
 from rwkv_core.tensor_ops import CONTRACT, TensorOps
 
 GROUP = "rwkv_core"
@@ -248,6 +248,10 @@ def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
     except ImportError as error:
         line = install_line(*offer.item.requires) if offer.item.requires else "reinstall it"
         raise BackendError(f"backend {name}: {_one_line(error)}; try: {line}") from error
+    except RWKVError:
+        raise
+    except Exception as error:
+        raise BackendError(f"backend {name} failed to start: {_one_line(error)}") from error
     if not isinstance(ops, TensorOps):
         raise BackendError(
             f"backend {name} of {offer.distribution} {offer.version} returned "

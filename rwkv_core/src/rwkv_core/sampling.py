@@ -10,6 +10,7 @@ import math
 import numbers
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,9 @@ class Sampling:
         if isinstance(self.banned_tokens, str) or not isinstance(self.banned_tokens, Collection):
             raise OptionError(f"banned_tokens: found {self.banned_tokens!r}, expected tokens")
         check_tokens("banned_tokens", self.banned_tokens)
+        # Copies: what the caller changes later must not get past these checks.
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        object.__setattr__(self, "banned_tokens", tuple(self.banned_tokens))
 
 
 def is_whole(value: object) -> bool:
@@ -137,12 +141,21 @@ def sample(
             raise OptionError(
                 f"processors: found logits of shape {list(scores.shape)}, expected {list(size)}"
             )
-    _check_scores(scores, "processors gave", "rule a token out with -inf, and all others to force one")
+    _check_scores(
+        scores, "processors gave", "rule a token out with -inf, and all others to force one"
+    )
     if scores.max() == -np.inf:
         raise OptionError("every token is banned, expected at least one to be left")
     if sampling.temperature == 0:
         return int(np.argmax(scores))
-    return steps.draw(narrowed(scores, sampling), rng)
+    tokens = np.arange(len(scores))
+    scores = steps.temperature(scores, sampling.temperature)
+    for keep in filters(sampling):
+        scores = keep(scores)
+        # What is ruled out goes, so that the next filter has little to do.
+        left = np.flatnonzero(scores > -np.inf)
+        tokens, scores = tokens[left], scores[left]
+    return int(tokens[steps.draw(scores, rng)])
 
 
 def _check_scores(scores: Logits, where: str, advice: str) -> None:
@@ -164,15 +177,15 @@ def adjusted(logits: Logits, sampling: Sampling, history: Sequence[int]) -> Logi
     return logits
 
 
-def narrowed(logits: Logits, sampling: Sampling) -> Logits:
-    """Temperature and the filters applied, those that are set."""
-    logits = steps.temperature(logits, sampling.temperature)
+def filters(sampling: Sampling) -> list[Callable[[Logits], Logits]]:
+    """The filters that are set, in their order."""
+    chain: list[Callable[[Logits], Logits]] = []
     if sampling.top_k:
-        logits = steps.top_k(logits, sampling.top_k)
+        chain.append(partial(steps.top_k, k=sampling.top_k))
     if sampling.typical_p < 1:
-        logits = steps.typical(logits, sampling.typical_p)
+        chain.append(partial(steps.typical, mass=sampling.typical_p))
     if sampling.top_p < 1:
-        logits = steps.top_p(logits, sampling.top_p)
+        chain.append(partial(steps.top_p, mass=sampling.top_p))
     if sampling.min_p:
-        logits = steps.min_p(logits, sampling.min_p)
-    return logits
+        chain.append(partial(steps.min_p, fraction=sampling.min_p))
+    return chain

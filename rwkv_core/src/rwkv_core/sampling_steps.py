@@ -124,20 +124,25 @@ def min_p(logits: Logits, fraction: float) -> Logits:
 def _first_of_mass(key: Logits, probabilities: Logits, mass: float) -> NDArray[np.intp]:
     """The first tokens by ascending `key`, then by number, as few as have `mass` together.
 
-    Sorting a vocabulary takes milliseconds, and few tokens are wanted as a rule: so the tokens
-    with the smallest keys are set apart first, more of them until they have the mass.
+    Sorting a vocabulary takes milliseconds, and few tokens are wanted as a rule: so only the
+    smallest keys are sorted, as many as have the mass.
     """
     size = 64
-    while True:
-        if size < len(key):
-            candidates = np.flatnonzero(key <= np.partition(key, size)[size])
-        else:
-            candidates = np.arange(len(key))
-        ranked = candidates[np.argsort(key[candidates], kind="stable")]
-        cumulative = np.cumsum(probabilities[ranked])
-        if cumulative[-1] >= mass or len(ranked) == len(key):
-            return ranked[: np.searchsorted(cumulative, mass) + 1]
+    while size < len(key):
+        candidates = np.flatnonzero(key <= np.partition(key, size)[size])
+        if probabilities[candidates].sum() > mass:
+            break
         size *= 8
+    else:
+        candidates = np.arange(len(key))
+    ranked = candidates[np.argsort(key[candidates])]
+    cumulative = np.cumsum(probabilities[ranked])
+    count = min(int(np.searchsorted(cumulative, mass)) + 1, len(ranked))
+    # The sort leaves equal keys in any order: of those at the edge, take the lowest numbers.
+    edge = key[ranked[count - 1]]
+    before = np.flatnonzero(key < edge)
+    level = np.flatnonzero(key == edge)[: count - len(before)]
+    return np.concatenate([before, level])
 
 
 def _keep(logits: Logits, tokens: NDArray[np.intp]) -> Logits:
@@ -152,7 +157,5 @@ def draw(logits: Logits, rng: np.random.Generator) -> int:
     That order does not depend on the logits, so logits that agree to rounding give the same
     token for the same random number.
     """
-    kept = np.flatnonzero(logits > -np.inf)
-    cumulative = np.cumsum(softmax(logits[kept]))
-    place = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-    return int(kept[min(int(place), len(kept) - 1)])
+    cumulative = np.cumsum(np.exp(logits - logits.max()))
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))

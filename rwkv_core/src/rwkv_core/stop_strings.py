@@ -11,7 +11,9 @@ from rwkv_core.errors import OptionError
 def encode_stop_strings(stop_strings: Sequence[str]) -> tuple[bytes, ...]:
     """Their UTF-8 bytes. Raises OptionError unless it is a list of strings that are not empty."""
     if isinstance(stop_strings, str):
-        raise OptionError(f"stop_strings: found {stop_strings!r}, expected a list: [{stop_strings!r}]")
+        raise OptionError(
+            f"stop_strings: found {stop_strings!r}, expected a list: [{stop_strings!r}]"
+        )
     try:
         encoded = tuple(string.encode() for string in stop_strings)
     except (TypeError, AttributeError, UnicodeEncodeError):
@@ -41,7 +43,7 @@ def possible_stop(data: bytearray, start: int, stops: Sequence[bytes]) -> int:
 
 def unfinished_character(data: bytes | bytearray) -> bytes:
     """The end of `data` that begins a UTF-8 character and does not end it; often empty."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     # A character has at most four bytes, so what comes before them cannot matter.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(bytes(data[-4:]))
     return decoder.getstate()[0]

@@ -1,0 +1,195 @@
+"""RWKV: a model, a tokenizer and a running state, which is what most users hold."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from rwkv_core import plugins
+from rwkv_core.errors import OptionError
+from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed, stream
+from rwkv_core.model import Model, load
+from rwkv_core.sampling import Processor, Sampling
+from rwkv_core.state import State
+from rwkv_core.tokenizer import Tokenizer, check_fits, find_tokenizer, load_tokenizer
+from rwkv_core.transcript import read
+
+
+class RWKV:
+    """A model, its tokenizer, and a state that runs along with what is read and generated.
+
+    A call that raises leaves the running state as it was. A call made while a stream is open ends
+    that stream first: the running state is then that of the text which the stream has given out.
+
+    Attributes:
+        model: the Model.
+        tokenizer: the Tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model,
+        backend: str | None = None,
+        tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+        **backend_options: Any,
+    ) -> None:
+        """Load what is not loaded yet.
+
+        Arguments:
+            model: a Model, or what `load` takes: a model file, or "prose" for the shipped one.
+            backend, backend_options: as for `load`.
+            tokenizer: a Tokenizer, or its file; None takes the one beside the model file.
+
+        Raises TokenizerError for the tokenizer, and what `load` raises.
+        """
+        if isinstance(model, Model) and (backend or backend_options):
+            given = ", ".join(backend_options) or "backend"
+            raise OptionError(
+                f"{given}: the model given is loaded already, expected no such option"
+            )
+        # The tokenizer first where it can be: its mistakes show before a long load.
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = load_tokenizer(tokenizer)
+        self.model = model if isinstance(model, Model) else load(model, backend, **backend_options)
+        self.tokenizer = tokenizer or load_tokenizer(find_tokenizer(self.model.path))
+        check_fits(self.tokenizer, self.model.n_vocab)
+        self._state = self.model.empty_state()
+        self._stream: GenerationStream | None = None
+
+    def load_context(self, context: str | Sequence[int]) -> None:
+        """Read text, or tokens, after what has been read already. Empty ones change nothing.
+
+        Raises TokenizerError for text that UTF-8 cannot express, OptionError for tokens.
+        """
+        if isinstance(context, bytes | bytearray) or not isinstance(context, Iterable):
+            raise OptionError(f"context: found {context!r}, expected text or a list of tokens")
+        tokens = self.tokenizer.encode(context) if isinstance(context, str) else list(context)
+        state = self.get_state()
+        if tokens:
+            self._state = read(self.model, self.tokenizer, state, tokens)
+
+    def generate(
+        self,
+        max_tokens: int,
+        *,
+        stop_strings: Sequence[str] = (),
+        stop_tokens: Collection[int] = (),
+        seed: Seed = None,
+        on_progress: OnProgress | None = None,
+        processors: Sequence[Processor | str] = (),
+        sampling: Sampling | None = None,
+        **sampling_options: Any,
+    ) -> Generated:
+        """Continue by at most `max_tokens` tokens; Ctrl-C ends it with what there is.
+
+        Arguments:
+            sampling_options: temperature, top_p and the other attributes of `Sampling`.
+            sampling: a Sampling that these start from.
+            processors: functions (logits [V], tokens so far) -> logits, or names of samplers that
+                plugins offer.
+            stop_strings, stop_tokens, seed, on_progress: see `generation.stream`.
+
+        Raises OptionError for an argument. The running state moves on when the call returns.
+        """
+        running = self.stream(
+            max_tokens,
+            stop_strings=stop_strings,
+            stop_tokens=stop_tokens,
+            seed=seed,
+            on_progress=on_progress,
+            processors=processors,
+            sampling=sampling,
+            **sampling_options,
+        )
+        try:
+            result = running.run()
+        except BaseException:
+            self._stream = None
+            raise
+        self.get_state()
+        return result
+
+    def stream(
+        self,
+        max_tokens: int,
+        *,
+        stop_strings: Sequence[str] = (),
+        stop_tokens: Collection[int] = (),
+        seed: Seed = None,
+        on_progress: OnProgress | None = None,
+        processors: Sequence[Processor | str] = (),
+        sampling: Sampling | None = None,
+        **sampling_options: Any,
+    ) -> GenerationStream:
+        """As `generate`, as an iterator over pieces of text; its `result` is the Generated.
+
+        To stop early, leave the loop: the running state is then that of the pieces received.
+        """
+        running = stream(
+            self.model,
+            self.tokenizer,
+            self.get_state(),
+            max_tokens,
+            sampling=_sampling(sampling, sampling_options),
+            stop_strings=stop_strings,
+            stop_tokens=stop_tokens,
+            seed=seed,
+            on_progress=on_progress,
+            processors=[_processor(processor) for processor in processors],
+        )
+        self._stream = running
+        return running
+
+    def get_state(self) -> State:
+        """The running state, which holds its logits too. It never changes in place."""
+        if self._stream is not None:
+            self._stream.close()
+            assert self._stream.result is not None
+            self._state, self._stream = self._stream.result.state, None
+        return self._state
+
+    def set_state(self, state: State) -> None:
+        """Go on from `state`. Raises StateError if it does not fit the model."""
+        self.model.check_state(state)
+        self.get_state()  # ends a stream that is open
+        self._state = state
+
+    def empty_state(self) -> State:
+        """A state that has read nothing. The running state stays as it is."""
+        return self.model.empty_state()
+
+    def reset_state(self) -> None:
+        """Forget everything read."""
+        self.set_state(self.model.empty_state())
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the running state to a file; `load_state` reads it on any backend."""
+        self.model.save_state(path, self.get_state())
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a saved state. Raises StateError if the file is not one of this model's."""
+        self.set_state(self.model.load_state(path))
+
+
+def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:
+    known = [field.name for field in fields(Sampling)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+            raise OptionError(f"unknown option {name!r}; {hint}")
+    return replace(base or Sampling(), **options)
+
+
+def _processor(processor: Processor | str) -> Processor:
+    if not isinstance(processor, str):
+        return processor
+    samplers = plugins.offered("rwkv_samplers")
+    if processor not in samplers:
+        known = ", ".join(samplers) or "none"
+        raise OptionError(f"processors: no sampler {processor!r} is installed (there are: {known})")
+    process: Processor = samplers[processor].process
+    return process

@@ -1,0 +1,247 @@
+"""Plugins are found, checked and listed; a broken one is a row and hurts nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import rwkv_core
+from rwkv_core import BackendError, OptionError, plugins
+
+GOOD = """
+import rwkv_core
+from rwkv_core import Backend, Option, Status
+
+@rwkv_core.hookimpl
+def rwkv_backends():
+    return [Backend("{name}", "a test", {contract}, {status},
+                    (Option("depth", int, 3, "how deep"), Option("eager", bool, False, "now"),
+                     Option("parts", list, [], "names"), Option("kind", str, "a", "k", ("a", "b"))),
+                    {requires})]
+
+@rwkv_core.hookimpl
+def rwkv_tensor_ops(backend, options):
+    {body}
+"""
+
+
+def good(
+    name: str,
+    contract: int = rwkv_core.CONTRACT,
+    status: str = "lambda: Status(True, score=1)",
+    requires: str = "()",
+    body: str = "return dict(options)",
+) -> str:
+    return GOOD.format(name=name, contract=contract, status=status, requires=requires, body=body)
+
+
+BROKEN = {
+    "import-error": ("import a_library_that_is_not_here", "a_library_that_is_not_here"),
+    "exits": ("raise SystemExit(3)", "SystemExit: 3"),
+    "misspelled": (
+        "import rwkv_core\n@rwkv_core.hookimpl\ndef rwkv_backend(): return []",
+        "did you mean rwkv_backends?",
+    ),
+    "unmarked": ("def rwkv_backends(): return []", "@rwkv_core.hookimpl"),
+    "wrong-argument": (
+        "import rwkv_core\n@rwkv_core.hookimpl\ndef rwkv_tensor_ops(backend, device): pass",
+        "device",
+    ),
+    "raises": (
+        "import rwkv_core\n@rwkv_core.hookimpl\ndef rwkv_backends(): raise KeyError('boom')",
+        "KeyError: 'boom'",
+    ),
+    "newer": (good("newer", contract=99), "built for contract 99, this is contract 1"),
+    "status-raises": (good("status-raises", status="lambda: 1/0"), "ZeroDivisionError"),
+}
+
+
+def row(name: str) -> plugins.BackendInfo:
+    rows = [row for row in rwkv_core.list_backends() if row.name == name]
+    assert len(rows) == 1, f"{name}: {rows}"
+    return rows[0]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plugin_is_listed_with_its_reason(
+    install_plugin: Callable[..., Path], name: str
+) -> None:
+    source, reason = BROKEN[name]
+    install_plugin(name, source, version="4.2")
+    found = row(name)
+    assert (found.status, found.distribution, found.version) == ("broken", name, "4.2")
+    assert reason in found.reason
+    assert "\n" not in found.reason
+
+
+def test_broken_plugins_harm_no_other(install_plugin: Callable[..., Path]) -> None:
+    before = [row for row in rwkv_core.list_backends() if row.status == "ready"]
+    for name, (source, _) in BROKEN.items():
+        install_plugin(name, source)
+    install_plugin("a-good-one", good("a-good-one"))
+    after = {row.name for row in rwkv_core.list_backends() if row.status == "ready"}
+    assert after == {row.name for row in before} | {"a-good-one"}
+
+
+def test_a_taken_name_stays_with_the_first(install_plugin: Callable[..., Path]) -> None:
+    install_plugin("owner", good("mine"))
+    install_plugin("taker", good("mine"))
+    rows = [row for row in rwkv_core.list_backends() if row.name == "mine"]
+    assert [(row.status, row.distribution) for row in rows] == [
+        ("ready", "owner"),
+        ("broken", "taker"),
+    ]
+    assert "the backend name 'mine' is taken by owner 1.0" in rows[1].reason
+
+
+def test_the_projects_own_names_cannot_be_taken(
+    install_plugin: Callable[..., Path], backend: str
+) -> None:
+    owner = row(backend).distribution
+    install_plugin("aaa-first-in-the-alphabet", good(backend))
+    ready = [r for r in rwkv_core.list_backends() if r.name == backend and r.status == "ready"]
+    assert [r.distribution for r in ready] == [owner]
+
+
+def test_asking_for_a_broken_backend_says_what_is_wrong(
+    install_plugin: Callable[..., Path], small_model: Path
+) -> None:
+    install_plugin("newer", BROKEN["newer"][0])
+    with pytest.raises(BackendError, match=r"newer 1\.0 is broken: built for contract 99"):
+        rwkv_core.load(small_model, backend="newer")
+
+
+def test_asking_for_an_unknown_backend_says_which_exist(small_model: Path) -> None:
+    with pytest.raises(BackendError) as error:
+        rwkv_core.load(small_model, backend="abacus")
+    text = str(error.value)
+    assert "no backend 'abacus' is installed" in text
+    assert 'pip install "rwkv-core[' in text
+    assert all(name in text for name in plugins.own_extras())
+
+
+def test_asking_for_one_of_the_projects_own_gives_the_install_line(small_model: Path) -> None:
+    installed = {row.name for row in rwkv_core.list_backends()}
+    missing = [name for name in plugins.own_extras() if name not in installed]
+    if not missing:
+        pytest.skip("all of the project's own backends are installed")
+    for name in missing:
+        with pytest.raises(BackendError) as error:
+            rwkv_core.load(small_model, backend=name)
+        assert f'pip install "rwkv-core[{name}]"' in str(error.value)
+
+
+def test_an_unavailable_backend_says_what_to_install(
+    install_plugin: Callable[..., Path], small_model: Path
+) -> None:
+    status = "lambda: Status(False, reason='libfoo is missing')"
+    install_plugin("needy", good("needy", status=status, requires="('libfoo>=2',)"))
+    assert row("needy").status == "unavailable"
+    with pytest.raises(BackendError, match=r'libfoo is missing; .*pip install "libfoo>=2"'):
+        rwkv_core.load(small_model, backend="needy")
+
+
+def test_a_library_missing_at_build_time_gives_the_install_line(
+    install_plugin: Callable[..., Path],
+) -> None:
+    install_plugin("late", good("late", requires="('libbar',)", body="import libbar"))
+    with pytest.raises(BackendError, match=r'No module named .libbar.; .*pip install "libbar"'):
+        plugins.tensor_ops("late", {})
+
+
+def test_a_backend_that_fails_to_start_is_one_line(install_plugin: Callable[..., Path]) -> None:
+    install_plugin("fails", good("fails", body="return [][1]"))
+    with pytest.raises(BackendError, match="backend fails failed to start: IndexError: list"):
+        plugins.tensor_ops("fails", {})
+
+
+def test_something_else_than_operations_is_refused(install_plugin: Callable[..., Path]) -> None:
+    install_plugin("odd", good("odd"))
+    with pytest.raises(BackendError, match=r"odd 1\.0 returned dict"):
+        plugins.tensor_ops("odd", {})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dept": 1}, "has no option 'dept'; did you mean depth"),
+        ({"depth": "deep"}, "option depth: found 'deep', expected int"),
+        ({"depth": 1.5}, "option depth: found 1.5, expected int"),
+        ({"depth": True}, "option depth: found True, expected int"),
+        ({"eager": "perhaps"}, "option eager: found 'perhaps', expected bool"),
+        ({"eager": 1}, "option eager: found 1, expected bool"),
+        ({"kind": "c"}, "option kind: found 'c', expected one of: a, b"),
+        ({"parts": 3}, "option parts: found 3, expected list"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line(
+    install_plugin: Callable[..., Path], given: dict[str, object], message: str
+) -> None:
+    install_plugin("optional", good("optional"))
+    with pytest.raises(OptionError) as error:
+        plugins.tensor_ops("optional", given)
+    assert message in str(error.value)
+
+
+def test_options_are_converted_and_completed(install_plugin: Callable[..., Path]) -> None:
+    body = "raise rwkv_core.BackendError(repr(sorted(options.items())))"
+    install_plugin("optional", good("optional", body=body))
+    expected = "[('depth', 7), ('eager', True), ('kind', 'a'), ('parts', ['x', 'y'])]"
+    with pytest.raises(BackendError) as error:
+        plugins.tensor_ops("optional", {"depth": "7", "eager": "yes", "parts": "x, y"})
+    assert str(error.value) == expected
+
+
+def test_the_highest_score_is_the_default(install_plugin: Callable[..., Path]) -> None:
+    install_plugin("slow", good("slow", status="lambda: Status(True, score=-1)"))
+    install_plugin("fast", good("fast", status="lambda: Status(True, score=1e9)"))
+    install_plugin("gone", good("gone", status="lambda: Status(False, score=1e10)"))
+    assert plugins.default_backend() == "fast"
+
+
+def test_the_environment_names_the_allowed_plugins(
+    install_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_plugin("one", good("one"))
+    install_plugin("two", good("two"))
+    monkeypatch.setenv("RWKV_PLUGINS", "two")
+    plugins.registry.cache_clear()
+    assert [row.name for row in rwkv_core.list_backends()] == ["two"]
+    monkeypatch.setenv("RWKV_PLUGINS", "")
+    plugins.registry.cache_clear()
+    assert rwkv_core.list_backends() == []
+    with pytest.raises(BackendError, match=r"no backend is ready here\. Install one: pip install"):
+        plugins.default_backend()
+
+
+def test_failures_can_be_made_fatal(
+    install_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_plugin("import-error", BROKEN["import-error"][0])
+    monkeypatch.setenv("RWKV_PLUGINS_STRICT", "1")
+    with pytest.raises(ModuleNotFoundError):
+        rwkv_core.list_backends()
+
+
+def test_listing_imports_no_tensor_library(install_plugin: Callable[..., Path]) -> None:
+    folder = install_plugin("a-good-one", good("a-good-one"))
+    code = (
+        "import json, sys, rwkv_core; names = [b.name for b in rwkv_core.list_backends()]; "
+        "heavy = {'numpy', 'torch', 'jax', 'tensorflow', 'numba', 'tokenizers', 'safetensors'}; "
+        "print(json.dumps([names, sorted(heavy & set(sys.modules))]))"
+    )
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    names, imported = json.loads(out)
+    assert "a-good-one" in names
+    assert imported == []

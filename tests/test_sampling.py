@@ -1,0 +1,220 @@
+"""The sampling chain: each step against its definition, plainly written; then the whole."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from rwkv_core import OptionError, RWKVError
+from rwkv_core import sampling_steps as steps
+from rwkv_core.sampling import Sampling, sample
+
+# Few distinct values among many tokens: ties are common.
+LOGITS = st.one_of(
+    arrays.arrays(np.float64, st.integers(1, 300), elements=st.sampled_from([-2.0, 0.0, 1.0, 3.0])),
+    arrays.arrays(np.float64, st.integers(1, 300), elements=st.floats(-30, 30)),
+    st.integers(0, 99).map(lambda seed: np.random.default_rng(seed).normal(0, 3, 1500)),
+    st.integers(0, 9).map(lambda seed: np.random.default_rng(seed).normal(0, 0.1, 1500)),
+)
+FRACTION = st.floats(0.001, 0.9999)
+
+
+def tokens_kept(logits: np.ndarray) -> list[int]:
+    return np.flatnonzero(logits > -np.inf).tolist()
+
+
+def plain_mass(key: np.ndarray, probabilities: np.ndarray, mass: float) -> list[int]:
+    """The first tokens by key, then by number, until their probabilities add up to `mass`."""
+    kept, total = [], 0.0
+    for token in sorted(range(len(key)), key=lambda token: (key[token], token)):
+        kept.append(token)
+        total += probabilities[token]
+        if total >= mass:
+            break
+    return sorted(kept)
+
+
+@given(logits=LOGITS, mass=FRACTION)
+def test_top_p_keeps_what_sorting_everything_keeps(logits: np.ndarray, mass: float) -> None:
+    probabilities = steps.softmax(logits)
+    expected = plain_mass(-probabilities, probabilities, mass)
+    assert tokens_kept(steps.top_p(logits, mass)) == expected
+
+
+@given(logits=LOGITS, mass=FRACTION)
+def test_typical_keeps_what_sorting_everything_keeps(logits: np.ndarray, mass: float) -> None:
+    probabilities = steps.softmax(logits)
+    surprise = -np.log(probabilities)
+    entropy = (probabilities * surprise).sum()
+    expected = plain_mass(np.abs(surprise - entropy), probabilities, mass)
+    assert tokens_kept(steps.typical(logits, mass)) == expected
+
+
+@given(logits=LOGITS, k=st.integers(1, 400))
+def test_top_k_keeps_what_sorting_everything_keeps(logits: np.ndarray, k: int) -> None:
+    ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    assert tokens_kept(steps.top_k(logits, k)) == sorted(ranked[:k])
+
+
+@given(logits=LOGITS, fraction=FRACTION)
+def test_min_p_keeps_tokens_by_their_share_of_the_likeliest(
+    logits: np.ndarray, fraction: float
+) -> None:
+    probabilities = steps.softmax(logits)
+    share = probabilities / probabilities.max()
+    kept = steps.min_p(logits, fraction) > -np.inf
+    assert kept[share > fraction * (1 + 1e-9)].all()
+    assert not kept[share < fraction * (1 - 1e-9)].any()
+
+
+@given(logits=LOGITS, k=st.integers(1, 300), mass=FRACTION, fraction=FRACTION)
+def test_filters_compose_and_leave_logits_of_kept_tokens_alone(
+    logits: np.ndarray, k: int, mass: float, fraction: float
+) -> None:
+    before = logits.copy()
+    left = steps.min_p(steps.top_p(steps.typical(steps.top_k(logits, k), mass), mass), fraction)
+    kept = tokens_kept(left)
+    assert 1 <= len(kept) <= k
+    assert np.array_equal(left[kept], logits[kept])
+    assert np.array_equal(logits, before)
+
+
+def test_penalties_follow_their_formulas() -> None:
+    logits = np.array([2.0, -2.0, 1.0, 0.5])
+    history = [0, 1, 1]
+    assert steps.repetition_penalty(logits, history, 2.0).tolist() == [1.0, -4.0, 1.0, 0.5]
+    assert steps.presence_penalty(logits, history, 0.5).tolist() == [1.5, -2.5, 1.0, 0.5]
+    assert steps.frequency_penalty(logits, history, 0.5).tolist() == [1.5, -3.0, 1.0, 0.5]
+    assert logits.tolist() == [2.0, -2.0, 1.0, 0.5]
+
+
+def choose(logits: Any, history: Sequence[int] = (), seed: int = 0, **options: Any) -> int:
+    rng = np.random.default_rng(seed)
+    return sample(np.array(logits, np.float32), Sampling(**options), history, rng)
+
+
+def test_temperature_zero_takes_the_likeliest_and_the_lowest_of_equals() -> None:
+    assert choose([1, 3, 2, 3], temperature=0) == 1
+    # The likeliest token need not be typical; greedy means greedy.
+    assert choose([2, 1.9, 1.9, 1.9], temperature=0, typical_p=0.1) == 0
+
+
+def test_bias_and_bans_reach_greedy_choice() -> None:
+    assert choose([1, 3, 2], temperature=0, banned_tokens=[1]) == 2
+    assert choose([1, 3, 2], temperature=0, logit_bias={0: 5}) == 0
+    assert choose([1, 3, 2], temperature=0, logit_bias={1: -math.inf}) == 2
+
+
+def test_penalties_reach_the_choice() -> None:
+    for name in ("presence_penalty", "frequency_penalty", "repetition_penalty"):
+        assert choose([1, 3, 2], [1], temperature=0, **{name: 2.5}) == 2
+
+
+@pytest.mark.parametrize("value", [1e-320, 1e-9, 1e300])
+def test_extreme_temperatures_neither_warn_nor_fail(value: float) -> None:
+    with np.errstate(invalid="raise", divide="raise"):
+        token = choose([-80, 80, 3], temperature=value)
+    assert token == 1 or value == 1e300
+
+
+def test_frequencies_match_the_distribution() -> None:
+    logits = np.log([0.5, 0.3, 0.15, 0.05])
+    rng = np.random.default_rng(0)
+    drawn = [sample(logits, Sampling(), [], rng) for _ in range(20_000)]
+    assert np.bincount(drawn) / 20_000 == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.015)
+
+
+@given(seed=st.integers(0, 1000), noise=st.integers(0, 1000))
+def test_logits_that_agree_to_rounding_give_the_same_token(seed: int, noise: int) -> None:
+    logits = np.random.default_rng(seed).normal(0, 2, 500)
+    other = logits * (1 + 1e-12 * np.random.default_rng(noise).normal(size=500))
+    rng, again = np.random.default_rng(seed), np.random.default_rng(seed)
+    sampling = Sampling(temperature=0.8, top_k=100)
+    assert sample(logits, sampling, [], rng) == sample(other, sampling, [], again)
+
+
+def test_one_random_number_is_drawn_a_token() -> None:
+    rng, again = np.random.default_rng(5), np.random.default_rng(5)
+    sample(np.zeros(1000), Sampling(top_p=0.5), [], rng)
+    again.random()
+    assert rng.random() == again.random()
+
+
+def test_tokens_of_no_probability_are_never_drawn() -> None:
+    class Zero(np.random.Generator):
+        def random(self) -> float:  # type: ignore[override]
+            return 0.0
+
+    rng = Zero(np.random.PCG64(0))
+    assert sample(np.array([-np.inf, -1e4, 0.0]), Sampling(), [], rng) == 2
+
+
+def test_processor_sees_penalized_logits_and_decides() -> None:
+    seen = []
+
+    def only_last(logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
+        seen.append((logits.dtype, logits.tolist(), list(history)))
+        return np.where(np.arange(len(logits)) == len(logits) - 1, 0.0, -np.inf)
+
+    rng = np.random.default_rng(0)
+    sampling = Sampling(temperature=0.5, presence_penalty=1.0)
+    assert sample(np.array([1.0, 2.0, 3.0]), sampling, [0], rng, [only_last]) == 2
+    assert seen == [(np.float64, [0.0, 2.0, 3.0], [0])]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_numbers_are_refused(bad: float) -> None:
+    with pytest.raises(RWKVError, match=f"the model's logits hold {bad}"):
+        choose([1, bad, 2])
+    rng = np.random.default_rng(0)
+    with pytest.raises(RWKVError, match=f"processors gave {bad}"):
+        sample(np.zeros(3), Sampling(), [], rng, [lambda logits, history: logits + bad])
+
+
+def test_processor_that_changes_the_shape_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(OptionError, match=r"processors: found logits of shape \[2\], expected"):
+        sample(np.zeros(3), Sampling(), [], rng, [lambda logits, history: logits[:2]])
+
+
+def test_everything_banned_is_refused() -> None:
+    with pytest.raises(OptionError, match="every token is banned"):
+        choose([1, 2], banned_tokens=[0, 1])
+
+
+@pytest.mark.parametrize("option", [{"logit_bias": {3: 1.0}}, {"banned_tokens": [3]}])
+def test_token_outside_the_vocabulary_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="found token 3, expected 0 to 2"):
+        choose([1, 2, 3], **option)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in (
+            "temperature", "top_p", "typical_p", "min_p", "repetition_penalty",
+            "presence_penalty", "frequency_penalty",
+        ) for value in (math.nan, math.inf, "1", None, True, [1.0])),
+        ("temperature", -0.1), ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("typical_p", 0),
+        ("typical_p", 2), ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0),
+        ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_k", "3"),
+        ("logit_bias", [1]), ("logit_bias", {"a": 1}), ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {1: math.nan}), ("logit_bias", {1: math.inf}), ("logit_bias", {1: "x"}),
+        ("banned_tokens", 3), ("banned_tokens", "3"), ("banned_tokens", [-1]),
+        ("banned_tokens", [1.5]),
+    ],
+)  # fmt: skip
+def test_option_of_a_wrong_type_or_out_of_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"^{name}.*: found ") as error:
+        Sampling(**{name: value})
+    assert "\n" not in str(error.value)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    sampling = Sampling(temperature=np.float32(0.5), top_k=np.int64(2), banned_tokens=np.arange(1))
+    assert choose([9, 2, 1], temperature=0, banned_tokens=sampling.banned_tokens) == 1

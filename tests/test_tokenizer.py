@@ -1,0 +1,164 @@
+"""Tokenizers: bytes are the ground truth, and a file that cannot give them is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+import rwkv_core
+from byte_tokenizer import write_byte_tokenizer
+from rwkv_core import TokenizerError
+from rwkv_core.tokenizer import (
+    Tokenizer,
+    byte_alphabet,
+    check_fits,
+    find_tokenizer,
+    load_tokenizer,
+)
+
+SHIPPED = Path(rwkv_core.__file__).parent / "data" / "tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Tokenizer:
+    return load_tokenizer(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    write_byte_tokenizer(path)
+    return load_tokenizer(path)
+
+
+def test_byte_alphabet_is_the_librarys() -> None:
+    assert set(byte_alphabet()) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(byte_alphabet().values()) == list(range(256))
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_comes_back_from_its_tokens(shipped: Tokenizer, text: str) -> None:
+    assert shipped.decode(shipped.encode(text)) == text
+
+
+@given(data=st.binary())
+def test_any_bytes_come_back_from_their_tokens(small: Tokenizer, data: bytes) -> None:
+    assert small.to_bytes(small.encode_bytes(data)) == data
+
+
+def test_text_in_bytes_is_encoded_as_text(shipped: Tokenizer) -> None:
+    text = "It was a dark and stormy night"
+    assert shipped.encode_bytes(text.encode()) == shipped.encode(text)
+
+
+def test_character_of_several_tokens_decodes_whole_only_when_complete(small: Tokenizer) -> None:
+    tokens = small.encode("\N{GRINNING FACE}")
+    assert len(tokens) == 4
+    assert [small.token_bytes(token) for token in tokens] == [b"\xf0", b"\x9f", b"\x98", b"\x80"]
+    assert small.decode(tokens) == "\N{GRINNING FACE}"
+    assert small.decode(tokens[:3]) == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_special_token_stands_for_its_name(small: Tokenizer) -> None:
+    assert small.token_bytes(0) == b"<|endoftext|>"
+    assert small.encode("a<|endoftext|>")[-1] == 0
+
+
+def test_text_that_the_file_normalizes_is_still_encoded_byte_for_byte(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path / "plain.json")
+    library = Library.from_file(str(tmp_path / "plain.json"))
+    library.normalizer = normalizers.NFC()
+    library.save(str(tmp_path / "nfc.json"))
+    tokenizer = load_tokenizer(tmp_path / "nfc.json")
+    decomposed = "e\N{COMBINING ACUTE ACCENT}".encode()
+    assert tokenizer.to_bytes(tokenizer.encode(decomposed.decode())) != decomposed
+    assert tokenizer.to_bytes(tokenizer.encode_bytes(decomposed)) == decomposed
+
+
+def test_truncation_written_in_the_file_is_not_applied(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path / "plain.json")
+    library = Library.from_file(str(tmp_path / "plain.json"))
+    library.enable_truncation(4)
+    library.save(str(tmp_path / "short.json"))
+    assert len(load_tokenizer(tmp_path / "short.json").encode("x" * 50)) == 50
+
+
+@pytest.mark.parametrize("token", [-1, 1_000_000])
+def test_token_out_of_range_is_refused(small: Tokenizer, token: int) -> None:
+    with pytest.raises(TokenizerError, match=f"found {token}, expected 0 to"):
+        small.token_bytes(token)
+
+
+def test_lone_surrogate_is_refused(small: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match="surrogate"):
+        small.encode("a\ud800")
+
+
+def test_vocabulary_with_holes_gives_no_bytes_for_them(tmp_path: Path) -> None:
+    library = Library(models.BPE(vocab={"a": 0, "b": 3}, merges=[]))
+    library.decoder = decoders.ByteLevel()
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (tokenizer.n_vocab, tokenizer.holes) == (4, (1, 2))
+    assert tokenizer.token_bytes(1) == b""
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"a": 1}', "0 'a' 1\n", "\0\xff"])
+def test_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TokenizerError, match="not a tokenizer's JSON file") as error:
+        load_tokenizer(tmp_path / "tokenizer.json")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="no such file"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(TokenizerError, match="no such file"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.Metaspace()])
+def test_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path, decoder: object) -> None:
+    library = Library(models.BPE(vocab={"a": 0}, merges=[]))
+    if decoder:
+        library.decoder = decoder
+    library.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="expected a byte-level tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_token_outside_the_byte_alphabet_is_refused(tmp_path: Path) -> None:
+    library = Library(models.BPE(vocab={"a": 0, "\N{SNOWMAN}": 1}, merges=[]))
+    library.decoder = decoders.ByteLevel()
+    library.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="not byte-level: token 1"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_byte_that_the_vocabulary_lacks_is_named(tmp_path: Path) -> None:
+    library = Library(models.BPE(vocab={"a": 0}, merges=[]))
+    library.decoder = decoders.ByteLevel()
+    library.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="no token for the byte 0x62"):
+        load_tokenizer(tmp_path / "tokenizer.json").encode_bytes(b"ab")
+
+
+def test_tokenizer_beside_the_model_is_found(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="--tokenizer"):
+        find_tokenizer(tmp_path / "model.pth")
+    (tmp_path / "20B_tokenizer.json").write_text(json.dumps({}))
+    assert find_tokenizer(tmp_path / "model.pth").name == "20B_tokenizer.json"
+    (tmp_path / "tokenizer.json").write_text(json.dumps({}))
+    assert find_tokenizer(tmp_path / "model.pth").name == "tokenizer.json"
+
+
+def test_only_a_tokenizer_larger_than_the_vocabulary_is_refused(small: Tokenizer) -> None:
+    check_fits(small, small.n_vocab)
+    check_fits(small, small.n_vocab + 100)
+    with pytest.raises(TokenizerError, match=f"{small.n_vocab} tokens, the model knows"):
+        check_fits(small, small.n_vocab - 1)
