@@ -2,7 +2,7 @@
 
     pip install torch numba tokenizers
     python train.py tokenizer CORPUS            # byte-level BPE of 4,096 tokens -> tokenizer.json
-    python train.py train CORPUS --minutes 110  # resumes from run/last.pt when it is there
+    python train.py train CORPUS --minutes 96   # resumes from run/last.pt when it is there
     python train.py export                      # run/last.pt -> a BlinkDL-style float16 checkpoint
 
 CORPUS is a folder of UTF-8 .txt files. The last 2% of every file (by bytes, cut at a paragraph)
@@ -11,9 +11,6 @@ is validation and is seen by neither the tokenizer nor the model.
 Each row of a batch reads its own stream of text and carries its state from one step to the next
 (gradients stop at the step's edge); now and then it jumps to a random place with an empty state.
 So the model learns to start from nothing as well as to use a state older than its context.
-
-Matrices of the blocks are trained with Muon (Jordan et al., 2024), all else with AdamW.
-Initial values follow RWKV-LM's RWKV-4.
 """
 
 import argparse
@@ -21,16 +18,16 @@ import math
 import time
 from pathlib import Path
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from muon import Muon
+from rwkv4 import N_VOCAB, RWKV4, HeadLoss, empty_state
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "src" / "rwkv_core" / "data"
 RUN = HERE / "run"
-N_LAYER, N_EMBD, N_VOCAB, CONTEXT, BATCH = 6, 256, 4096, 256, 16
+CONTEXT, BATCH = 256, 16
 
 
 def split(corpus: Path) -> tuple[list[str], list[str]]:
@@ -61,221 +58,6 @@ def train_tokenizer(corpus: Path) -> None:
     tokenizer.save(str(DATA / "tokenizer.json"))
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
-def wkv_forward(ew, eu, ek, v, a0, b0, y, a, b):
-    n_batch, n_time, n_embd = v.shape
-    for i in numba.prange(n_batch):
-        a[i, 0] = a0[i]
-        b[i, 0] = b0[i]
-        for t in range(n_time):
-            for c in range(n_embd):
-                now = ek[i, t, c]
-                bonus = eu[c] * now
-                y[i, t, c] = (a[i, t, c] + bonus * v[i, t, c]) / (b[i, t, c] + bonus)
-                a[i, t + 1, c] = ew[c] * a[i, t, c] + now * v[i, t, c]
-                b[i, t + 1, c] = ew[c] * b[i, t, c] + now
-
-
-@numba.njit(parallel=True, fastmath=True, cache=True)
-def wkv_backward(ew, eu, ek, v, y, a, b, gy, gew, geu, gek, gv):
-    n_batch, n_time, n_embd = v.shape
-    for i in numba.prange(n_batch):
-        ga = np.zeros(n_embd)
-        gb = np.zeros(n_embd)
-        for t in range(n_time - 1, -1, -1):
-            for c in range(n_embd):
-                now = ek[i, t, c]
-                bonus = eu[c] * now
-                g_num = gy[i, t, c] / (b[i, t, c] + bonus)
-                g_den = -g_num * y[i, t, c]
-                g_bonus = g_num * v[i, t, c] + g_den
-                gek[i, t, c] = eu[c] * g_bonus + ga[c] * v[i, t, c] + gb[c]
-                gv[i, t, c] = bonus * g_num + now * ga[c]
-                geu[i, c] += now * g_bonus
-                gew[i, c] += ga[c] * a[i, t, c] + gb[c] * b[i, t, c]
-                ga[c] = ew[c] * ga[c] + g_num
-                gb[c] = ew[c] * gb[c] + g_den
-
-
-class WKV(torch.autograd.Function):
-    """The plain (unstabilised) WKV sum in float64, where keys clamped to +-60 cannot overflow."""
-
-    @staticmethod
-    def forward(ctx, ew, eu, ek, v, a0, b0):
-        n_batch, n_time, n_embd = v.shape
-        y = torch.empty_like(v)
-        a = torch.empty(n_batch, n_time + 1, n_embd, dtype=v.dtype)
-        b = torch.empty_like(a)
-        wkv_forward(*(x.detach().numpy() for x in (ew, eu, ek, v, a0, b0, y, a, b)))
-        ctx.save_for_backward(ew, eu, ek, v, y, a, b)
-        return y, a[:, -1], b[:, -1]
-
-    @staticmethod
-    def backward(ctx, gy, _ga, _gb):
-        saved = ctx.saved_tensors
-        n_batch, _, n_embd = gy.shape
-        gew, geu = (torch.zeros(n_batch, n_embd, dtype=gy.dtype) for _ in range(2))
-        gek, gv = torch.empty_like(gy), torch.empty_like(gy)
-        arrays = (*saved, gy.contiguous(), gew, geu, gek, gv)
-        wkv_backward(*(x.detach().numpy() for x in arrays))
-        return gew.sum(0), geu.sum(0), gek, gv, None, None
-
-
-def shifted(x, last):
-    return torch.cat((last[:, None], x[:, :-1]), 1)
-
-
-def mixed(x, before, mix):
-    return torch.lerp(before, x, mix)
-
-
-class TimeMix(nn.Module):
-    def __init__(self, layer: int):
-        super().__init__()
-        depth, fade = layer / (N_LAYER - 1), 1 - layer / N_LAYER
-        place = torch.arange(N_EMBD) / (N_EMBD - 1)
-        ramp = (torch.arange(N_EMBD) / N_EMBD).view(1, 1, -1)
-        zigzag = (torch.arange(1, N_EMBD + 1) % 3 - 1) * 0.5
-        self.time_decay = nn.Parameter(-5 + 8 * place ** (0.7 + 1.3 * depth))
-        self.time_first = nn.Parameter(math.log(0.3) + zigzag)
-        self.time_mix_k = nn.Parameter(ramp**fade)
-        self.time_mix_v = nn.Parameter(ramp**fade + 0.3 * depth)
-        self.time_mix_r = nn.Parameter(ramp ** (0.5 * fade))
-        self.key, self.value, self.receptance, self.output = (
-            nn.Linear(N_EMBD, N_EMBD, bias=False) for _ in range(4)
-        )
-        for matrix in (self.key, self.receptance, self.output):
-            nn.init.zeros_(matrix.weight)
-        nn.init.orthogonal_(self.value.weight)
-
-    def forward(self, x, state):
-        last, a, b = state
-        before = shifted(x, last)
-        k = self.key(mixed(x, before, self.time_mix_k)).double().clamp(-60, 60)
-        v = self.value(mixed(x, before, self.time_mix_v)).double()
-        r = self.receptance(mixed(x, before, self.time_mix_r)).sigmoid()
-        decay = torch.exp(-torch.exp(self.time_decay.double()))
-        y, a, b = WKV.apply(decay, self.time_first.double().exp(), k.exp(), v, a, b)
-        return self.output(r * y.float()), (x[:, -1].detach(), a.detach(), b.detach())
-
-
-class ChannelMix(nn.Module):
-    def __init__(self, layer: int):
-        super().__init__()
-        ramp = (torch.arange(N_EMBD) / N_EMBD).view(1, 1, -1) ** (1 - layer / N_LAYER)
-        self.time_mix_k = nn.Parameter(ramp.clone())
-        self.time_mix_r = nn.Parameter(ramp.clone())
-        self.key = nn.Linear(N_EMBD, 4 * N_EMBD, bias=False)
-        self.receptance = nn.Linear(N_EMBD, N_EMBD, bias=False)
-        self.value = nn.Linear(4 * N_EMBD, N_EMBD, bias=False)
-        nn.init.orthogonal_(self.key.weight, gain=2.0)
-        for matrix in (self.receptance, self.value):
-            nn.init.zeros_(matrix.weight)
-
-    def forward(self, x, last):
-        before = shifted(x, last)
-        k = self.key(mixed(x, before, self.time_mix_k)).relu().square()
-        r = self.receptance(mixed(x, before, self.time_mix_r)).sigmoid()
-        return r * self.value(k), x[:, -1].detach()
-
-
-class Block(nn.Module):
-    def __init__(self, layer: int):
-        super().__init__()
-        if layer == 0:
-            self.ln0 = nn.LayerNorm(N_EMBD)
-        self.ln1, self.ln2 = nn.LayerNorm(N_EMBD), nn.LayerNorm(N_EMBD)
-        self.att, self.ffn = TimeMix(layer), ChannelMix(layer)
-
-    def forward(self, x, state):
-        if hasattr(self, "ln0"):
-            x = self.ln0(x)
-        y, time_state = self.att(self.ln1(x), state[:3])
-        x = x + y
-        y, last = self.ffn(self.ln2(x), state[3])
-        return x + y, (*time_state, last)
-
-
-class RWKV4(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.emb = nn.Embedding(N_VOCAB, N_EMBD)
-        self.blocks = nn.ModuleList(Block(i) for i in range(N_LAYER))
-        self.ln_out = nn.LayerNorm(N_EMBD)
-        self.head = nn.Linear(N_EMBD, N_VOCAB, bias=False)
-        nn.init.uniform_(self.emb.weight, -1e-4, 1e-4)
-        nn.init.orthogonal_(self.head.weight, gain=0.5)
-
-    def forward(self, tokens, state):
-        x, new = self.emb(tokens), []
-        for block, block_state in zip(self.blocks, state, strict=True):
-            x, s = block(x, block_state)
-            new.append(s)
-        return self.ln_out(x), new
-
-
-class HeadLoss(torch.autograd.Function):
-    """Mean cross entropy of `head @ x`, a slice at a time: the logits never exist as a whole."""
-
-    @staticmethod
-    def forward(ctx, x, head, targets):
-        gx, g_head, total = torch.empty_like(x), torch.zeros_like(head), 0.0
-        for rows in torch.arange(len(x)).split(1024):
-            logits = x[rows] @ head.T
-            total += F.cross_entropy(logits, targets[rows], reduction="sum")
-            probs = logits.softmax(-1)
-            probs[torch.arange(len(rows)), targets[rows]] -= 1
-            torch.mm(probs, head, out=gx[rows[0] : rows[-1] + 1])
-            g_head.addmm_(probs.T, x[rows])
-        ctx.save_for_backward(gx / len(x), g_head / len(x))
-        return total / len(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        gx, g_head = ctx.saved_tensors
-        return g * gx, g * g_head, None
-
-
-def empty_state(n_batch: int):
-    zeros = [torch.zeros(n_batch, N_EMBD, dtype=t) for t in
-             (torch.float32, torch.float64, torch.float64, torch.float32)]
-    return [tuple(z.clone() for z in zeros) for _ in range(N_LAYER)]
-
-
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised by five Newton-Schulz steps.
-
-    In float32 and with matrices of one shape stacked: torch.optim.Muon takes one matrix at a time
-    in bfloat16, which is slower than the whole model's backward pass on a CPU without bfloat16.
-    """
-
-    def __init__(self, params, lr, weight_decay, momentum=0.95):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            stacks: dict[torch.Size, list] = {}
-            for p in group["params"]:
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                g = p.grad.lerp(buffer, group["momentum"])
-                wide = g if g.shape[0] <= g.shape[1] else g.T
-                stacks.setdefault(wide.shape, []).append((p, wide))
-            for pairs in stacks.values():
-                x = torch.stack([wide for _, wide in pairs])
-                x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-                for _ in range(5):
-                    gram = x @ x.mT
-                    x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315),
-                                      x, beta=3.4445)
-                for (p, _), update in zip(pairs, x, strict=True):
-                    rows, columns = p.shape
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update if rows <= columns else update.T,
-                           alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
-
-
 def optimizers(model: RWKV4, lr: float, muon_lr: float):
     matrices, slow, fast, big = [], [], [], []
     for name, p in model.named_parameters():
@@ -287,7 +69,10 @@ def optimizers(model: RWKV4, lr: float, muon_lr: float):
             (fast if "time_" in name else slow).append(p)
     adam = torch.optim.AdamW(
         [{"params": big, "weight_decay": 0.1}, {"params": slow}, {"params": fast, "lr": 3 * lr}],
-        lr=lr, betas=(0.9, 0.99), eps=1e-10, weight_decay=0.0,
+        lr=lr,
+        betas=(0.9, 0.99),
+        eps=1e-10,
+        weight_decay=0.0,
     )
     return [Muon(matrices, muon_lr, weight_decay=0.1), adam]
 
@@ -298,17 +83,16 @@ def schedule(progress: float) -> float:
 
 
 @torch.no_grad()
-def bits_per_byte(model: RWKV4, tokens: list[torch.Tensor], n_bytes: int, most: int = 10**9) -> float:
+def bits_per_byte(model: RWKV4, streams: list[torch.Tensor], n_bytes: int) -> float:
     """One running state over each file from its first token, which is not scored."""
-    bits = 0.0
-    for stream in tokens:
-        stream = stream[:most]
+    nats = 0.0
+    for stream in streams:
         state = empty_state(1)
         for at in range(0, len(stream) - 1, CONTEXT):
             chunk = stream[at : at + CONTEXT + 1]
             x, state = model(chunk[None, :-1], state)
-            bits += F.cross_entropy(model.head(x[0]), chunk[1:], reduction="sum").item() / math.log(2)
-    return bits / n_bytes
+            nats += F.cross_entropy(model.head(x[0]), chunk[1:], reduction="sum").item()
+    return nats / math.log(2) / n_bytes
 
 
 def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) -> None:
@@ -342,15 +126,29 @@ def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) ->
         print(line, flush=True)
         log.write(line + "\n")
 
+    def measure() -> float:
+        return bits_per_byte(model, valid, valid_bytes)
+
     def save() -> None:
         beside = RUN / "last.pt.part"
-        torch.save({"model": model.state_dict(), "opts": [o.state_dict() for o in opts],
-                    "step": step, "spent": spent, "place": place, "state": state}, beside)
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "opts": [o.state_dict() for o in opts],
+                "step": step,
+                "spent": spent,
+                "place": place,
+                "state": state,
+            },
+            beside,
+        )
         beside.replace(last)
 
     n_params = sum(p.numel() for p in model.parameters())
-    say(f"parameters {n_params:,}  tokens {len(ids):,}  validation bytes {valid_bytes:,}  "
-        f"minutes {minutes:g}  lr {lr:g}  muon {muon_lr:g}  step {step}")
+    say(
+        f"parameters {n_params:,}  tokens {len(ids):,}  validation bytes {valid_bytes:,}  "
+        f"minutes {minutes:g}  lr {lr:g}  muon {muon_lr:g}  step {step}"
+    )
     losses: list[float] = []
     tick = saved_at = time.monotonic()
     offsets = torch.arange(CONTEXT + 1)
@@ -378,16 +176,18 @@ def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) ->
         now = time.monotonic()
         spent, tick = spent + now - tick, now
         if step % 50 == 0:
-            say(f"step {step}  minute {spent / 60:.1f}  loss {np.mean(losses[-50:]):.4f}  "
-                f"tokens/s {step * BATCH * CONTEXT / spent:.0f}")
+            say(
+                f"step {step}  minute {spent / 60:.1f}  loss {np.mean(losses[-50:]):.4f}  "
+                f"tokens/s {step * BATCH * CONTEXT / spent:.0f}"
+            )
         if now - saved_at > 300:
             save()
             saved_at = time.monotonic()
         if step % 500 == 0:
-            say(f"step {step}  validation {bits_per_byte(model, valid, valid_bytes):.4f} bits per byte")
+            say(f"step {step}  validation {measure():.4f} bits per byte")
             tick = time.monotonic()
     save()
-    say(f"step {step}  validation {bits_per_byte(model, valid, valid_bytes):.4f} bits per byte (end)")
+    say(f"step {step}  validation {measure():.4f} bits per byte (end)")
 
 
 def export() -> None:
@@ -402,7 +202,7 @@ def main() -> None:
     commands.add_parser("tokenizer").add_argument("corpus", type=Path)
     run = commands.add_parser("train")
     run.add_argument("corpus", type=Path)
-    run.add_argument("--minutes", type=float, default=110)
+    run.add_argument("--minutes", type=float, default=96)
     run.add_argument("--lr", type=float, default=2e-3)
     run.add_argument("--muon-lr", type=float, default=0.02)
     run.add_argument("--seed", type=int, default=1)

@@ -1,0 +1,37 @@
+"""Muon (Jordan et al., 2024): momentum whose updates of matrices are made orthogonal."""
+
+import torch
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised by five Newton-Schulz steps.
+
+    In float32 and with matrices of one shape stacked: torch.optim.Muon takes one matrix at a time
+    in bfloat16, which is slower than the whole model's backward pass on a CPU without bfloat16.
+    """
+
+    def __init__(self, params, lr, weight_decay, momentum=0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            stacks: dict[torch.Size, list] = {}
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                g = p.grad.lerp(buffer, group["momentum"])
+                wide = g if g.shape[0] <= g.shape[1] else g.T
+                stacks.setdefault(wide.shape, []).append((p, wide))
+            for pairs in stacks.values():
+                x = torch.stack([wide for _, wide in pairs])
+                x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+                for _ in range(5):
+                    gram = x @ x.mT
+                    step = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+                    x = torch.baddbmm(x, step, x, beta=3.4445)
+                for (p, _), update in zip(pairs, x, strict=True):
+                    rows, columns = p.shape
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    rate = group["lr"] * max(1, rows / columns) ** 0.5
+                    p.add_(update if rows <= columns else update.T, alpha=-rate)
