@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from rwkv_core.tensor_ops import TensorOps, WKVState
 
 Floats = NDArray[np.floating[Any]]

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
+
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.tensor_ops import TensorOps, WKVState
-from torch import Tensor
 
 
 class TorchOps(TensorOps):

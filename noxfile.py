@@ -1,0 +1,93 @@
+"""All checks of the project: `nox` runs them, `nox -s NAME` one, `nox -l` lists them.
+
+Each backend is tested in an environment that has only that backend, which proves that the core
+and the other backends do not need it.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.options.error_on_missing_interpreters = True
+nox.options.reuse_venv = "yes"
+
+TEST_TOOLS = ("pytest", "hypothesis")
+DISTRIBUTIONS = ("rwkv_core", "rwkv_backend_numpy", "rwkv_backend_torch")
+
+
+def install(session: nox.Session, *what: str) -> None:
+    session.install("--constraint", "constraints.txt", *what)
+
+
+def conformance(session: nox.Session, backend: str) -> None:
+    session.run(
+        "python", "-m", "pytest", "--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend,
+        "-q", "-p", "no:cacheprovider",
+    )  # fmt: skip
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting and types (strict in rwkv_core)."""
+    install(session, "ruff", "mypy", "pytest", "hypothesis", "./rwkv_core", "./rwkv_backend_numpy")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy", "rwkv_core/src", "rwkv_backend_numpy/src")
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """rwkv-core with no backend at all."""
+    install(session, "./rwkv_core", *TEST_TOOLS)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", ["numpy", "torch"], ids=["numpy", "torch"])
+def backend(session: nox.Session, backend: str) -> None:
+    """One backend in an environment without the others."""
+    install(session, "./rwkv_core", f"./rwkv_backend_{backend}", *TEST_TOOLS)
+    session.run("python", "-m", "pytest", *session.posargs)
+    conformance(session, backend)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """All backends together, against `rwkv` and `transformers` from PyPI, side by side."""
+    install(session, "torch", *(f"./{name}" for name in DISTRIBUTIONS))
+    install(session, "rwkv", "transformers", *TEST_TOOLS)
+    session.run("python", "-m", "pytest", "tests/test_across_backends.py", "tests/peers")
+    session.run("python", "tests/peers/speed.py")
+
+
+@nox.session
+def third_party(session: nox.Session) -> None:
+    """A backend of somebody else's, over a library that the project does not know."""
+    install(session, "./rwkv_core", *TEST_TOOLS)
+    install(session, "./tests/third_party")
+    conformance(session, "array-api-strict")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """What the READMEs say is run as it stands there."""
+    install(session, "./rwkv_core", "./rwkv_backend_numpy", *TEST_TOOLS)
+    session.run("python", "-m", "pytest", "tests/docs")
+
+
+@nox.session
+def packaging(session: nox.Session) -> None:
+    """The wheels, installed from nothing but themselves, do the main job."""
+    session.install("build", "twine")
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    for name in DISTRIBUTIONS:
+        session.run("python", "-m", "build", "--outdir", str(dist), name, silent=True)
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    clean = dist.parent / "clean"
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    (core_wheel,), (numpy_wheel,) = dist.glob("rwkv_core-*.whl"), dist.glob("*_numpy-*.whl")
+    wheels = [f"{core_wheel}[numpy]", str(numpy_wheel)]
+    pip = str(clean / "bin" / "pip")
+    session.run(pip, "install", "-q", "-c", "constraints.txt", *wheels, external=True)
+    session.install("pytest")
+    session.run("python", "-m", "pytest", "-q", "tests/packaging", env={"CLEAN_ENV": str(clean)})
