@@ -19,9 +19,8 @@ def run(*command: str, cwd: Path) -> str:
 
 
 def test_the_main_job_runs(tmp_path: Path) -> None:
-    text = run("rwkv-core", "generate", "It was", "-n", "20", "--seed", "1", cwd=tmp_path)
-    assert "It was" in text
-    assert len(text) > 30
+    text = run("rwkv-core", "generate", "It was", "-n", "40", "--seed", "1", cwd=tmp_path)
+    assert len(text.split()) > 10
 
 
 def test_backends_are_found(tmp_path: Path) -> None:

@@ -91,14 +91,14 @@ class _Reader:
         # In float64, so that a float64 backend gets the decay to its own precision.
         decay = -np.exp(self.array(att + "time_decay").astype(np.float64).reshape(-1))
         time = recurrence.TimeMixing(
-            *(self.vector(att + "time_mix_" + name) for name in "kvr"),
-            self._ops.vector(decay),
-            self.vector(att + "time_first"),
-            *(self.matrix(att + name) for name in ("key", "value", "receptance", "output")),
+            **{f"mix_{name}": self.vector(f"{att}time_mix_{name}") for name in "kvr"},
+            decay=self._ops.vector(decay),
+            first=self.vector(att + "time_first"),
+            **{name: self.matrix(att + name) for name in ("key", "value", "receptance", "output")},
         )
         channel = recurrence.ChannelMixing(
-            *(self.vector(ffn + "time_mix_" + name) for name in "kr"),
-            *(self.matrix(ffn + name) for name in ("key", "receptance", "value")),
+            **{f"mix_{name}": self.vector(f"{ffn}time_mix_{name}") for name in "kr"},
+            **{name: self.matrix(ffn + name) for name in ("key", "receptance", "value")},
         )
         return recurrence.Block(
             self.layer_norm(prefix + "ln1"), time, self.layer_norm(prefix + "ln2"), channel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ def save_arrays(
     fingerprint: str,
 ) -> None:
     """Write a state as safetensors, beside `path` first and then renamed onto it."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path = Path(path)
@@ -53,10 +55,12 @@ def save_arrays(
     try:
         save_file(tensors, beside, metadata)
         beside.replace(path)
-    except OSError as error:
-        raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise StateError(f"{path}: cannot be written: {reason}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
 def load_arrays(
