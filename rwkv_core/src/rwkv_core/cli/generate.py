@@ -1,0 +1,112 @@
+"""`rwkv-core generate`: continues a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkv_core.cli.command import Command
+from rwkv_core.cli.model_arguments import add_model_arguments, add_tokenizer_argument, load_rwkv
+from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
+from rwkv_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from rwkv_core.generation import Generated, GenerationStream
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; - reads stdin")
+    parser.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
+    parser.add_argument("--echo", action="store_true", help="print the prompt too")
+    add_model_arguments(parser)
+    add_tokenizer_argument(parser)
+    add_sampling_arguments(parser, 200, {})
+    parser.add_argument("--state", metavar="FILE", help="continue from a saved state")
+    parser.add_argument("--save-state", metavar="FILE", help="save the state after the text")
+    parser.add_argument("--json", action="store_true", help="print one object when it is done")
+
+
+def _run(args: argparse.Namespace) -> int:
+    prompt = _prompt(args)
+    options = sampling_options(args)
+    # Now, and not when the text is done.
+    if args.save_state is not None and not Path(args.save_state).parent.is_dir():
+        raise OptionError(f"--save-state: no folder {Path(args.save_state).parent} to write it in")
+    rwkv = load_rwkv(args)
+    if args.state is not None:
+        rwkv.load_state(args.state)
+    rwkv.load_context(prompt)
+    if args.echo and not args.json:
+        print(prompt, end="", flush=True)
+    began = time.perf_counter()
+    result = _print_pieces(rwkv.stream(args.max_tokens, **options), quiet=args.json)
+    seconds = time.perf_counter() - began
+    if args.save_state is not None:
+        rwkv.save_state(args.save_state)
+    if args.json:
+        summary: dict[str, Any] = {
+            "text": result.text,
+            "tokens": result.tokens,
+            "stop_reason": result.stop_reason,
+            "prompt_tokens": len(rwkv.tokenizer.encode(prompt)),
+            "seconds": seconds,
+            "tokens_per_second": len(result.tokens) / seconds,
+            "model": str(rwkv.model.path),
+            "backend": rwkv.model.backend,
+            "seed": options["seed"],
+        }
+        print(json.dumps(summary))
+    if result.stop_reason != "interrupted":
+        return 0
+    print(f"interrupted after {len(result.tokens)} tokens", file=sys.stderr)
+    return 130
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    """The prompt, wherever it is. Raises OptionError if there is none or it cannot be read."""
+    if args.prompt is not None and args.prompt_file is not None:
+        raise OptionError("found both PROMPT and --prompt-file, expected one of them")
+    if args.prompt is None and args.prompt_file is None:
+        if args.state is not None:
+            return ""
+        raise OptionError("no prompt; give PROMPT, - for stdin, --prompt-file FILE or --state FILE")
+    if args.prompt not in (None, "-"):
+        return str(args.prompt)
+    source = args.prompt_file or "-"
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise OptionError(f"{source}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{source}: not UTF-8 at byte {error.start}; expected a text") from None
+
+
+def _print_pieces(running: GenerationStream, quiet: bool) -> Generated:
+    """Print the text as it comes, then a newline; after Ctrl-C, what there is."""
+    try:
+        for piece in running:
+            if not quiet:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        running.close()
+    if not quiet:
+        print(flush=True)
+    assert running.result is not None
+    return running.result
+
+
+COMMAND = Command(
+    "generate",
+    "continue a text, printing it as it comes",
+    _add_arguments,
+    _run,
+    "Only the continuation goes to stdout, with --echo the prompt too; all else to stderr.\n\n"
+    '  rwkv-core generate "It was a dark and stormy night" -n 100 --top-p 0.9\n'
+    "  rwkv-core generate --prompt-file story.txt --save-state story.state\n"
+    "  rwkv-core generate --state story.state",
+)

@@ -1,0 +1,105 @@
+"""`rwkv-core list-backends`: which backends are installed, and how they are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from rwkv_core import plugins
+from rwkv_core.cli.command import Command
+from rwkv_core.cli.table import print_table
+from rwkv_core.errors import BackendError
+
+if TYPE_CHECKING:
+    from rwkv_core.backend import Option
+    from rwkv_core.plugins import BackendInfo
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="show this backend alone, with the options it takes"
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+
+
+def _run(args: argparse.Namespace) -> int:
+    rows = plugins.list_backends()
+    if args.name is not None:
+        known = ", ".join(row.name for row in rows) or "none"
+        rows = [row for row in rows if row.name == args.name]
+        if not rows:
+            raise BackendError(f"no backend {args.name!r} is installed; those installed: {known}")
+    if args.json:
+        print(json.dumps([_as_json(row) for row in rows], indent=2))
+    elif args.name is not None:
+        for row in rows:
+            _print_one(row)
+    else:
+        _print_all(rows)
+    return 0
+
+
+def _print_all(rows: list[BackendInfo]) -> None:
+    if not rows:
+        lines = " or ".join(
+            plugins.install_line(f"rwkv-core[{extra}]") for extra in plugins.own_extras()
+        )
+        print(f"no backend is installed; {lines}")
+        return
+    header = ("name", "distribution", "version", "contract", "status", "device", "summary")
+    print_table(
+        header,
+        [
+            (row.name, row.distribution, row.version, "-" if row.contract is None else row.contract,
+             row.status, row.device or "-", row.summary)
+            for row in rows
+        ],
+    )  # fmt: skip
+    for row in rows:
+        if row.reason:
+            print(f"{row.name}: {row.reason}")
+
+
+def _print_one(row: BackendInfo) -> None:
+    print(f"{row.name}: {row.summary}" if row.summary else row.name)
+    print(f"from {row.distribution} {row.version}, {row.status}", end="")
+    print(f" on {row.device}" if row.device else "")
+    if row.reason:
+        print(row.reason)
+    if row.options:
+        print("\noptions, each given as -o name=value:")
+        header = ("name", "type", "default", "choices", "what it is")
+        print_table(header, [_option_cells(option) for option in row.options])
+
+
+def _option_cells(option: Option) -> tuple[str, ...]:
+    default = "-" if option.default is None else str(option.default)
+    choices = ", ".join(map(str, option.choices)) or "-"
+    return (option.name, option.type.__name__, default, choices, option.help)
+
+
+def _as_json(row: BackendInfo) -> dict[str, Any]:
+    options = [
+        {
+            "name": option.name,
+            "type": option.type.__name__,
+            "default": option.default,
+            "choices": list(option.choices),
+            "help": option.help,
+        }
+        for option in row.options
+    ]
+    names = ("name", "distribution", "version", "contract", "status", "device", "summary", "reason")
+    return {**{name: getattr(row, name) for name in names}, "options": options}
+
+
+COMMAND = Command(
+    "list-backends",
+    "list the installed backends, their status and their options",
+    _add_arguments,
+    _run,
+    "Imports no tensor library.\n\n"
+    "  rwkv-core list-backends          all of them\n"
+    "  rwkv-core list-backends torch    one, with the options that -o takes",
+)

@@ -1,0 +1,88 @@
+"""The arguments -m, -b, -o and --tokenizer, which mean the same in every command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from rwkv_core import shipped
+from rwkv_core.cli.model_choice import choose_model
+from rwkv_core.cli.progress import progress_line
+from rwkv_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from rwkv_core.model import Model
+    from rwkv_core.rwkv import RWKV
+
+# What `load` itself takes by name, so that no backend's option can be called so.
+_RESERVED = ("model", "backend", "on_progress")
+
+
+def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare -b and -o."""
+    parser.add_argument(
+        "-b",
+        "--backend",
+        metavar="NAME",
+        help="see list-backends; by default the fastest",
+    )
+    parser.add_argument(
+        "-o", "--option", metavar="KEY=VALUE", action="append", default=[], dest="options",
+        help="an option of the backend, such as dtype=bfloat16; may be repeated",
+    )  # fmt: skip
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare -m, -b and -o."""
+    parser.add_argument(
+        "-m", "--model", metavar="MODEL",
+        help=f"a model file, or {shipped.NAME} for the small model that ships with rwkv-core",
+    )  # fmt: skip
+    add_backend_arguments(parser)
+
+
+def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare --tokenizer."""
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="by default the tokenizer.json beside the model file"
+    )
+
+
+def backend_options(pairs: list[str]) -> dict[str, str]:
+    """The KEY=VALUE pairs given with -o. Raises OptionError for one that is not, or given twice."""
+    options: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise OptionError(f"-o {pair}: expected KEY=VALUE, such as -o dtype=float32")
+        if name in _RESERVED:
+            raise OptionError(f"-o {name}: not an option of a backend; -m and -b name those two")
+        if name in options:
+            raise OptionError(f"-o {name}: given twice, as {options[name]!r} and {value!r}")
+        options[name] = value
+    return options
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """The model that the arguments name; what was chosen goes to stderr."""
+    options = backend_options(args.options)
+    name = choose_model(args.model)
+    from rwkv_core.model import load
+
+    with progress_line("loading") as progress:
+        model = load(name, args.backend, progress, **options)
+    if name == shipped.NAME:
+        name += " (ships with rwkv-core; -m names another)" if args.model is None else ""
+    print(f"model: {name}  backend: {model.backend} on {model.device}", file=sys.stderr)
+    return model
+
+
+def load_rwkv(args: argparse.Namespace) -> RWKV:
+    """The model that the arguments name, with its tokenizer."""
+    from rwkv_core.rwkv import RWKV
+    from rwkv_core.tokenizer import load_tokenizer
+
+    # The tokenizer first: its mistakes show before a long load.
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    return RWKV(load_model(args), tokenizer=tokenizer)

@@ -1,0 +1,69 @@
+"""Which model is meant when -m is absent."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rwkv_core import plugins, shipped
+from rwkv_core.errors import OptionError
+
+_PATTERNS = ("*.pth", "*.safetensors", "*.bin")
+
+
+def choose_model(named: str | None) -> str:
+    """`named` if a model is; else one of this folder's, asked for on a terminal; else the shipped.
+
+    Raises OptionError where the folder has model files and there is no terminal to ask on.
+    """
+    if named is not None:
+        return named
+    files = model_files(Path())
+    if not files:
+        return shipped.NAME
+    names = [str(path) for path in files]
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return _ask(names)
+    raise OptionError(
+        f"which model? Name it with -m; in this folder: {', '.join(names)}\n"
+        f"(or -m {shipped.NAME} for the model that ships with rwkv-core)"
+    )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of `folder` that are model files by name and by how they begin."""
+    candidates = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
+    return [path for path in candidates if _looks_like_a_model(path)]
+
+
+def _looks_like_a_model(path: Path) -> bool:
+    from rwkv_core.checkpoint import BUILTIN_FORMATS
+    from rwkv_core.checkpoint.opening import HEAD_BYTES
+
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    formats = (*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values())
+    return any(known.matches(path, head) for known in formats)
+
+
+def _ask(names: list[str]) -> str:
+    choices = [*names, shipped.NAME]
+    notes = [f"{Path(name).stat().st_size / 2**20:.0f} MiB" for name in names]
+    notes.append("ships with rwkv-core")
+    for i, (choice, note) in enumerate(zip(choices, notes, strict=True), 1):
+        print(f"{i:3}  {choice}  ({note})", file=sys.stderr)
+    while True:
+        print(f"which model? 1 to {len(choices)}: ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise OptionError("no model chosen; name one with -m")
+        answer = line.strip()
+        if answer in choices:
+            return answer
+        if answer.isdecimal() and 1 <= int(answer) <= len(choices):
+            return choices[int(answer) - 1]

@@ -1,0 +1,28 @@
+"""One line on stderr that says how far something is; only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_CLEAR = "\r\x1b[K"
+
+
+@contextmanager
+def progress_line(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function of how much is done and how much there is; the line goes at the end."""
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // max(total, 1)
+        if percent != shown and sys.stderr.isatty():
+            print(f"{_CLEAR}{label} {percent}%", end="", file=sys.stderr, flush=True)
+            shown = percent
+
+    try:
+        yield show
+    finally:
+        if shown >= 0:
+            print(_CLEAR, end="", file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""Holds the installed backends against the logits that ship with the model `prose`.
+
+Those come from the conformance suite's float64 reference (training/golden.py writes them), so that
+a wrong library, driver or build shows on the machine that has it, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core import plugins, shipped
+from rwkv_core.conformance.closeness import deviation
+from rwkv_core.errors import BackendError, OptionError, RWKVError
+from rwkv_core.model import Model, load
+
+GOLDEN = shipped.DATA / "golden.safetensors"
+
+# Largest deviation from the reference's logits, as a share of their root mean square: several times
+# what rounding the weights and activations to the type makes.
+TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# For other types, which have 8 bits or fewer.
+_TOLERANCE_OF_OTHERS = 0.2
+
+
+class Case(NamedTuple):
+    """A prompt and what the reference makes of it."""
+
+    tokens: list[int]
+    positions: list[int]
+    """Indices into `tokens`, after which the logits are."""
+    logits: NDArray[np.float32]  # [len(positions), V]
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one backend did with one dtype.
+
+    Attributes:
+        status: "pass", "FAIL", or "skipped" where it is not to be had on this machine.
+        error: the largest deviation found, of the logits' root mean square; None if none was.
+        reason: why it was skipped, or how it failed other than by its numbers.
+    """
+
+    backend: str
+    dtype: str
+    device: str
+    status: str
+    error: float | None
+    tolerance: float | None
+    reason: str = ""
+
+
+def golden_cases(fingerprint: str) -> list[Case]:
+    """The cases that ship, for the model of this fingerprint. Raises RWKVError for another's."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(GOLDEN, framework="numpy") as file:
+            of_model = (file.metadata() or {}).get("model")
+            if of_model != fingerprint:
+                raise RWKVError(
+                    f"{GOLDEN.name}: is of model {of_model}, the shipped model is {fingerprint}: "
+                    "make it anew with training/golden.py"
+                )
+            names = ("tokens", "positions", "logits")
+            count = len(list(file.keys())) // len(names)
+            rows = [[file.get_tensor(f"{name}.{i}") for name in names] for i in range(count)]
+    except (OSError, SafetensorError) as error:
+        raise RWKVError(f"{GOLDEN}: cannot be read ({error}); reinstall rwkv-core") from error
+    return [Case(tokens.tolist(), places.tolist(), logits) for tokens, places, logits in rows]
+
+
+def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
+    """Check `backend`, or all that are installed, with each dtype it offers, one after the other.
+
+    `options` are the backend's; a dtype among them is the only one checked. Raises BackendError
+    if the backend named is not ready, or none is installed.
+    """
+    rows = plugins.list_backends()
+    if not rows:
+        # Raises: it says what to install.
+        plugins.default_backend()
+    if backend is not None:
+        # Its reason for not being ready, if there is one, is an error and no row here.
+        if all(row.status != "ready" for row in rows if row.name == backend):
+            plugins.tensor_ops(backend, {})
+        rows = [row for row in rows if row.name == backend and row.status == "ready"]
+    for row in rows:
+        if row.status != "ready":
+            yield Check(row.name, "-", row.device, "skipped", None, None, row.reason)
+            continue
+        dtypes = [options["dtype"]] if "dtype" in options else _dtypes(row)
+        for dtype in dtypes:
+            yield _check(row, dtype, options)
+
+
+def _dtypes(row: plugins.BackendInfo) -> list[str]:
+    """The dtypes that a backend offers, as the choices of its option of that name."""
+    for option in row.options:
+        if option.name == "dtype":
+            return list(option.choices) or [option.default]
+    return [""]
+
+
+def _check(row: plugins.BackendInfo, dtype: str, options: Mapping[str, Any]) -> Check:
+    chosen = {**options, "dtype": dtype} if dtype else dict(options)
+    device = row.device
+    tolerance = TOLERANCES.get(dtype or "float32", _TOLERANCE_OF_OTHERS)
+    try:
+        model = load(shipped.NAME, row.name, **chosen)
+        device = model.device
+        tolerance = max(tolerance, TOLERANCES.get(model.ops.runtime_dtype, _TOLERANCE_OF_OTHERS))
+        cases = golden_cases(model.fingerprint)
+        error = max(deviation_of(model, case) for case in cases)
+    except (BackendError, OptionError) as refusal:
+        return Check(row.name, dtype, device, "skipped", None, tolerance, str(refusal))
+    except RWKVError:
+        raise
+    # Whatever a tensor library raises is what this is here to find.
+    except Exception as failure:
+        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
+        return Check(row.name, dtype, device, "FAIL", None, tolerance, reason)
+    if not np.isfinite(error):
+        reason = "its logits are not all numbers"
+        return Check(row.name, dtype, device, "FAIL", None, tolerance, reason)
+    status = "pass" if error <= tolerance else "FAIL"
+    return Check(row.name, dtype, device, status, error, tolerance)
+
+
+def deviation_of(model: Model, case: Case) -> float:
+    """How far the model's logits are off, the prompt read at once and token by token.
+
+    A share of the expected logits' root mean square; infinite where they are not numbers.
+    """
+    together, _ = model.forward(case.tokens, all_logits=True)
+    at_once = model.to_numpy(together)[case.positions]
+    singles, state = [], None
+    for token in case.tokens:
+        logits, state = model.forward([token], state)
+        singles.append(logits)
+    one_by_one = np.stack([model.to_numpy(singles[i]) for i in case.positions])
+    if not (np.isfinite(at_once).all() and np.isfinite(one_by_one).all()):
+        return float("inf")
+    return max(deviation(at_once, case.logits), deviation(one_by_one, case.logits))

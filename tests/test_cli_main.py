@@ -1,0 +1,170 @@
+"""The program as a whole: what every command shares."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rwkv_core.cli import BUILTIN_COMMANDS, main
+
+PROGRAM = [sys.executable, "-c", "import sys; from rwkv_core.cli import main; sys.exit(main())"]
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], capture_output=True, encoding="utf-8", timeout=120, **options
+    )
+
+
+def test_list_backends_imports_no_tensor_library():
+    code = (
+        "import sys; from rwkv_core.cli import main; main(['list-backends']);"
+        "heavy = {'numpy', 'torch', 'jax', 'tensorflow', 'numba', 'tokenizers', 'safetensors'};"
+        "print(heavy & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+
+
+def test_list_backends_shows_each_backend(backend, capsys):
+    assert main(["list-backends"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:5] == ["name", "distribution", "version", "contract", "status"]
+    assert any(line.split()[0] == backend and " ready " in line for line in lines[1:])
+
+
+def test_list_backends_as_json(backend, capsys):
+    assert main(["list-backends", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows[backend]) == [
+        "name", "distribution", "version", "contract", "status", "device", "summary", "reason",
+        "options",
+    ]  # fmt: skip
+    dtype = next(option for option in rows[backend]["options"] if option["name"] == "dtype")
+    assert dtype["type"] == "str" and dtype["default"] in dtype["choices"] and dtype["help"]
+
+
+def test_list_backends_of_one_shows_its_options(backend, capsys):
+    assert main(["list-backends", backend]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{backend}: ") and "-o name=value" in out and "\ndtype " in out
+
+
+def test_list_backends_of_an_unknown_one_names_those_installed(backend, capsys):
+    assert main(["list-backends", "nosuch"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rwkv-core: error: no backend 'nosuch'") and backend in error
+
+
+def test_a_broken_plugin_is_listed_with_its_reason(install_plugin, capsys):
+    install_plugin("broken-plugin", "raise RuntimeError('oh no')")
+    assert main(["list-backends"]) == 0
+    assert "broken-plugin: RuntimeError: oh no" in capsys.readouterr().out
+
+
+def test_help_lists_every_command_with_a_line_and_shows_an_example(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for command in BUILTIN_COMMANDS:
+        assert f"{command.name} {command.help}" in out
+    assert "example: rwkv-core generate" in out
+
+
+@pytest.mark.parametrize("command", BUILTIN_COMMANDS, ids=lambda command: command.name)
+def test_each_command_has_help(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command.name, "--help"])
+    assert command.help in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("rwkv-core 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND (see rwkv-core --help)"),
+        (["nosuch"], "invalid choice: 'nosuch'"),
+        (["generate", "x", "--nosuch"], "unrecognized arguments: --nosuch"),
+        (["generate", "x", "-n", "many"], "(see rwkv-core generate --help)"),
+        (["generate", "x", "-m", "no/such.pth"], "no such file"),
+        (["vram", "-m", "."], "a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("rwkv-core: error: ") and message in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+COMMAND_PLUGIN = """
+import rwkv_core
+from rwkv_core.cli import Command
+
+def add_arguments(parser):
+    parser.add_argument("name")
+
+def run(args):
+    if args.name == "nobody":
+        raise ZeroDivisionError("nobody\\nthere")
+    print("hello", args.name)
+    return 7
+
+@rwkv_core.hookimpl
+def rwkv_commands():
+    return [Command("greet", "greet somebody", add_arguments, run)]
+"""
+
+
+def test_a_plugin_adds_a_command(install_plugin, capsys):
+    install_plugin("greeting", COMMAND_PLUGIN)
+    assert main(["greet", "you"]) == 7
+    assert capsys.readouterr().out == "hello you\n"
+
+
+def test_a_failure_in_a_plugins_command_is_one_line(install_plugin, capsys, monkeypatch):
+    install_plugin("greeting", COMMAND_PLUGIN)
+    monkeypatch.delenv("RWKV_DEBUG", raising=False)
+    assert main(["greet", "nobody"]) == 2
+    assert capsys.readouterr().err == "rwkv-core: error: ZeroDivisionError: nobody there\n"
+
+
+def test_rwkv_debug_shows_the_traceback(install_plugin, capsys, monkeypatch):
+    install_plugin("greeting", COMMAND_PLUGIN)
+    monkeypatch.setenv("RWKV_DEBUG", "1")
+    assert main(["greet", "nobody"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sound", "faulty", "reason"),
+    [
+        ('"greet"', '"vram"', "command vram is left out: vram is a built-in command"),
+        ('add_argument("name")', 'add_argument("-name", nosuch=1)', "greet is left out: TypeError"),
+        ("[Command(", "[rwkv_core.Backend('greet', '', 1, run)] or [Command(", "found a Backend"),
+    ],
+)
+def test_a_faulty_command_of_a_plugin_hurts_no_other(install_plugin, capsys, sound, faulty, reason):
+    install_plugin("greeting", COMMAND_PLUGIN.replace(sound, faulty))
+    assert main(["vram"]) == 0
+    captured = capsys.readouterr()
+    assert "169M" in captured.out and reason in captured.err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="pipes of another kind")
+def test_a_reader_that_goes_away_is_no_error(small_model):
+    command = [*PROGRAM, "generate", "a", "-n", "1000000", "-m", str(small_model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.read(10)
+        process.stdout.close()
+        errors = process.stderr.read().decode().splitlines()
+    assert process.returncode == 141
+    assert len(errors) == 1 and errors[0].startswith("model: ")

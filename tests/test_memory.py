@@ -1,0 +1,66 @@
+"""How much memory models take, as a library and as `rwkv-core vram`."""
+
+import json
+
+import pytest
+
+from random_model import random_weights
+from rwkv_core import memory
+from rwkv_core.checkpoint import Shape
+from rwkv_core.cli import main
+
+
+def test_counts_are_those_of_a_real_model():
+    weights = random_weights(3, 32, 101)
+    counts = memory.count_parameters(Shape(3, 32, 128, 101))
+    assert counts.total == sum(array.size for array in weights.values())
+    assert counts.embedding == counts.head == 101 * 32
+    assert counts.vectors == sum(
+        array.size for array in weights.values() if max(array.shape) == array.size
+    )
+
+
+def test_the_known_sizes_have_the_parameters_in_their_names():
+    millions = {row.name: row.parameters / 1e6 for row in memory.memory_of_known_models()}
+    named = {"169M": 169, "430M": 430, "1.5B": 1515, "3B": 2985, "7B": 7393, "14B": 14148}
+    assert millions == pytest.approx(named, rel=0.005)
+
+
+def test_weights_are_matrices_vectors_and_embedding():
+    shape = Shape(2, 64, 256, 100)
+    counts = memory.count_parameters(shape)
+    fixed = 2 * counts.embedding + 4 * counts.vectors
+    found = memory.memory("m", shape).weights
+    assert found["float32"] == 4 * counts.matrices + fixed
+    assert found["float16"] == found["bfloat16"] == 2 * counts.matrices + fixed
+    assert found["int8"] == counts.matrices * 68 // 64 + fixed
+    assert found["int4"] == counts.matrices * 36 // 64 + fixed
+    wider = memory.memory("m", shape, embedding_bytes=4).weights
+    assert wider["float32"] - found["float32"] == 2 * counts.embedding
+
+
+def test_the_state_is_that_of_a_model(small_model):
+    import rwkv_core
+
+    model = rwkv_core.load(small_model)
+    state = model.forward([1])[1]
+    arrays = model.to_numpy(state.array), model.to_numpy(state.logits)
+    assert memory.memory_of_file(small_model).state == sum(array.nbytes for array in arrays)
+
+
+def test_vram_lists_the_known_sizes(capsys):
+    assert main(["vram"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["model", "parameters", "float32"]
+    assert [line.split()[0] for line in lines[1:]] == ["169M", "430M", "1.5B", "3B", "7B", "14B"]
+
+
+def test_vram_of_a_file_as_json_is_in_bytes(small_model, capsys):
+    assert main(["vram", "-m", str(small_model), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["model"], row["n_layer"], row["n_embd"], row["n_ffn"]) == (
+        str(small_model), 2, 32, 128,
+    )  # fmt: skip
+    assert set(row["weights"]) == {"float32", "float16", "bfloat16", "int8", "int4"}
+    # The file is of float32, the embedding in it too.
+    assert row["weights"]["float32"] == 4 * row["parameters"]
