@@ -168,7 +168,10 @@ class Model:
         if state is None:
             state = self.empty_state(None if single else rows.shape[0])
         self.check_state(state, None if single else rows.shape[0])
-        rows, array = (rows[None], state.array[None]) if single else (rows, state.array)
+        xp = self.ops.xp
+        array = state.array
+        if single:
+            rows, array = rows[None], xp.expand_dims(array, axis=0)
         run = self._all_logits if all_logits else self._last_logits
         pieces, start = [], 0
         for length in self.ops.chunks(rows.shape[1]):
@@ -176,11 +179,10 @@ class Model:
             logits, array = run(self._parameters, x, array)
             pieces.append(logits)
             start += length
-        xp = self.ops.xp
         logits = pieces[-1] if len(pieces) == 1 or not all_logits else xp.concat(pieces, axis=1)
         logits = xp.astype(logits, xp.float32, copy=False)
         if single:
-            logits, array = logits[0], array[0]
+            logits, array = logits[0, ...], array[0, ...]
         last = logits[..., -1, :]
         return (logits if all_logits else last), State(array, last)
 
@@ -252,8 +254,8 @@ class Model:
         """The single states of a batch."""
         n_batch = batch.array.shape[0]
         self.check_state(batch, n_batch)
-        rows = [None] * n_batch if batch.logits is None else batch.logits
-        return [State(batch.array[i], rows[i]) for i in range(n_batch)]
+        logits = [None if batch.logits is None else batch.logits[i, ...] for i in range(n_batch)]
+        return [State(batch.array[i, ...], row) for i, row in enumerate(logits)]
 
     def save_state(self, path: str | os.PathLike[str], single: State) -> None:
         """Write a state to a file that this model loads on any backend. Raises StateError."""
