@@ -12,6 +12,8 @@ nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "yes"
 
 TEST_TOOLS = ("pytest", "hypothesis")
+# Tests run many small products, where a second thread costs more than it brings.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 DISTRIBUTIONS = ("rwkv_core", "rwkv_backend_numpy", "rwkv_backend_torch")
 
 
@@ -19,11 +21,12 @@ def install(session: nox.Session, *what: str) -> None:
     session.install("--constraint", "constraints.txt", *what)
 
 
+def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
+    session.run("python", "-m", "pytest", *arguments, env=ONE_THREAD | variables)
+
+
 def conformance(session: nox.Session, backend: str) -> None:
-    session.run(
-        "python", "-m", "pytest", "--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend,
-        "-q", "-p", "no:cacheprovider",
-    )  # fmt: skip
+    pytest(session, "--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, "-q")
 
 
 @nox.session
@@ -39,7 +42,7 @@ def lint(session: nox.Session) -> None:
 def core(session: nox.Session) -> None:
     """rwkv-core with no backend at all."""
     install(session, "./rwkv_core", *TEST_TOOLS)
-    session.run("python", "-m", "pytest", *session.posargs)
+    pytest(session, *session.posargs)
 
 
 @nox.session
@@ -47,7 +50,7 @@ def core(session: nox.Session) -> None:
 def backend(session: nox.Session, backend: str) -> None:
     """One backend in an environment without the others."""
     install(session, "./rwkv_core", f"./rwkv_backend_{backend}", *TEST_TOOLS)
-    session.run("python", "-m", "pytest", *session.posargs)
+    pytest(session, *session.posargs)
     conformance(session, backend)
 
 
@@ -56,8 +59,8 @@ def peers(session: nox.Session) -> None:
     """All backends together, against `rwkv` and `transformers` from PyPI, side by side."""
     install(session, "torch", *(f"./{name}" for name in DISTRIBUTIONS))
     install(session, "rwkv", "transformers", *TEST_TOOLS)
-    session.run("python", "-m", "pytest", "tests/test_across_backends.py", "tests/peers")
-    session.run("python", "tests/peers/speed.py")
+    pytest(session, "tests/test_across_backends.py", "tests/peers")
+    session.run("python", "tests/peers/speed.py", env={"PYTHONPATH": "tests"})
 
 
 @nox.session
@@ -72,7 +75,7 @@ def third_party(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """What the READMEs say is run as it stands there."""
     install(session, "./rwkv_core", "./rwkv_backend_numpy", *TEST_TOOLS)
-    session.run("python", "-m", "pytest", "tests/docs")
+    pytest(session, "tests/docs")
 
 
 @nox.session
@@ -90,4 +93,4 @@ def packaging(session: nox.Session) -> None:
     pip = str(clean / "bin" / "pip")
     session.run(pip, "install", "-q", "-c", "constraints.txt", *wheels, external=True)
     session.install("pytest")
-    session.run("python", "-m", "pytest", "-q", "tests/packaging", env={"CLEAN_ENV": str(clean)})
+    pytest(session, "tests/packaging", CLEAN_ENV=str(clean))

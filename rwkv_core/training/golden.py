@@ -1,0 +1,66 @@
+"""Write the logits that `rwkv-core verify` holds backends against, for the model that ships.
+
+    python golden.py
+
+They are computed in float64 by the conformance suite's reference, from the weights in the file, and
+stored as float32 in golden.safetensors beside it. Run it whenever the model file changes.
+"""
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from rwkv_core.checkpoint import diagnose, open_checkpoint
+from rwkv_core.conformance import reference
+from rwkv_core.model import load
+from rwkv_core.shipped import MODEL, NAME
+from rwkv_core.tokenizer import find_tokenizer, load_tokenizer
+from rwkv_core.verify import GOLDEN
+
+PROMPTS = (
+    "It was a dark and stormy night",
+    "\u201cYou have been in Afghanistan, I perceive.\u201d \u2014 caf\u00e9, \u03b1\u03b2\n\n",
+    # Long enough that a backend which reads in fixed sizes needs several, with a remainder.
+    "The sea was calm. " * 20 + "Then the wind rose, and with it the fear of every man aboard",
+)
+
+
+def weights() -> tuple[reference.Weights, int]:
+    """The shipped model's tensors in float64, and its number of layers."""
+    with open_checkpoint(MODEL) as checkpoint:
+        shape = diagnose(checkpoint)
+        names = checkpoint.tensors
+        return {name: checkpoint.read(name).astype(np.float64) for name in names}, shape.n_layer
+
+
+def logits(weights: reference.Weights, n_layer: int, tokens: list[int]) -> reference.Floats:
+    """Logits [T, V] after every token: the reference's parts, for any number of layers."""
+    x = reference.layer_norm(weights, "blocks.0.ln0", weights["emb.weight"][tokens])
+    for i in range(n_layer):
+        block = f"blocks.{i}."
+        y = reference.layer_norm(weights, block + "ln1", x)
+        x = x + reference.time_mixing(weights, block + "att.", y)[0]
+        y = reference.layer_norm(weights, block + "ln2", x)
+        x = x + reference.channel_mixing(weights, block + "ffn.", y)
+    return reference.layer_norm(weights, "ln_out", x) @ weights["head.weight"].T
+
+
+def main() -> None:
+    tokenizer = load_tokenizer(find_tokenizer(MODEL))
+    tensors: dict[str, np.ndarray] = {}
+    parameters, n_layer = weights()
+    for i, prompt in enumerate(PROMPTS):
+        tokens = [0, *tokenizer.encode(prompt)]
+        last = len(tokens) - 1
+        positions = sorted({0, 1, last // 2, last})
+        expected = logits(parameters, n_layer, tokens)[positions]
+        tensors[f"tokens.{i}"] = np.array(tokens, np.int32)
+        tensors[f"positions.{i}"] = np.array(positions, np.int32)
+        tensors[f"logits.{i}"] = expected.astype(np.float32)
+        print(f"{len(tokens)} tokens, logits at {positions}")
+    # The fingerprint is the same on every backend.
+    save_file(tensors, GOLDEN, {"model": load(NAME).fingerprint})
+    print(GOLDEN, GOLDEN.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    main()
