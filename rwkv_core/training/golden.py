@@ -24,35 +24,22 @@ PROMPTS = (
 )
 
 
-def weights() -> tuple[reference.Weights, int]:
-    """The shipped model's tensors in float64, and its number of layers."""
+def weights() -> reference.Weights:
+    """The shipped model's tensors in float64."""
     with open_checkpoint(MODEL) as checkpoint:
-        shape = diagnose(checkpoint)
-        names = checkpoint.tensors
-        return {name: checkpoint.read(name).astype(np.float64) for name in names}, shape.n_layer
-
-
-def logits(weights: reference.Weights, n_layer: int, tokens: list[int]) -> reference.Floats:
-    """Logits [T, V] after every token: the reference's parts, for any number of layers."""
-    x = reference.layer_norm(weights, "blocks.0.ln0", weights["emb.weight"][tokens])
-    for i in range(n_layer):
-        block = f"blocks.{i}."
-        y = reference.layer_norm(weights, block + "ln1", x)
-        x = x + reference.time_mixing(weights, block + "att.", y)[0]
-        y = reference.layer_norm(weights, block + "ln2", x)
-        x = x + reference.channel_mixing(weights, block + "ffn.", y)
-    return reference.layer_norm(weights, "ln_out", x) @ weights["head.weight"].T
+        diagnose(checkpoint)
+        return {name: checkpoint.read(name).astype(np.float64) for name in checkpoint.tensors}
 
 
 def main() -> None:
     tokenizer = load_tokenizer(find_tokenizer(MODEL))
     tensors: dict[str, np.ndarray] = {}
-    parameters, n_layer = weights()
+    parameters = weights()
     for i, prompt in enumerate(PROMPTS):
         tokens = [0, *tokenizer.encode(prompt)]
         last = len(tokens) - 1
         positions = sorted({0, 1, last // 2, last})
-        expected = logits(parameters, n_layer, tokens)[positions]
+        expected = reference.run(parameters, tokens).logits[positions]
         tensors[f"tokens.{i}"] = np.array(tokens, np.int32)
         tensors[f"positions.{i}"] = np.array(positions, np.int32)
         tensors[f"logits.{i}"] = expected.astype(np.float32)
