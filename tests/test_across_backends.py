@@ -28,6 +28,15 @@ def test_a_saved_state_continues_on_the_other(
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_state_in_memory_is_refused_by_the_other(
+    small_model: Path, first: str, second: str
+) -> None:
+    _, state = rwkv_core.load(small_model, backend=first).forward([1])
+    with pytest.raises(rwkv_core.StateError, match="save it there and load it here"):
+        rwkv_core.load(small_model, backend=second).forward([1], state)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_a_seed_gives_the_same_text(first: str, second: str) -> None:
     texts = []
     for backend in (first, second):

@@ -1,7 +1,10 @@
 """States: saved whole or not at all, refused where they do not belong."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from byte_tokenizer import write_byte_tokenizer
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import State, StateError
+from rwkv_core.state import save_state
 
 
 def test_a_state_goes_on_where_it_was_saved(
@@ -36,16 +40,66 @@ def test_an_empty_state_and_pending_bytes_are_kept(
     assert (again.logits, again.pending) == (None, b"\xe2\x82")
 
 
-@pytest.mark.parametrize("place", ["missing-folder/a.state", "a-folder"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("missing-folder/a.state", "cannot be written: No such file"),
+        ("a-folder", "no regular file"),
+        ("a-pipe", "no regular file"),
+    ],
+)
 def test_a_place_that_cannot_be_written_is_one_line_and_leaves_nothing(
-    small_model: Path, tmp_path: Path, backend: str, place: str
+    small_model: Path, tmp_path: Path, backend: str, place: str, message: str
 ) -> None:
     (tmp_path / "a-folder").mkdir()
+    os.mkfifo(tmp_path / "a-pipe")
     model = rwkv_core.load(small_model, backend=backend)
-    with pytest.raises(StateError, match="cannot be written") as error:
+    with pytest.raises(StateError, match=message) as error:
         model.save_state(tmp_path / place, model.forward([1])[1])
     assert "\n" not in str(error.value)
-    assert os.listdir(tmp_path) == ["a-folder"]
+    assert sorted(os.listdir(tmp_path)) == ["a-folder", "a-pipe"]
+    with pytest.raises(StateError):
+        model.load_state(tmp_path / place)
+
+
+def test_a_link_is_written_through(small_model: Path, tmp_path: Path, backend: str) -> None:
+    model = rwkv_core.load(small_model, backend=backend)
+    (tmp_path / "link.state").symlink_to(tmp_path / "a.state")
+    model.save_state(tmp_path / "link.state", model.forward([1])[1])
+    assert (tmp_path / "link.state").is_symlink()
+    model.load_state(tmp_path / "a.state")
+
+
+def test_many_threads_may_write_one_file(small_model: Path, tmp_path: Path, backend: str) -> None:
+    model = rwkv_core.load(small_model, backend=backend)
+    _, state = model.forward([1])
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(model.save_state, tmp_path / "a.state", state) for _ in range(100)]
+    for job in jobs:
+        job.result()
+    assert os.listdir(tmp_path) == ["a.state"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pending": b"HELLO"},
+        {"pending": b"\xff" * 10},
+        {"array": np.zeros((2, 5, 32), np.int8)},
+        {"array": np.full((2, 5, 32), np.nan, np.float32)},
+        {"logits": np.full(262, np.inf, np.float32)},
+    ],
+)
+def test_values_that_no_model_gives_are_refused(
+    small_model: Path, tmp_path: Path, backend: str, change: dict[str, Any]
+) -> None:
+    model = rwkv_core.load(small_model, backend=backend)
+    good = State(np.zeros((2, 5, 32), np.float32), None, b"", model.fingerprint)
+    save_state(tmp_path / "good.state", good)
+    model.load_state(tmp_path / "good.state")
+    save_state(tmp_path / "bad.state", replace(good, **change))
+    with pytest.raises(StateError, match="damaged"):
+        model.load_state(tmp_path / "bad.state")
 
 
 @pytest.mark.parametrize("content", [b"", b"no state", b"\x10" + b"\0" * 40])
@@ -90,6 +144,32 @@ def test_a_state_of_other_weights_is_refused(
     model.save_state(tmp_path / "a.state", model.forward([1])[1])
     with pytest.raises(StateError, match=f"of model {model.fingerprint}"):
         other.load_state(tmp_path / "a.state")
+    with pytest.raises(StateError, match=f"one of model {model.fingerprint}"):
+        other.forward([1], model.forward([1])[1])
+
+
+def test_weights_that_differ_in_matrices_alone_have_other_fingerprints(
+    tmp_path: Path, backend: str
+) -> None:
+    weights = random_weights(2, 32, 300)
+    write_pth(tmp_path / "one.pth", weights)
+    weights["blocks.1.att.key.weight"] = weights["blocks.1.att.key.weight"] * np.float32(1.5)
+    write_pth(tmp_path / "other.pth", weights)
+    one, other = (rwkv_core.load(tmp_path / f"{x}.pth", backend) for x in ("one", "other"))
+    assert one.fingerprint != other.fingerprint
+
+
+def test_a_caller_may_change_the_arrays_it_gets(small_model: Path, backend: str) -> None:
+    model = rwkv_core.load(small_model, backend=backend)
+    logits, state = model.forward([1, 2])
+    array, last = model.to_numpy(state), model.to_numpy(state.logits)
+    expected = array.copy(), last.copy()
+    model.to_numpy(logits)[:] = 0
+    array[:], last[:] = 0, 0
+    if isinstance(logits, np.ndarray):
+        logits[:] = 0
+    assert np.array_equal(model.to_numpy(state), expected[0])
+    assert np.array_equal(model.to_numpy(state.logits), expected[1])
 
 
 def test_states_that_do_not_fit_are_refused(small_model: Path, backend: str) -> None:
@@ -100,8 +180,13 @@ def test_states_that_do_not_fit_are_refused(small_model: Path, backend: str) -> 
         model.forward([[1], [2]], single)
     with pytest.raises(StateError, match=r"found shape \[2, 2, 5, 32\], expected \[2, 5, 32\]"):
         model.forward([1], batch)
-    with pytest.raises(StateError, match="found a ndarray"):
-        model.forward([1], np.zeros((2, 5, 32)))
+    for foreign in (np.zeros((2, 5, 32)), 3):
+        with pytest.raises(StateError, match="expected a State"):
+            model.forward([1], foreign)
+        with pytest.raises(StateError, match="expected a State"):
+            model.unstack_state(foreign)
+    with pytest.raises(StateError, match="another backend or dtype"):
+        model.forward([1], State(model.to_numpy(single).astype(np.float16)))
     with pytest.raises(StateError, match="logits of 7 tokens"):
         model.forward([1], State(single.array, single.logits[:7]))
 

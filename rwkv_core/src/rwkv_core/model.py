@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core import plugins, recurrence, shipped, state
+from rwkv_core import plugins, recurrence, shipped
+from rwkv_core import state as state_file
 from rwkv_core.checkpoint import BUILTIN_FORMATS, Checkpoint, diagnose, open_checkpoint
 from rwkv_core.checkpoint.doctor import Shape, check_finite
 from rwkv_core.errors import CheckpointError, OptionError, StateError
@@ -114,10 +115,14 @@ class _Reader:
 
 
 def _fingerprint(checkpoint: Checkpoint, shape: Shape) -> str:
-    """Sixteen hex digits that tell a model's weights from others', whatever file holds them."""
+    """Sixteen hex digits over a sample of every tensor's values, whatever kind of file holds them.
+
+    Without time_decay, which rwkv.cpp's files hold in another form, equal but for rounding.
+    """
     digest = hashlib.sha256(repr(tuple(shape)).encode())
-    for name in ("ln_out.weight", "ln_out.bias", "blocks.0.ln0.weight", "blocks.0.ln0.bias"):
-        digest.update(checkpoint.read(name).astype("<f4").tobytes())
+    for name in sorted(checkpoint.tensors):
+        if not name.endswith("time_decay"):
+            digest.update(checkpoint.read(name).reshape(-1)[:64].astype("<f4").tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -146,6 +151,7 @@ class Model:
         self.n_layer, self.n_embd, self.n_vocab = shape.n_layer, shape.n_embd, shape.n_vocab
         self.device = ops.device
         self._table, self._parameters = table, parameters
+        self._kind = _kind(self.empty_state().array)
         self._all_logits = ops.compile(partial(recurrence.all_logits, ops))
         self._last_logits = ops.compile(partial(recurrence.last_logits, ops))
 
@@ -183,8 +189,11 @@ class Model:
         logits = xp.astype(logits, xp.float32, copy=False)
         if single:
             logits, array = logits[0, ...], array[0, ...]
-        last = logits[..., -1, :]
-        return (logits if all_logits else last), State(array, last)
+        # Copies for the state: what a caller does to the logits, and how long they are kept, is
+        # no matter to it.
+        last = xp.asarray(logits[..., -1, :], copy=True)
+        after = State(xp.asarray(array, copy=True), last, model=self.fingerprint)
+        return (logits if all_logits else logits[..., -1, :]), after
 
     def _rows(self, tokens: Tokens) -> NDArray[np.int64]:
         try:
@@ -207,8 +216,8 @@ class Model:
         return rows.astype(np.int64)
 
     def to_numpy(self, array: Any) -> NDArray[Any]:
-        """Any array of this model's (logits, a state) as NumPy, with its shape and dtype."""
-        return self.ops.to_numpy(array.array if isinstance(array, State) else array)
+        """A copy of an array of this model's (logits, a state) as NumPy, of its shape and dtype."""
+        return np.array(self.ops.to_numpy(array.array if isinstance(array, State) else array))
 
     def empty_state(self, n_batch: int | None = None) -> State:
         """The state of having read nothing; of `n_batch` sequences if given."""
@@ -216,12 +225,21 @@ class Model:
         array[:, recurrence.PP] = recurrence.EMPTY_PP
         if n_batch is not None:
             array = np.tile(array, (n_batch, 1, 1, 1))
-        return State(self.ops.vector(array))
+        return State(self.ops.vector(array), model=self.fingerprint)
 
     def check_state(self, state: State, n_batch: int | None = None) -> None:
         """Raise StateError unless `state` fits this model, as a batch of `n_batch` if given."""
         if not isinstance(state, State):
             raise StateError(f"state: found a {type(state).__name__}, expected a State or None")
+        if state.model not in ("", self.fingerprint):
+            raise StateError(
+                f"state: found one of model {state.model}, this model is {self.fingerprint}"
+            )
+        if _kind(state.array) != self._kind:
+            raise StateError(
+                f"state: found an array of {_kind(state.array)}, expected {self._kind}: to carry "
+                "a state to another backend or dtype, save it there and load it here"
+            )
         expected = (self.n_layer, recurrence.STATE_ROWS, self.n_embd)
         if n_batch is not None:
             expected = (n_batch, *expected)  # type: ignore[assignment]
@@ -238,7 +256,10 @@ class Model:
             )
 
     def stack_states(self, states: Sequence[State]) -> State:
-        """B single states as one batch; their logits too, where all have them."""
+        """B single states as one batch; their logits too, where all have them.
+
+        A batch has no `pending` bytes: a caller who decodes text keeps each row's.
+        """
         if not states:
             raise StateError("no states to stack, expected at least one")
         for one in states:
@@ -248,33 +269,50 @@ class Model:
         return State(
             stack([one.array for one in states]),
             None if any(row is None for row in logits) else stack(logits),
+            model=self.fingerprint,
         )
 
     def unstack_state(self, batch: State) -> list[State]:
         """The single states of a batch."""
-        n_batch = batch.array.shape[0]
+        n_batch = batch.array.shape[0] if isinstance(batch, State) else None
         self.check_state(batch, n_batch)
-        logits = [None if batch.logits is None else batch.logits[i, ...] for i in range(n_batch)]
-        return [State(batch.array[i, ...], row) for i, row in enumerate(logits)]
+        xp = self.ops.xp
+
+        # Copies, so that to keep one is not to keep the batch.
+        def row(array: Any, i: int) -> Any:
+            return None if array is None else xp.asarray(array[i, ...], copy=True)
+
+        return [
+            State(row(batch.array, i), row(batch.logits, i), model=self.fingerprint)
+            for i in range(n_batch or 0)
+        ]
 
     def save_state(self, path: str | os.PathLike[str], single: State) -> None:
         """Write a state to a file that this model loads on any backend. Raises StateError."""
         self.check_state(single)
         logits = None if single.logits is None else self.to_numpy(single.logits)
-        state.save_arrays(
-            path, self.to_numpy(single.array), logits, single.pending, self.fingerprint
-        )
+        on_host = State(self.to_numpy(single), logits, single.pending, self.fingerprint)
+        state_file.save_state(path, on_host)
 
     def load_state(self, path: str | os.PathLike[str]) -> State:
         """Read a state that `save_state` wrote. Raises StateError, of another model's too."""
-        array, logits, pending = state.load_arrays(path, self.fingerprint)
-        on_device = None
+        found = state_file.load_state(path)
+        if found.model != self.fingerprint:
+            raise StateError(
+                f"{path}: this state is of model {found.model}, the model loaded here is "
+                f"{self.fingerprint}; load the model that the state was saved with"
+            )
+        logits = found.logits
         if logits is not None:
-            if logits.shape != (self.n_vocab,):
-                raise StateError(f"{path}: found logits of shape {list(logits.shape)}, "
-                                 f"expected [{self.n_vocab}]")  # fmt: skip
             xp = self.ops.xp
-            on_device = xp.astype(self.ops.vector(logits), xp.float32, copy=False)
-        loaded = State(self.ops.vector(array), on_device, pending)
+            logits = xp.astype(self.ops.vector(logits), xp.float32, copy=False)
+        loaded = State(self.ops.vector(found.array), logits, found.pending, found.model)
         self.check_state(loaded)
         return loaded
+
+
+def _kind(array: Any) -> str:
+    """The library, type and device of an array, as far as it tells."""
+    library = type(array).__module__.partition(".")[0]
+    dtype, device = (getattr(array, name, "unknown") for name in ("dtype", "device"))
+    return f"{library} {dtype} on {device}"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rwkv_core.errors import StateError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from rwkv_core.stop_strings import unfinished_character
 
 _FORMAT = "rwkv-core state 1"
 
@@ -30,64 +27,77 @@ class State:
         logits: float32 logits of the next token, [n_vocab] or [B, n_vocab]; None where nothing
             has been read.
         pending: the bytes of a UTF-8 character that the tokens read so far begin but do not end.
+        model: the fingerprint of the model it is of; "" fits any model of the same shape.
     """
 
     array: Any
     logits: Any = None
     pending: bytes = b""
+    model: str = ""
 
 
-def save_arrays(
-    path: str | os.PathLike[str],
-    array: NDArray[Any],
-    logits: NDArray[np.float32] | None,
-    pending: bytes,
-    fingerprint: str,
-) -> None:
-    """Write a state as safetensors, beside `path` first and then renamed onto it."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+def save_state(path: str | os.PathLike[str], state: State) -> None:
+    """Write a single state, its arrays being NumPy's, as safetensors.
 
-    path = Path(path)
-    tensors = {"state": array} if logits is None else {"state": array, "logits": logits}
-    metadata = {"format": _FORMAT, "model": fingerprint, "pending": pending.hex()}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    It is written beside `path` first and then renamed onto it, so that a failure leaves what was
+    there. Raises StateError if that cannot be done.
+    """
+    from safetensors.numpy import save
+
+    tensors = {"state": state.array}
+    if state.logits is not None:
+        tensors["logits"] = state.logits
+    metadata = {"format": _FORMAT, "model": state.model, "pending": state.pending.hex()}
+    data = save(tensors, metadata)
+    # Through a symbolic link and not onto it.
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise StateError(f"{path}: no regular file; name one that a state can be written to")
     try:
-        save_file(tensors, beside, metadata)
-        beside.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise StateError(f"{path}: cannot be written: {reason}") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
+        descriptor, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+            os.replace(beside, target)
+        except BaseException:
+            os.unlink(beside)
+            raise
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def load_arrays(
-    path: str | os.PathLike[str], fingerprint: str
-) -> tuple[NDArray[Any], NDArray[np.float32] | None, bytes]:
-    """The state array, logits and pending bytes of a file that `save_arrays` wrote.
+def load_state(path: str | os.PathLike[str]) -> State:
+    """The state in a file that `save_state` wrote, with NumPy arrays.
 
-    Raises StateError if the file is not one, is damaged, or is of a model whose fingerprint is
-    not `fingerprint`.
+    Raises StateError if the file is not one, or is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
+    if not Path(path).is_file():
+        found = "no regular file" if Path(path).exists() else "no such file"
+        raise StateError(f"{path}: {found}, expected one that save_state wrote")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 found = metadata.get("format", "another kind of safetensors file")
                 raise StateError(f"{path}: found {found!r}, expected {_FORMAT!r}")
-            if metadata["model"] != fingerprint:
-                raise StateError(
-                    f"{path}: this state is of model {metadata['model']}, the model loaded here "
-                    f"is {fingerprint}; load the model that the state was saved with"
-                )
-            array = file.get_tensor("state")
-            logits = file.get_tensor("logits") if "logits" in file.keys() else None  # noqa: SIM118
-            return array, logits, bytes.fromhex(metadata["pending"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            pending = bytes.fromhex(metadata["pending"])
+            state = State(tensors["state"], tensors.get("logits"), pending, metadata["model"])
     except OSError as error:
         raise StateError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise StateError(f"{path}: not a state file, or damaged ({error})") from error
+    _check_values(path, state)
+    return state
+
+
+def _check_values(path: str | os.PathLike[str], state: State) -> None:
+    import numpy as np
+
+    arrays = [state.array] if state.logits is None else [state.array, state.logits]
+    if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays):
+        raise StateError(f"{path}: damaged: its values are not all finite floats; save it anew")
+    if unfinished_character(state.pending) != state.pending:
+        raise StateError(f"{path}: damaged: {state.pending!r} begins no UTF-8 character")
