@@ -50,6 +50,13 @@ def test_a_missing_file(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nothing.pth")
 
 
+@pytest.mark.parametrize("path", [None, 5, b"model.pth", ["model.pth"]])
+def test_what_is_no_path_is_named(path: object) -> None:
+    with pytest.raises(CheckpointError, match="expected a model file's path") as error:
+        open_checkpoint(path)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a folder"):
         open_checkpoint(tmp_path)

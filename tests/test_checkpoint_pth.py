@@ -284,6 +284,24 @@ def test_a_pickle_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     assert "3000002 bytes" in refusal(tmp_path / "m.pth")
 
 
+def pth_of_copies(path: Path, count: int) -> Path:
+    """A file of `count` tensors that all are the same bytes."""
+    ramp = np.arange(10_000, dtype=np.float32)
+    same = [text(f"blocks.{i}.x") + tensor("0", F32, (100, 100)) for i in range(count)]
+    pickled = b"\x80\x02}(" + b"".join(same) + b"u."
+    write_torch_zip(path, pickled, {"data/0": ramp.tobytes()})
+    return path
+
+
+def test_many_tensors_of_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    message = refusal(pth_of_copies(tmp_path / "bomb.pth", 500))
+    assert "share storage" in message and "20000000 bytes" in message
+
+
+def test_two_tensors_may_be_the_same_bytes(tmp_path: Path) -> None:
+    assert len(read_all(pth_of_copies(tmp_path / "tied.pth", 2))) == 2
+
+
 def test_a_compressed_member_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", state_dict_pickle({"x": RAMP}))

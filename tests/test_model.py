@@ -126,6 +126,13 @@ def test_a_matrix_that_is_not_finite_is_refused(tmp_path: Path, backend: str, va
         rwkv_core.load(tmp_path / "bad.pth", backend=backend)
 
 
+@pytest.mark.parametrize("path", [None, 5, b"model.pth", ["model.pth"]])
+def test_what_is_no_path_is_one_line(path: Any) -> None:
+    with pytest.raises(CheckpointError) as error:
+        rwkv_core.load(path)
+    assert "\n" not in str(error.value)
+
+
 def test_loading_reports_its_progress(small_model: Path, backend: str) -> None:
     seen: list[tuple[int, int]] = []
     rwkv_core.load(small_model, backend=backend, on_progress=lambda *x: seen.append(x))

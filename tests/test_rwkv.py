@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from forced_tokens import (
     EMOJI,
@@ -156,6 +157,9 @@ def test_saved_state_goes_on_as_the_running_one(rwkv: RWKV, tmp_path: Path) -> N
         {"seed": -1}, {"seed": "1"}, {"seed": 1.5}, {"seed": True},
         {"on_progress": 3}, {"processors": ["absent"]}, {"temperature": -1}, {"top_pp": 0.5},
         {"logit_bias": {10**6: 1.0}}, {"banned_tokens": [10**6]}, {"temp": 1},
+        {"sampling": {"top_p": 0.5}}, {"sampling": {}}, {"sampling": 0.5},
+        {"processors": np.negative}, {"processors": None}, {"processors": [None]},
+        {"processors": "absent"},
     ],
 )  # fmt: skip
 def test_unusable_argument_is_refused_and_changes_nothing(
@@ -221,6 +225,23 @@ def test_tokenizer_is_found_named_or_given(folder: Path, backend: str, tmp_path:
     assert RWKV(model, tokenizer=given).tokenizer is given
     with pytest.raises(TokenizerError, match="no such file"):
         RWKV(tmp_path / "absent.pth", backend=backend, tokenizer=tmp_path / "absent.json")
+
+
+def test_tokenizer_of_the_library_is_taken_as_it_is(folder: Path, backend: str) -> None:
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.enable_truncation(2)
+    rwkv = RWKV(load(folder / "model.pth", backend), tokenizer=library)
+    assert rwkv.tokenizer.encode("aaaaa") == load_tokenizer(folder / "tokenizer.json").encode(
+        "aaaaa"
+    )
+    assert library.truncation is not None
+
+
+@pytest.mark.parametrize("tokenizer", [5, b"tokenizer.json", [], False])
+def test_what_is_no_tokenizer_is_refused(folder: Path, backend: str, tokenizer: object) -> None:
+    with pytest.raises(TokenizerError, match="expected a tokenizer's JSON file") as error:
+        RWKV(load(folder / "model.pth", backend), tokenizer=tokenizer)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
 
 
 def test_tokenizer_that_does_not_fit_is_refused(folder: Path, backend: str, tmp_path: Path) -> None:

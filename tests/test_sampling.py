@@ -176,6 +176,38 @@ def test_logits_that_are_not_numbers_are_refused(bad: float) -> None:
         sample(np.zeros(3), Sampling(), [], rng, [lambda logits, history: logits + bad])
 
 
+@pytest.mark.parametrize("penalty", [1e308, 1e300, 1e-300])
+def test_extreme_penalties_neither_warn_nor_fail(penalty: float) -> None:
+    history = [0, 1, 1, 1]
+    assert choose([-800, -5, 3], history, temperature=0, repetition_penalty=penalty) in (1, 2)
+    assert choose([-800, -5, 3], history, frequency_penalty=penalty, presence_penalty=penalty) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": -1.7e308, "frequency_penalty": -1e308},
+        {"frequency_penalty": -1e308},
+        {"frequency_penalty": -1e308, "banned_tokens": [1]},
+        {"repetition_penalty": 1e-308},
+    ],
+)
+def test_penalties_that_overflow_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"^bias and penalties gave (inf|nan)") as error:
+        choose([-1, 30, 3], [1, 1, 1], **options)
+    assert "\n" not in str(error.value)
+
+
+def test_processor_that_works_in_place_leaves_the_callers_logits_alone() -> None:
+    def rule_out_the_first(logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
+        logits[0] = -np.inf
+        return logits
+
+    logits = np.zeros(3)
+    sample(logits, Sampling(), [], np.random.default_rng(0), [rule_out_the_first])
+    assert logits.tolist() == [0, 0, 0]
+
+
 def test_processor_that_changes_the_shape_is_refused() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(OptionError, match=r"processors: found logits of shape \[2\], expected"):

@@ -100,6 +100,7 @@ def test_lone_surrogate_is_refused(small: Tokenizer) -> None:
 
 def test_vocabulary_with_holes_gives_no_bytes_for_them(tmp_path: Path) -> None:
     library = Library(models.BPE(vocab={"a": 0, "b": 3}, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel()
     library.decoder = decoders.ByteLevel()
     library.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
@@ -134,6 +135,7 @@ def test_tokenizer_that_is_not_byte_level_is_refused(tmp_path: Path, decoder: ob
 
 def test_token_outside_the_byte_alphabet_is_refused(tmp_path: Path) -> None:
     library = Library(models.BPE(vocab={"a": 0, "\N{SNOWMAN}": 1}, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel()
     library.decoder = decoders.ByteLevel()
     library.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match="not byte-level: token 1"):
@@ -142,10 +144,62 @@ def test_token_outside_the_byte_alphabet_is_refused(tmp_path: Path) -> None:
 
 def test_byte_that_the_vocabulary_lacks_is_named(tmp_path: Path) -> None:
     library = Library(models.BPE(vocab={"a": 0}, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("aa") == [0, 0]
     with pytest.raises(TokenizerError, match="no token for the byte 0x62"):
-        load_tokenizer(tmp_path / "tokenizer.json").encode_bytes(b"ab")
+        tokenizer.encode("ab")
+    with pytest.raises(TokenizerError, match="no token for the byte 0x62"):
+        tokenizer.encode_bytes(b"ab")
+
+
+BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
+SPLIT = pre_tokenizers.Split(" ", "isolated")
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        None,
+        pre_tokenizers.Whitespace(),
+        pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), BYTE_LEVEL]),
+    ],
+)
+def test_tokenizer_that_would_drop_characters_is_refused(
+    tmp_path: Path, pre_tokenizer: pre_tokenizers.PreTokenizer | None
+) -> None:
+    write_byte_tokenizer(tmp_path / "plain.json")
+    content = json.loads((tmp_path / "plain.json").read_text())
+    library = Library.from_str(json.dumps({**content, "pre_tokenizer": None}))
+    if pre_tokenizer:
+        library.pre_tokenizer = pre_tokenizer
+    library.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="which loses characters") as error:
+        load_tokenizer(tmp_path / "tokenizer.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer"),
+    [
+        (normalizers.NFKC(), pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        (normalizers.BertNormalizer(), pre_tokenizers.Sequence([SPLIT, BYTE_LEVEL])),
+        (normalizers.ByteLevel(), SPLIT),
+    ],
+)
+def test_every_way_to_be_byte_level_is_accepted(
+    tmp_path: Path,
+    normalizer: normalizers.Normalizer,
+    pre_tokenizer: pre_tokenizers.PreTokenizer,
+) -> None:
+    write_byte_tokenizer(tmp_path / "plain.json")
+    library = Library.from_file(str(tmp_path / "plain.json"))
+    library.normalizer, library.pre_tokenizer = normalizer, pre_tokenizer
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.decode(tokenizer.encode("in the end")).strip() == "in the end"
 
 
 def test_tokenizer_beside_the_model_is_found(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def load(
         ops = plugins.tensor_ops(name, options)
         reader = _Reader(checkpoint, ops, on_progress)
         return Model(
-            path=path,
+            path=checkpoint.path,
             backend=name,
             ops=ops,
             shape=shape,

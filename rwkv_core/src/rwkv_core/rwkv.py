@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
 from rwkv_core.errors import OptionError
@@ -14,8 +14,11 @@ from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed, 
 from rwkv_core.model import Model, load
 from rwkv_core.sampling import Processor, Sampling
 from rwkv_core.state import State
-from rwkv_core.tokenizer import Tokenizer, check_fits, find_tokenizer, load_tokenizer
+from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, find_tokenizer, load_tokenizer
 from rwkv_core.transcript import read
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class RWKV:
@@ -33,7 +36,7 @@ class RWKV:
         self,
         model: str | os.PathLike[str] | Model,
         backend: str | None = None,
-        tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+        tokenizer: str | os.PathLike[str] | Tokenizer | tokenizers.Tokenizer | None = None,
         **backend_options: Any,
     ) -> None:
         """Load what is not loaded yet.
@@ -41,20 +44,20 @@ class RWKV:
         Arguments:
             model: a Model, or what `load` takes: a model file, or "prose" for the shipped one.
             backend, backend_options: as for `load`.
-            tokenizer: a Tokenizer, or its file; None takes the one beside the model file.
+            tokenizer: a Tokenizer, one of the `tokenizers` library, or a file; None takes the one
+                beside the model file.
 
         Raises TokenizerError for the tokenizer, and what `load` raises.
         """
         if isinstance(model, Model) and (backend or backend_options):
-            given = ", ".join(backend_options) or "backend"
+            options = ", ".join(backend_options) or "backend"
             raise OptionError(
-                f"{given}: the model given is loaded already, expected no such option"
+                f"{options}: the model given is loaded already, expected no such option"
             )
         # The tokenizer first where it can be: its mistakes show before a long load.
-        if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = load_tokenizer(tokenizer)
+        given = None if tokenizer is None else as_tokenizer(tokenizer)
         self.model = model if isinstance(model, Model) else load(model, backend, **backend_options)
-        self.tokenizer = tokenizer or load_tokenizer(find_tokenizer(self.model.path))
+        self.tokenizer = given or load_tokenizer(find_tokenizer(self.model.path))
         check_fits(self.tokenizer, self.model.n_vocab)
         self._state = self.model.empty_state()
         self._stream: GenerationStream | None = None
@@ -138,7 +141,7 @@ class RWKV:
             stop_tokens=stop_tokens,
             seed=seed,
             on_progress=on_progress,
-            processors=[_processor(processor) for processor in processors],
+            processors=_processors(processors),
         )
         self._stream = running
         return running
@@ -175,6 +178,11 @@ class RWKV:
 
 
 def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:
+    if base is not None and not isinstance(base, Sampling):
+        raise OptionError(
+            f"sampling: found a {type(base).__name__}, expected a Sampling; "
+            "or pass the options by name, as in generate(100, top_p=0.5)"
+        )
     known = [field.name for field in fields(Sampling)]
     for name in options:
         if name not in known:
@@ -184,9 +192,19 @@ def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:
     return replace(base or Sampling(), **options)
 
 
+def _processors(processors: Sequence[Processor | str]) -> list[Processor]:
+    if isinstance(processors, str) or not isinstance(processors, Iterable):
+        raise OptionError(f"processors: found {processors!r}, expected a list of them")
+    return [_processor(processor) for processor in processors]
+
+
 def _processor(processor: Processor | str) -> Processor:
-    if not isinstance(processor, str):
+    if callable(processor):
         return processor
+    if not isinstance(processor, str):
+        raise OptionError(
+            f"processors: found {processor!r} in the list, expected functions or samplers' names"
+        )
     samplers = plugins.offered("rwkv_samplers")
     if processor not in samplers:
         known = ", ".join(samplers) or "none"

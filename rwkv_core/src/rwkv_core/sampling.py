@@ -129,11 +129,17 @@ def sample(
         rng: gives one uniform number a token; none at temperature 0.
         processors: the user's own steps, run after the penalties.
 
-    Raises RWKVError for logits that are not numbers, OptionError if nothing is left to choose.
+    Raises RWKVError for logits that are not numbers, OptionError for penalties that make them so,
+    or if nothing is left to choose.
     """
-    scores = np.array(logits, np.float64)
+    scores = np.asarray(logits, np.float64)
     _check_scores(scores, "the model's logits hold", "the model file or its dtype is at fault")
     scores = adjusted(scores, sampling, history)
+    _check_scores(
+        scores, "bias and penalties gave", "use values nearer 0 (repetition: 1)", OptionError
+    )
+    if processors:
+        scores = scores.copy()  # a processor may work in place
     for process in processors:
         size = scores.shape
         scores = np.asarray(process(scores, history), np.float64)
@@ -148,32 +154,39 @@ def sample(
         raise OptionError("every token is banned, expected at least one to be left")
     if sampling.temperature == 0:
         return int(np.argmax(scores))
-    tokens = np.arange(len(scores))
+    tokens = None  # None for all of them
     scores = steps.temperature(scores, sampling.temperature)
     for keep in filters(sampling):
         scores = keep(scores)
         # What is ruled out goes, so that the next filter has little to do.
         left = np.flatnonzero(scores > -np.inf)
-        tokens, scores = tokens[left], scores[left]
-    return int(tokens[steps.draw(scores, rng)])
+        tokens, scores = left if tokens is None else tokens[left], scores[left]
+    place = steps.draw(scores, rng)
+    return place if tokens is None else int(tokens[place])
 
 
-def _check_scores(scores: Logits, where: str, advice: str) -> None:
+def _check_scores(
+    scores: Logits, where: str, advice: str, error: type[RWKVError] = RWKVError
+) -> None:
     top = scores.max()
     if np.isnan(top) or top == np.inf:
-        raise RWKVError(f"{where} {top}, expected finite logits (or -inf): {advice}")
+        raise error(f"{where} {top}, expected finite logits (or -inf): {advice}")
 
 
 def adjusted(logits: Logits, sampling: Sampling, history: Sequence[int]) -> Logits:
     """Bias, bans and penalties applied, those that are set."""
     logits = steps.bias(logits, sampling.logit_bias)
     logits = steps.ban(logits, sampling.banned_tokens)
-    if history and sampling.repetition_penalty != 1:
-        logits = steps.repetition_penalty(logits, history, sampling.repetition_penalty)
-    if history and sampling.presence_penalty:
-        logits = steps.presence_penalty(logits, history, sampling.presence_penalty)
-    if history and sampling.frequency_penalty:
-        logits = steps.frequency_penalty(logits, history, sampling.frequency_penalty)
+    if not history:
+        return logits
+    # An overflow to -inf rules the token out, as asked; one to inf, or NaN, is found by `sample`.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if sampling.repetition_penalty != 1:
+            logits = steps.repetition_penalty(logits, history, sampling.repetition_penalty)
+        if sampling.presence_penalty:
+            logits = steps.presence_penalty(logits, history, sampling.presence_penalty)
+        if sampling.frequency_penalty:
+            logits = steps.frequency_penalty(logits, history, sampling.frequency_penalty)
     return logits
 
 

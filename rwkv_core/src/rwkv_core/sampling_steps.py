@@ -73,14 +73,24 @@ def frequency_penalty(logits: Logits, history: Sequence[int], penalty: float) ->
 
 def temperature(logits: Logits, value: float) -> Logits:
     """(x - max x) / value: softmax of it is softmax of x / value, and it cannot overflow up."""
+    scaled = logits - logits.max()
     with np.errstate(over="ignore"):
-        return (logits - logits.max()) / value
+        scaled /= value
+    return scaled
 
 
 def softmax(logits: Logits) -> Logits:
     """Probabilities [V], which sum to 1."""
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    weights = _weights(logits)
+    weights /= weights.sum()
+    return weights
+
+
+def _weights(logits: Logits) -> Logits:
+    """exp(x - max x). In place: fresh memory of a vocabulary's size costs more than the exp."""
+    weights = logits - logits.max()
+    np.exp(weights, out=weights)
+    return weights
 
 
 def top_k(logits: Logits, k: int) -> Logits:
@@ -157,5 +167,6 @@ def draw(logits: Logits, rng: np.random.Generator) -> int:
     That order does not depend on the logits, so logits that agree to rounding give the same
     token for the same random number.
     """
-    cumulative = np.cumsum(np.exp(logits - logits.max()))
+    cumulative = _weights(logits)
+    np.cumsum(cumulative, out=cumulative)
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))

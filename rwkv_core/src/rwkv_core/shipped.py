@@ -10,6 +10,6 @@ DATA = Path(__file__).parent / "data"
 MODEL = DATA / "rwkv-4-prose-7m.pth"
 
 
-def resolve(model: str | os.PathLike[str]) -> Path:
+def resolve(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The path that `model` stands for: "prose" is the shipped model, all else a path."""
-    return MODEL if str(model) == NAME else Path(model)
+    return MODEL if model == NAME else model

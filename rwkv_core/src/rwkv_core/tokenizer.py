@@ -52,15 +52,23 @@ class Tokenizer:
         }
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text`. Raises TokenizerError for text that UTF-8 cannot express."""
+        """The tokens of `text`.
+
+        Raises TokenizerError for text that UTF-8 cannot express, and for a byte that the vocabulary
+        lacks.
+        """
         try:
-            text.encode()
+            data = text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(
                 f"text: found a lone surrogate {text[error.start]!r} at {error.start}, "
                 "expected text that UTF-8 can express"
             ) from None
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # The library drops what it has no token for.
+        if not self._byte_tokens.keys() >= set(data) and self.to_bytes(tokens) != data:
+            self._check_bytes(data)
+        return tokens
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Tokens that stand for exactly `data`, which need not be whole characters.
@@ -74,10 +82,13 @@ class Tokenizer:
             tokens = self.encode(text)
             if self.to_bytes(tokens) == data:
                 return tokens
+        self._check_bytes(data)
+        return [self._byte_tokens[byte] for byte in data]
+
+    def _check_bytes(self, data: bytes) -> None:
         missing = set(data) - self._byte_tokens.keys()
         if missing:
             raise TokenizerError(f"{self._name}: has no token for the byte 0x{min(missing):02x}")
-        return [self._byte_tokens[byte] for byte in data]
 
     def decode(self, tokens: list[int]) -> str:
         """The text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
@@ -125,12 +136,58 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise TokenizerError(f"{path}: not a tokenizer's JSON file ({reason})") from None
+    return _byte_level(tokenizer, str(path))
+
+
+def as_tokenizer(given: object) -> Tokenizer:
+    """The Tokenizer that `given` is, names the file of, or, one of `tokenizers`, is copied to.
+
+    Raises TokenizerError for anything else, and for one that is not byte-level.
+    """
+    if isinstance(given, Tokenizer):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return load_tokenizer(given)
+    import tokenizers
+
+    if isinstance(given, tokenizers.Tokenizer):
+        return _byte_level(tokenizers.Tokenizer.from_str(given.to_str()), "tokenizer")
+    raise TokenizerError(
+        f"tokenizer: found a {type(given).__name__}, expected a tokenizer's JSON file, a Tokenizer "
+        "of rwkv_core or one of the tokenizers library"
+    )
+
+
+def _byte_level(tokenizer: tokenizers.Tokenizer, name: str) -> Tokenizer:
+    import tokenizers
+
     if not isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel):
         found = type(tokenizer.decoder).__name__ if tokenizer.decoder else "none"
-        raise TokenizerError(f"{path}: found decoder {found}, expected a byte-level tokenizer")
+        raise TokenizerError(f"{name}: found decoder {found}, expected a byte-level tokenizer")
+    if _as_the_model_sees(tokenizer, _PROBE) != _PROBE:
+        found = type(tokenizer.pre_tokenizer).__name__ if tokenizer.pre_tokenizer else "none"
+        raise TokenizerError(
+            f"{name}: found pre-tokenizer {found}, which loses characters; expected ByteLevel"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return Tokenizer(tokenizer, str(path))
+    return Tokenizer(tokenizer, name)
+
+
+# Spaces and a character of two bytes, neither of which any usual normalizer alters.
+_PROBE = "a \N{LATIN SMALL LETTER SHARP S} b"
+
+
+def _as_the_model_sees(tokenizer: tokenizers.Tokenizer, text: str) -> str:
+    """The text that the pieces before tokenization spell, in the byte alphabet."""
+    if tokenizer.normalizer:
+        text = tokenizer.normalizer.normalize_str(text)
+    if tokenizer.pre_tokenizer:
+        text = "".join(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    alphabet = byte_alphabet()
+    data = bytes(alphabet[character] for character in text if character in alphabet)
+    # A space may be put before the text.
+    return data.decode("utf-8", "replace").strip()
 
 
 def find_tokenizer(model_path: str | os.PathLike[str]) -> Path:

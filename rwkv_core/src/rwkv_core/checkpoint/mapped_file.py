@@ -107,8 +107,9 @@ class MappedFile:
 class MappedCheckpoint(Checkpoint):
     """A checkpoint whose tensors all lie in one mapped file, in some layout.
 
-    `extents` is by the file's own names. Raises CheckpointError for one that leaves the file, and
-    for names that are not text or that mean the same tensor twice.
+    `extents` is by the file's own names. Raises CheckpointError for one that leaves the file, for
+    names that are not text or that mean the same tensor twice, and for tensors that share bytes
+    beyond what tied embeddings do.
     """
 
     def __init__(
@@ -135,10 +136,23 @@ class MappedCheckpoint(Checkpoint):
                 )
         sources = canonical_names(file.path, extents)
         self._extents = {name: extents[source] for name, source in sources.items()}
+        self._check_sharing()
         self.tensors = {
             name: TensorInfo(canonical_shape(name, extent.shape), extent.dtype)
             for name, extent in self._extents.items()
         }
+
+    def _check_sharing(self) -> None:
+        """A small file must not describe a model that fills the memory, each tensor the same bytes.
+
+        Tied embeddings are the only bytes that RWKV-4 has a reason to use twice.
+        """
+        described = sum(prod(e.shape) * e.dtype.itemsize for e in self._extents.values())
+        if described > 2 * self._file.size:
+            raise CheckpointError(
+                f"{self.path}: damaged: its tensors share storage, and are {described} bytes in a "
+                f"file of {self._file.size}; re-save it with a storage for each tensor"
+            )
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """See `Checkpoint.read`: a view, or a copy of a tensor that lies unaligned in the file."""

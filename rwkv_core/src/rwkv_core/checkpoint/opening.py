@@ -48,10 +48,15 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a model file; the first of `formats` that its content matches reads it.
 
-    Use it in a `with` statement. Raises CheckpointError if there is no such file, it is of no known
-    kind, or it is truncated or damaged. The file's name is of no account.
+    Use it in a `with` statement. Raises CheckpointError if `path` is no path, there is no such
+    file, it is of no known kind, or it is truncated or damaged. The file's name is of no account.
     """
-    path = Path(path)
+    try:
+        path = Path(path)
+    except TypeError:
+        raise CheckpointError(
+            f"path: found a {type(path).__name__}, expected a model file's path (str or Path)"
+        ) from None
     head = _head(path)
     for format in formats:
         if format.matches(path, head):
