@@ -31,7 +31,7 @@ def rwkv_tensor_ops(backend, options):
 
 def good(
     name: str,
-    contract: int = rwkv_core.CONTRACT,
+    contract: object = rwkv_core.CONTRACT,
     status: str = "lambda: Status(True, score=1)",
     requires: str = "()",
     body: str = "return dict(options)",
@@ -56,6 +56,36 @@ BROKEN = {
         "KeyError: 'boom'",
     ),
     "newer": (good("newer", contract=99), "built for contract 99, this is contract 1"),
+    "status-exits": (good("status-exits", status="exit"), "status check failed: SystemExit"),
+    "interrupts": ("raise BaseException('odd')", "BaseException: odd"),
+    "hook-exits": (
+        "import rwkv_core\n@rwkv_core.hookimpl\ndef rwkv_backends(): exit(4)",
+        "SystemExit: 4",
+    ),
+    "unprintable": (
+        "class E(Exception):\n    def __str__(self): 1/0\nraise E",
+        "E: (without a message)",
+    ),
+    "spaced": (good("two words"), "the name 'two words', expected a printable word"),
+    "nameless": (good("nameless").replace('"nameless"', "None"), "found the name None"),
+    "steers": (good("steers\\x1b[2J"), "expected a printable word"),
+    "not-a-backend": (
+        "import rwkv_core\n@rwkv_core.hookimpl\ndef rwkv_backends(): return [3]",
+        "rwkv_backends returned a int, expected rwkv_core.Backend",
+    ),
+    "summary": (good("summary").replace('"a test"', "b'x'"), "summary: found b'x', expected str"),
+    "contract": (good("contract", contract="'1'"), "contract: found '1', expected int"),
+    "no-status": (good("no-status", status="None"), "status: found None, expected a function"),
+    "requires": (good("requires", requires="'libfoo'"), "requires: found 'libfoo', expected tuple"),
+    "requires-2": (good("requires-2", requires="(1,)"), "requires: found 1, expected str"),
+    "options": (good("options").replace("(Option(", "([], Option("), "options: found []"),
+    "option-type": (good("option-type").replace("int, 3", "dict, 3"), "found the type <class"),
+    "option-help": (good("option-help").replace('"how deep"', "3"), "depth: help: found 3"),
+    "option-default": (good("option-default").replace("int, 3", "int, []"), "depth: found []"),
+    "status-type": (good("status-type", status="dict"), "status: found {}, expected Status"),
+    "available": (good("available", status="lambda: Status('yes')"), "available: found 'yes'"),
+    "score": (good("score", status="lambda: Status(True, score=float('nan'))"), "score: found nan"),
+    "reason": (good("reason", status="lambda: Status(True, reason=None)"), "reason: found None"),
     "status-raises": (good("status-raises", status="lambda: 1/0"), "ZeroDivisionError"),
 }
 
@@ -75,7 +105,7 @@ def test_a_broken_plugin_is_listed_with_its_reason(
     found = row(name)
     assert (found.status, found.distribution, found.version) == ("broken", name, "4.2")
     assert reason in found.reason
-    assert "\n" not in found.reason
+    assert found.reason.isprintable()
 
 
 def test_broken_plugins_harm_no_other(install_plugin: Callable[..., Path]) -> None:
@@ -245,3 +275,77 @@ def test_listing_imports_no_tensor_library(install_plugin: Callable[..., Path]) 
     names, imported = json.loads(out)
     assert "a-good-one" in names
     assert imported == []
+
+
+def test_what_plugins_print_is_not_on_stdout(
+    install_plugin: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "import sys\nprint('a')\nsys.stdout = None\n" + good(
+        "noisy", status="lambda: print('b') or Status(True)", body="print('c')"
+    )
+    install_plugin(
+        "noisy", source.replace("    return [Backend", "    print('d')\n    return [Backend")
+    )
+    assert row("noisy").status == "ready"
+    with pytest.raises(BackendError, match="NoneType"):
+        plugins.tensor_ops("noisy", {})
+    print("mine")
+    captured = capsys.readouterr()
+    assert captured.out == "mine\n" and {"a", "b", "c"} <= set(captured.err.split())
+
+
+@pytest.mark.parametrize("body", ["exit(3)", "raise BaseException"])
+def test_whatever_a_backend_raises_is_a_backend_error(
+    install_plugin: Callable[..., Path], body: str
+) -> None:
+    install_plugin("fails", good("fails", body=body))
+    install_plugin("a-good-one", good("a-good-one"))
+    with pytest.raises(BackendError, match=r"fails failed to start: .*other ready.*a-good-one"):
+        plugins.tensor_ops("fails", {})
+
+
+def test_starting_a_backend_asks_no_other_for_its_status(
+    install_plugin: Callable[..., Path], tmp_path: Path
+) -> None:
+    asked = tmp_path / "asked"
+    status = f"lambda: open({str(asked)!r}, 'w').close() or Status(True)"
+    install_plugin("watched", good("watched", status=status))
+    install_plugin("chosen", good("chosen", body="raise rwkv_core.BackendError('started')"))
+    with pytest.raises(BackendError, match="started"):
+        plugins.tensor_ops("chosen", {})
+    assert not asked.exists()
+
+
+def test_the_allowed_plugins_may_be_spelled_as_pip_does(
+    install_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RWKV_PLUGINS", "My_Plugin")
+    install_plugin("my-plugin", good("mine"))
+    assert [row.name for row in rwkv_core.list_backends()] == ["mine"]
+    with pytest.raises(BackendError, match="RWKV_PLUGINS allows only: My_Plugin"):
+        plugins.tensor_ops("numpy", {})
+    monkeypatch.setenv("RWKV_PLUGINS", "nosuch")
+    plugins.registry.cache_clear()
+    with pytest.raises(BackendError, match="RWKV_PLUGINS allows only: nosuch"):
+        plugins.default_backend()
+
+
+def test_a_missing_module_that_is_not_the_required_library_means_to_reinstall(
+    install_plugin: Callable[..., Path],
+) -> None:
+    install_plugin("late", good("late", requires="('libbar>=2',)", body="import part_of_late"))
+    with pytest.raises(BackendError, match=r'part_of_late.*pip install --force-reinstall "late"'):
+        plugins.tensor_ops("late", {})
+
+
+def test_of_two_copies_on_the_path_the_first_counts(install_plugin: Callable[..., Path]) -> None:
+    folder = install_plugin("copied", "import no_such_library", version="1.0")
+    later = folder / "zzz_copied-0.5.dist-info"
+    later.mkdir()
+    (later / "METADATA").write_text("Metadata-Version: 2.1\nName: copied\nVersion: 0.5\n")
+    (later / "entry_points.txt").write_text(f"[{plugins.GROUP}]\ncopied = copied\n")
+    first = next(
+        ep for ep in plugins.metadata.entry_points(group=plugins.GROUP) if ep.name == "copied"
+    )
+    assert first.dist is not None
+    assert row("copied").version == first.dist.version

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rwkv_core.errors import OptionError
+from rwkv_core.errors import BackendError, OptionError, RWKVError
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -90,6 +91,99 @@ class Backend:
     status: Callable[[], Status]
     options: tuple[Option, ...] = ()
     requires: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One row of `list_backends()`: a backend, or a plugin too broken to say which it offers.
+
+    `status` is "ready", "unavailable" (`reason` says what to install) or "broken" (`reason` says
+    how). `contract` is None where it could not be found out. Texts are of one printable line.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    contract: int | None
+    status: str
+    device: str
+    summary: str
+    reason: str
+    score: float = 0.0
+    options: tuple[Option, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("name", "distribution", "version", "device", "summary", "reason"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+
+def printable(value: object) -> str:
+    """`str(value)` as one line; characters that would steer a terminal become U+FFFD."""
+    line = " ".join(str(value).split())
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of a plugin says, with its type unless it is this project's."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(without a message)"
+    named = text if isinstance(error, RWKVError) else f"{type(error).__name__}: {text}"
+    return printable(named)
+
+
+def install_line(*requirements: str) -> str:
+    """The pip command that installs `requirements`."""
+    return "pip install " + " ".join(f'"{requirement}"' for requirement in requirements)
+
+
+def check_name(name: object) -> None:
+    """Raise BackendError unless `name` is one printable word."""
+    if not isinstance(name, str) or not name or printable(name) != name or " " in name:
+        raise BackendError(f"found the name {name!r}, expected a printable word")
+
+
+def check_backend(backend: Backend) -> None:
+    """Raise BackendError for the first field of a descriptor, its name aside, that is wrong."""
+    _expect("summary", backend.summary, str)
+    _expect("contract", backend.contract, int)
+    if not callable(backend.status):
+        raise BackendError(f"status: found {backend.status!r}, expected a function")
+    _expect("requires", backend.requires, tuple)
+    for requirement in backend.requires:
+        _expect("requires", requirement, str)
+    _expect("options", backend.options, tuple)
+    for option in backend.options:
+        _expect("options", option, Option)
+        check_name(option.name)
+        _expect(f"option {option.name}: help", option.help, str)
+        if option.type not in (str, int, float, bool, list):
+            raise BackendError(
+                f"option {option.name}: found the type {option.type!r}, "
+                "expected str, int, float, bool or list"
+            )
+        _expect(f"option {option.name}: choices", option.choices, tuple)
+        for choice in option.choices:
+            _expect(f"option {option.name}: choices", choice, option.type)
+        if option.default is not None:
+            option.parse(option.default)
+
+
+def check_status(status: Status) -> None:
+    """Raise BackendError for the first field of a status that is wrong."""
+    _expect("status", status, Status)
+    _expect("available", status.available, bool)
+    _expect("device", status.device, str)
+    _expect("reason", status.reason, str)
+    score = status.score
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise BackendError(f"score: found {score!r}, expected a finite number")
+
+
+def _expect(what: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise BackendError(f"{what}: found {value!r}, expected {kind.__name__}")
 
 
 def resolve_options(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -18,33 +20,24 @@ from typing import Any
 import pluggy
 
 from rwkv_core import hookspecs
-from rwkv_core.backend import Backend, Option, Status, resolve_options
+from rwkv_core.backend import (
+    Backend,
+    BackendInfo,
+    Status,
+    check_backend,
+    check_name,
+    check_status,
+    install_line,
+    one_line,
+    printable,
+    resolve_options,
+)
 from rwkv_core.errors import BackendError, RWKVError
 from rwkv_core.tensor_ops import CONTRACT, TensorOps
 
 GROUP = "rwkv_core"
 # The hooks whose results carry a name that must be unique among all plugins.
 _NAMED_HOOKS = ("rwkv_backends", "rwkv_checkpoint_formats", "rwkv_samplers", "rwkv_commands")
-
-
-@dataclass(frozen=True)
-class BackendInfo:
-    """One row of `list_backends()`: a backend, or a plugin too broken to say which it offers.
-
-    `status` is "ready", "unavailable" (`reason` says what to install) or "broken" (`reason` says
-    how). `contract` is None where it could not be found out.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    contract: int | None
-    status: str
-    device: str
-    summary: str
-    reason: str
-    score: float = 0.0
-    options: tuple[Option, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,18 +75,34 @@ def _entry_points() -> list[metadata.EntryPoint]:
     """Each entry point once; the project's own distributions first, so that no name is theirs
     to lose, then by name."""
     own = set(own_extras().values())
-    unique = {
-        (ep.dist.name if ep.dist else "", ep.name): ep for ep in metadata.entry_points(group=GROUP)
-    }
+    unique: dict[tuple[str, str], metadata.EntryPoint] = {}
+    for ep in metadata.entry_points(group=GROUP):
+        # The first on the path, as it is for imports.
+        unique.setdefault((_origin(ep)[0], ep.name), ep)
     return [unique[key] for key in sorted(unique, key=lambda key: (key[0] not in own, key))]
+
+
+def _origin(ep: metadata.EntryPoint) -> tuple[str, str]:
+    """Name and version of its distribution; a damaged one has neither."""
+    return (ep.dist.name or "", ep.dist.version or "") if ep.dist else ("", "")
+
+
+def _normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name.strip()).lower()
 
 
 def _allowed(ep: metadata.EntryPoint) -> bool:
     names = os.environ.get("RWKV_PLUGINS")
     if names is None:
         return True
-    allowed = {name.strip() for name in names.split(",")}
-    return ep.name in allowed or (ep.dist is not None and ep.dist.name in allowed)
+    allowed = {_normal(name) for name in names.split(",")} - {""}
+    return _normal(ep.name) in allowed or _normal(_origin(ep)[0]) in allowed
+
+
+def _limit() -> str:
+    """What RWKV_PLUGINS rules out, for a message; "" if it is not set."""
+    names = os.environ.get("RWKV_PLUGINS")
+    return "" if names is None else f"; RWKV_PLUGINS allows only: {printable(names) or 'none'}"
 
 
 @cache
@@ -104,33 +113,29 @@ def registry() -> Registry:
     found = Registry(manager)
     for ep in filter(_allowed, _entry_points()):
         try:
-            _add_plugin(found, ep)
+            # Here and below: what a plugin prints must not get among the program's output.
+            with redirect_stdout(sys.stderr):
+                _add_plugin(found, ep)
+        except KeyboardInterrupt:
+            raise
         # A plugin that calls sys.exit() on import must not end the program either.
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             if os.environ.get("RWKV_PLUGINS_STRICT", "0") not in ("", "0"):
                 raise
-            _add_failure(found, ep, ep.name, _one_line(error))
+            _add_failure(found, ep, ep.name, one_line(error))
     return found
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, BackendError) else f"{type(error).__name__}: {text}"
 
 
 def _add_failure(
     found: Registry, ep: metadata.EntryPoint, name: str, reason: str, contract: int | None = None
 ) -> None:
-    distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("", "")
-    found.failures.append(
-        BackendInfo(name, distribution, version, contract, "broken", "", "", reason)
-    )
+    found.failures.append(BackendInfo(name, *_origin(ep), contract, "broken", "", "", reason))
 
 
 def _add_plugin(found: Registry, ep: metadata.EntryPoint) -> None:
     plugin = ep.load()
     _check_hook_names(found.manager, plugin)
-    distribution, version = (ep.dist.name, ep.dist.version) if ep.dist else ("", "")
+    distribution, version = _origin(ep)
     found.manager.register(plugin, name=f"{distribution}:{ep.name}")
     try:
         items = [
@@ -139,16 +144,23 @@ def _add_plugin(found: Registry, ep: metadata.EntryPoint) -> None:
             for function in _implementations(found.manager, hook, plugin)
             for item in function()
         ]
-        names = [(hook, item.name) for hook, item in items]
     except BaseException:
         found.manager.unregister(plugin)
         raise
-    for (hook, item), (_, name) in zip(items, names, strict=True):
-        problem = _problem(found, hook, item)
-        if problem:
-            _add_failure(found, ep, name, problem, getattr(item, "contract", None))
-        else:
+    for hook, item in items:
+        name, contract = ep.name, None
+        try:
+            if hook == "rwkv_backends" and not isinstance(item, Backend):
+                what = type(item).__name__
+                raise BackendError(f"rwkv_backends returned a {what}, expected rwkv_core.Backend")
+            check_name(getattr(item, "name", None))
+            name = item.name
+            _check_item(found, hook, item)
             found.offers[hook][name] = _Offer(item, plugin, distribution, version)
+        except RWKVError as problem:
+            if isinstance(item, Backend) and isinstance(item.contract, int):
+                contract = item.contract
+            _add_failure(found, ep, name, one_line(problem), contract)
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:
@@ -171,27 +183,42 @@ def _implementations(
             yield implementation.function
 
 
-def _problem(found: Registry, hook: str, item: Any) -> str:
+def _check_item(found: Registry, hook: str, item: Any) -> None:
     taken = found.offers[hook].get(item.name)
     if taken:
         what = hook.removeprefix("rwkv_").rstrip("s").replace("_", " ")
-        return f"the {what} name {item.name!r} is taken by {taken.distribution} {taken.version}"
+        raise BackendError(
+            f"the {what} name {item.name!r} is taken by {taken.distribution} {taken.version}"
+        )
     if hook != "rwkv_backends":
-        return ""
-    if not isinstance(item, Backend):
-        return f"rwkv_backends returned a {type(item).__name__}, expected rwkv_core.Backend"
+        return
+    check_backend(item)
     if item.contract != CONTRACT:
         older = "rwkv-core" if item.contract > CONTRACT else "the backend"
-        return f"built for contract {item.contract}, this is contract {CONTRACT}: upgrade {older}"
-    return ""
+        raise BackendError(
+            f"built for contract {item.contract}, this is contract {CONTRACT}: upgrade {older}"
+        )
 
 
-def _status(backend: Backend) -> tuple[Status, str]:
+def _row(name: str, offer: _Offer) -> BackendInfo:
+    """A backend with its status, asked for now."""
+    backend: Backend = offer.item
     try:
-        status = backend.status()
-        return status, "ready" if status.available else "unavailable"
-    except Exception as error:
-        return Status(False, "", f"its status check failed: {_one_line(error)}"), "broken"
+        with redirect_stdout(sys.stderr):
+            status = backend.status()
+        check_status(status)
+        word, reason = ("ready" if status.available else "unavailable"), status.reason
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        status = Status(False, "")
+        word, reason = "broken", f"its status check failed: {one_line(error)}"
+    if word == "unavailable" and backend.requires:
+        reason = f"{reason}; install it with: {install_line(*backend.requires)}".lstrip("; ")
+    return BackendInfo(
+        name, offer.distribution, offer.version, backend.contract, word, status.device,
+        backend.summary, reason, status.score, backend.options,
+    )  # fmt: skip
 
 
 def list_backends() -> list[BackendInfo]:
@@ -199,23 +226,9 @@ def list_backends() -> list[BackendInfo]:
 
     Imports no tensor library.
     """
-    rows = list(registry().failures)
-    for name, offer in registry().offers["rwkv_backends"].items():
-        backend: Backend = offer.item
-        status, word = _status(backend)
-        reason = status.reason
-        if word == "unavailable" and backend.requires:
-            reason = f"{reason}; install it with: {install_line(*backend.requires)}".lstrip("; ")
-        rows.append(
-            BackendInfo(name, offer.distribution, offer.version, backend.contract, word,
-                        status.device, backend.summary, reason, status.score, backend.options)
-        )  # fmt: skip
+    offers = registry().offers["rwkv_backends"]
+    rows = [*registry().failures, *(_row(name, offer) for name, offer in offers.items())]
     return sorted(rows, key=lambda row: (row.name, row.status != "ready", row.distribution))
-
-
-def install_line(*requirements: str) -> str:
-    """The pip command that installs `requirements`."""
-    return "pip install " + " ".join(f'"{requirement}"' for requirement in requirements)
 
 
 def default_backend() -> str:
@@ -226,7 +239,7 @@ def default_backend() -> str:
         return max(ready, key=lambda row: (row.score, row.name)).name
     broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
     lines = " or ".join(install_line(f"rwkv-core[{extra}]") for extra in own_extras())
-    raise BackendError(f"no backend is ready here. Install one: {lines}{broken}")
+    raise BackendError(f"no backend is ready here. Install one: {lines}{_limit()}{broken}")
 
 
 def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
@@ -236,22 +249,27 @@ def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
     for an option that it does not take.
     """
     offer = registry().offers["rwkv_backends"].get(name)
-    rows = {row.name: row for row in list_backends() if row.status != "ready"}
-    if offer is None or (name in rows and rows[name].distribution == offer.distribution):
+    if offer is None:
         raise BackendError(_why_not(name))
+    row = _row(name, offer)
+    if row.status != "ready":
+        raise BackendError(_not_ready(row))
     resolved = resolve_options(offer.item, options)
     manager = registry().manager
     others = [plugin for plugin in manager.get_plugins() if plugin is not offer.plugin]
     caller = manager.subset_hook_caller("rwkv_tensor_ops", others)
     try:
-        ops = caller(backend=name, options=resolved)
-    except ImportError as error:
-        line = install_line(*offer.item.requires) if offer.item.requires else "reinstall it"
-        raise BackendError(f"backend {name}: {_one_line(error)}; try: {line}") from error
-    except RWKVError:
+        with redirect_stdout(sys.stderr):
+            ops = caller(backend=name, options=resolved)
+    except (KeyboardInterrupt, RWKVError):
         raise
-    except Exception as error:
-        raise BackendError(f"backend {name} failed to start: {_one_line(error)}") from error
+    except ImportError as error:
+        advice = f"try: {_line_for(error, offer)}{_others(name)}"
+        raise BackendError(f"backend {name}: {one_line(error)}; {advice}") from error
+    except BaseException as error:
+        raise BackendError(
+            f"backend {name} failed to start: {one_line(error)}{_others(name)}"
+        ) from error
     if not isinstance(ops, TensorOps):
         raise BackendError(
             f"backend {name} of {offer.distribution} {offer.version} returned "
@@ -260,12 +278,30 @@ def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
     return ops
 
 
+def _line_for(error: ImportError, offer: _Offer) -> str:
+    """The pip command that brings what could not be imported."""
+    requires: tuple[str, ...] = offer.item.requires
+    missing = _normal((error.name or "").partition(".")[0])
+    # A requirement may be a variant of the library, such as tensorflow-cpu.
+    if any(_normal(requirement).startswith(missing) for requirement in requires):
+        return install_line(*requires)
+    return f'pip install --force-reinstall "{offer.distribution}"'
+
+
+def _others(name: str) -> str:
+    ready = [row.name for row in list_backends() if row.status == "ready" and row.name != name]
+    return f" (other ready backends, for -b or backend=: {', '.join(ready)})" if ready else ""
+
+
+def _not_ready(row: BackendInfo) -> str:
+    return f"backend {row.name} of {row.distribution} {row.version} is {row.status}: {row.reason}"
+
+
 def _why_not(name: str) -> str:
     rows = list_backends()
     for row in rows:
-        if row.name == name and row.status != "ready":
-            from_ = f"{row.distribution} {row.version}"
-            return f"backend {name} of {from_} is {row.status}: {row.reason}"
+        if row.name == name:
+            return _not_ready(row)
     ready = ", ".join(row.name for row in rows if row.status == "ready") or "none"
     extras = own_extras()
     if name in extras:
@@ -276,7 +312,7 @@ def _why_not(name: str) -> str:
             f"the project's own come with: {install_line(f'rwkv-core[{next(iter(extras))}]')}"
             f" (extras: {', '.join(extras)})"
         )  # fmt: skip
-    return f"no backend {name!r} is installed (ready here: {ready}); {advice}"
+    return f"no backend {name!r} is installed (ready here: {ready}{_limit()}); {advice}"
 
 
 def offered(hook: str) -> dict[str, Any]:
