@@ -16,9 +16,9 @@ READY = [row.name for row in rwkv_core.list_backends() if row.status == "ready"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order by file as usual; tests of a missing backend are skipped with a reason to read."""
     for item in items:
-        if "backend" in getattr(item, "fixturenames", ()) and not READY:
+        needs = "backend" in item.fixturenames or item.get_closest_marker("needs_backend")
+        if needs and not READY:
             item.add_marker(pytest.mark.skip(reason="no backend is installed here"))
 
 

@@ -1,6 +1,11 @@
 """The bench's bookkeeping; its figures are not for tests."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +17,8 @@ from rwkv_core.checkpoint import Shape, diagnose, open_checkpoint
 from rwkv_core.cli import main
 from rwkv_core.errors import OptionError
 from rwkv_core.random_weights import random_values, tensor_sizes, write_random_model
+
+pytestmark = pytest.mark.needs_backend
 
 SHAPE = Shape(2, 32, 128, 150)
 
@@ -117,3 +124,25 @@ def test_the_command_as_json(random_file, backend, capsys):
 def test_a_model_and_a_shape_together_are_refused(capsys):
     assert main(["bench", "-m", "prose", "--shape", "1x8"]) == 2
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_shape_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # Never is a disk to be filled for a test.
+    monkeypatch.setattr("rwkv_core.random_weights.write_random_model", pytest.fail)
+    assert main(["bench", "--shape", "100000x1000000"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and f"{tmp_path} has" in error and "GiB free" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM to be caught")
+def test_sigterm_removes_the_temporary_folder(tmp_path):
+    command = [sys.executable, "-m", "rwkv_core", "bench", "--shape", "1x8", "--rounds", "1000000"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(tmp_path.glob("rwkv-core-bench-*")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (2, 143)
+    assert list(tmp_path.iterdir()) == []

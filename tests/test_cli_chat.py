@@ -11,6 +11,8 @@ from rwkv_core.cli import main
 from rwkv_core.cli.conversation import Conversation
 from rwkv_core.errors import OptionError, StateError
 
+pytestmark = pytest.mark.needs_backend
+
 
 @pytest.fixture
 def chat(small_model, capsys, monkeypatch):
@@ -71,7 +73,8 @@ def test_commands_that_go_wrong_say_so_in_a_line_and_the_chat_goes_on(chat, tmp_
 
 
 def test_exit_ends_before_the_input_does(chat):
-    assert chat(["/exit", "hello"]) == (0, "", [])
+    for command in ("/exit", "/quit"):
+        assert chat([command, "hello"]) == (0, "", [])
 
 
 def test_help_lists_the_commands(chat):

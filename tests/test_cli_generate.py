@@ -130,9 +130,14 @@ def test_a_sampler_of_a_plugin_is_found_by_name(generate, install_plugin):
         (["a", "--logit-bias", "1=1", "--logit-bias", "1=2"], "token 1 is given twice"),
         (["a", "--ban", "100000"], "banned_tokens"),
         (["a", "--sampler", "nosuch"], "no sampler 'nosuch'"),
-        (["a", "--state", "no-such-file"], "no-such-file: cannot be read"),
+        (["a", "--state", "no-such-file"], "no-such-file: "),
         (["a", "--tokenizer", "no-such-file"], "no-such-file"),
         (["a", "--save-state", "no/such/folder/file"], "--save-state: no folder no/such/folder"),
+        (["a", "--save-state", "."], "--save-state: . is no regular file"),
+        *[
+            (["a", option, ""], f"{option}: found nothing, expected a name")
+            for option in ("--prompt-file", "--tokenizer", "--save-state", "--state")
+        ],
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(generate, arguments, message):
@@ -151,3 +156,26 @@ def test_a_prompt_file_that_is_not_utf_8_is_refused(generate, tmp_path):
 def test_an_unknown_backend_is_named(small_model, capsys):
     assert main(["generate", "a", "-m", str(small_model), "-b", "nosuch"]) == 2
     assert "no backend 'nosuch' is installed" in capsys.readouterr().err
+
+
+def test_an_empty_backend_or_model_is_refused(capsys):
+    for arguments in (["-b", "", "-m", "prose"], ["-m", ""]):
+        assert main(["generate", "a", *arguments]) == 2
+        assert "found nothing, expected a name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-n", "-1"], ["--stop", ""], ["--stop-token", "-1"], ["--sampler", "nosuch"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_bad_option_is_refused_before_the_model_is_looked_for(arguments, capsys):
+    for command in (["generate", "a"], ["chat"]):
+        assert main([*command, *arguments, "-m", "no/such.pth"]) == 2
+        assert "no/such.pth" not in capsys.readouterr().err
+
+
+def test_perplexity_refuses_numbers_before_the_model_is_looked_for(capsys):
+    for option in ("--context", "--max-tokens"):
+        assert main(["perplexity", __file__, option, "0", "-m", "no/such.pth"]) == 2
+        assert f"{option}: found 0, expected at least 1" in capsys.readouterr().err

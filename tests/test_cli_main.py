@@ -149,6 +149,8 @@ def test_rwkv_debug_shows_the_traceback(install_plugin, capsys, monkeypatch):
     [
         ('"greet"', '"vram"', "command vram is left out: vram is a built-in command"),
         ('add_argument("name")', 'add_argument("-name", nosuch=1)', "greet is left out: TypeError"),
+        ('add_argument("name")', "exit()", "greet is left out: SystemExit"),
+        ('"greet somebody"', "None", "greet is left out: AttributeError"),
         ("[Command(", "[rwkv_core.Backend('greet', '', 1, run)] or [Command(", "found a Backend"),
     ],
 )
@@ -159,6 +161,7 @@ def test_a_faulty_command_of_a_plugin_hurts_no_other(install_plugin, capsys, sou
     assert "169M" in captured.out and reason in captured.err
 
 
+@pytest.mark.needs_backend
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="pipes of another kind")
 def test_a_reader_that_goes_away_is_no_error(small_model):
     command = [*PROGRAM, "generate", "a", "-n", "1000000", "-m", str(small_model)]
@@ -168,3 +171,33 @@ def test_a_reader_that_goes_away_is_no_error(small_model):
         errors = process.stderr.read().decode().splitlines()
     assert process.returncode == 141
     assert len(errors) == 1 and errors[0].startswith("model: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX shell")
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_is_no_error(closing):
+    command = f'"$0" -m rwkv_core list-backends {closing}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (">&-" in closing.replace("2>&-", "")) == (done.stdout == "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX shell")
+def test_an_error_with_stderr_closed_still_shows_in_the_status():
+    command = '"$0" -m rwkv_core vram -m no/such.pth 2>&-'
+    assert subprocess.run(["sh", "-c", command, sys.executable]).returncode == 2
+
+
+def test_what_a_plugin_prints_is_not_among_the_output(install_plugin):
+    noisy = "import sys\nprint('noise')\nsys.stdout = open('/dev/null', 'w')\n" + COMMAND_PLUGIN
+    noisy = noisy.replace("    parser.", "    print('noise')\n    parser.")
+    folder = install_plugin("greeting", noisy)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = run("greet", "you", env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (7, "hello you\n", "noise\nnoise\n")
+
+
+def test_a_plugins_text_does_not_steer_the_terminal(install_plugin, capsys):
+    install_plugin("broken-plugin", "raise RuntimeError('oh\\x1b[2J no')")
+    assert main(["list-backends"]) == 0
+    assert "broken-plugin: RuntimeError: oh\ufffd[2J no" in capsys.readouterr().out

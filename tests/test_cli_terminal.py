@@ -11,6 +11,8 @@ import pytest
 from rwkv_core.cli import main
 from rwkv_core.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.needs_backend
+
 pytest.importorskip("pty", reason="no pseudo-terminals here")
 
 CTRL_C, CTRL_D = "\x03", "\x04"

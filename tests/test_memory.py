@@ -39,6 +39,7 @@ def test_weights_are_matrices_vectors_and_embedding():
     assert wider["float32"] - found["float32"] == 2 * counts.embedding
 
 
+@pytest.mark.needs_backend
 def test_the_state_is_that_of_a_model(small_model):
     import rwkv_core
 

@@ -11,6 +11,8 @@ from rwkv_core.cli import main
 from rwkv_core.errors import OptionError
 from rwkv_core.perplexity import score, score_tokens, total
 
+pytestmark = pytest.mark.needs_backend
+
 TEXT = "The cat sat on the mat, näive and thin. " * 3
 
 

@@ -111,9 +111,10 @@ def test_what_the_backend_refuses_is_skipped(install_plugin):
     assert (check.status, check.reason) == ("skipped", "not on this card")
 
 
-def test_a_backend_that_is_not_ready_is_skipped_with_its_reason(install_plugin):
+def test_a_backend_that_is_not_ready_is_skipped_with_its_reason(install_plugin, monkeypatch):
+    monkeypatch.setenv("RWKV_PLUGINS", "odd-backend")
     odd(install_plugin, status="lambda: rwkv_core.Status(False, reason='it is not plugged in')")
-    checks = {check.backend: check for check in verify(None, {"dtype": "nosuch"})}
+    checks = {check.backend: check for check in verify(None, {})}
     assert checks["odd"].status == "skipped" and "not plugged in" in checks["odd"].reason
     with pytest.raises(BackendError, match="not plugged in"):
         list(verify("odd", {}))
@@ -124,6 +125,7 @@ def test_golden_logits_of_another_model_are_refused():
         golden_cases("0" * 16)
 
 
+@pytest.mark.needs_backend
 def test_golden_logits_are_of_the_shipped_model():
     model = rwkv_core.load("prose")
     for case in golden_cases(model.fingerprint):
@@ -147,6 +149,28 @@ def test_the_command_exits_with_1_after_a_failure(install_plugin, capsys):
     assert row["status"] == "FAIL"
 
 
-def test_the_command_exits_with_1_if_nothing_was_checked(backend, capsys):
-    assert main(["verify", "-b", backend, "-o", "dtype=nosuch"]) == 1
-    assert "found 'nosuch', expected one of" in capsys.readouterr().out
+def test_the_command_exits_with_1_if_nothing_was_checked(install_plugin, capsys):
+    odd(install_plugin, "    def sigmoid(self, x):\n        raise BackendError('not here')\n")
+    assert main(["verify", "-b", "odd"]) == 1
+    assert "odd : not here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["dtype=nosuch", "nonsense=1"])
+def test_an_option_that_no_backend_takes_is_an_error(backend, capsys, option):
+    for which in ([], ["-b", backend]):
+        assert main(["verify", *which, "-o", option]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and option.partition("=")[0] in captured.err
+
+
+def test_an_option_that_one_backend_lacks_skips_that_one(install_plugin, monkeypatch):
+    monkeypatch.setenv("RWKV_PLUGINS", "odd-backend, wide-backend")
+    odd(install_plugin)
+    wide = PLUGIN.format(fault="", status=READY).replace('"odd"', '"wide"')
+    options = '(rwkv_core.Option("dtype", str, "float32", "the type"),)'
+    install_plugin(
+        "wide-backend", wide.replace(f"CONTRACT, {READY}", f"CONTRACT, {READY}, {options}")
+    )
+    checks = {check.backend: check for check in verify(None, {"dtype": "float32"})}
+    assert (checks["odd"].status, checks["wide"].status) == ("skipped", "pass")
+    assert "has no option 'dtype'" in checks["odd"].reason

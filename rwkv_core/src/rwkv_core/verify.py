@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core import plugins, shipped
+from rwkv_core.backend import BackendInfo, resolve_options
 from rwkv_core.conformance.closeness import deviation
 from rwkv_core.errors import BackendError, OptionError, RWKVError
 from rwkv_core.model import Model, load
@@ -79,7 +80,8 @@ def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
     """Check `backend`, or all that are installed, with each dtype it offers, one after the other.
 
     `options` are the backend's; a dtype among them is the only one checked. Raises BackendError
-    if the backend named is not ready, or none is installed.
+    if the backend named is not ready, or none is installed, and OptionError for options that none
+    of them takes.
     """
     rows = plugins.list_backends()
     if not rows:
@@ -90,6 +92,7 @@ def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
         if all(row.status != "ready" for row in rows if row.name == backend):
             plugins.tensor_ops(backend, {})
         rows = [row for row in rows if row.name == backend and row.status == "ready"]
+    _check_options([row.name for row in rows if row.status == "ready"], options)
     for row in rows:
         if row.status != "ready":
             yield Check(row.name, "-", row.device, "skipped", None, None, row.reason)
@@ -99,7 +102,19 @@ def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
             yield _check(row, dtype, options)
 
 
-def _dtypes(row: plugins.BackendInfo) -> list[str]:
+def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
+    backends = plugins.offered("rwkv_backends")
+    refusals = []
+    for name in names:
+        try:
+            resolve_options(backends[name], options)
+        except OptionError as refusal:
+            refusals.append(refusal)
+    if refusals and len(refusals) == len(names):
+        raise refusals[0]
+
+
+def _dtypes(row: BackendInfo) -> list[str]:
     """The dtypes that a backend offers, as the choices of its option of that name."""
     for option in row.options:
         if option.name == "dtype":
@@ -107,7 +122,7 @@ def _dtypes(row: plugins.BackendInfo) -> list[str]:
     return [""]
 
 
-def _check(row: plugins.BackendInfo, dtype: str, options: Mapping[str, Any]) -> Check:
+def _check(row: BackendInfo, dtype: str, options: Mapping[str, Any]) -> Check:
     chosen = {**options, "dtype": dtype} if dtype else dict(options)
     device = row.device
     tolerance = TOLERANCES.get(dtype or "float32", _TOLERANCE_OF_OTHERS)

@@ -12,10 +12,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any, NoReturn
 
 import rwkv_core
 from rwkv_core import plugins
+from rwkv_core.backend import one_line
 from rwkv_core.cli import bench, chat, generate, list_backends, perplexity, verify, vram
 from rwkv_core.cli.command import Command
 from rwkv_core.errors import OptionError, RWKVError
@@ -59,6 +61,7 @@ class _Version(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (by default the process's own); returns the exit status."""
+    _open_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):
         # Generated text may hold a character that a terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
@@ -75,7 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     # A plugin's or a library's own failure; hiding its traceback must not hide its kind.
     except Exception as error:
-        return _fail(_one_line(error))
+        return _fail(one_line(error))
+
+
+def _open_closed_streams() -> None:
+    """Give a program started without a standard stream (such as by `>&-`) one to nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8", errors="replace")  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -89,52 +100,54 @@ def _commands() -> list[Command]:
     commands = list(BUILTIN_COMMANDS)
     names = [command.name for command in commands]
     for name, command in plugins.offered("rwkv_commands").items():
-        problem = f"{name} is a built-in command" if name in names else _problem(command)
-        if problem:
-            print(f"rwkv-core: a plugin's command {name} is left out: {problem}", file=sys.stderr)
+        if name in names:
+            _leave_out(name, f"{name} is a built-in command")
+        elif not isinstance(command, Command):
+            _leave_out(name, f"found a {type(command).__name__}, expected rwkv_core.cli.Command")
         else:
             commands.append(command)
     return commands
 
 
-def _problem(command: Any) -> str:
-    if not isinstance(command, Command):
-        return f"found a {type(command).__name__}, expected rwkv_core.cli.Command"
-    try:
-        command.add_arguments(_Parser())
-    # One plugin must not keep the other commands from running.
-    except Exception as error:
-        return _one_line(error)
-    return ""
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _leave_out(name: str, problem: str) -> None:
+    print(f"rwkv-core: a plugin's command {name} is left out: {problem}", file=sys.stderr)
 
 
 def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
-    raw: Any = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="rwkv-core",
         description="Runs RWKV-4 language models on whichever tensor library is installed.",
         epilog=_EXAMPLE,
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     choices = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in commands:
-        description = f"{command.help}\n\n{command.description}".strip()
-        child = choices.add_parser(
-            command.name,
-            help=command.help.replace("%", "%%"),
-            description=description,
-            formatter_class=raw,
-            allow_abbrev=False,
-        )
-        command.add_arguments(child)
-        child.set_defaults(command=command)
+        try:
+            with redirect_stdout(sys.stderr):
+                _add_command(choices, command)
+        except KeyboardInterrupt:
+            raise
+        # One plugin must not keep the other commands from running.
+        except BaseException as error:
+            if command in BUILTIN_COMMANDS:
+                raise
+            _leave_out(command.name, one_line(error))
+            return _parser([other for other in commands if other is not command])
     return parser
+
+
+def _add_command(choices: Any, command: Command) -> None:
+    child = choices.add_parser(
+        command.name,
+        help=command.help.replace("%", "%%"),
+        description=f"{command.help}\n\n{command.description}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(child)
+    child.set_defaults(command=command)
 
 
 def _fail(message: str) -> int:

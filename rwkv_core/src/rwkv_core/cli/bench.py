@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +22,7 @@ from rwkv_core.errors import OptionError
 
 if TYPE_CHECKING:
     from rwkv_core.bench import Report
+    from rwkv_core.checkpoint import Shape
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +47,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     options = backend_options(args.options)
     lengths = args.prefill or [256]
-    import tempfile
-
     from rwkv_core.bench import bench, parse_shape
     from rwkv_core.random_weights import write_random_model
 
@@ -52,8 +56,9 @@ def _run(args: argparse.Namespace) -> int:
         )
     else:
         shape = parse_shape(args.shape)
-        with tempfile.TemporaryDirectory(prefix="rwkv-core-bench-") as folder:
-            path = Path(folder) / "random.safetensors"
+        _check_room(shape)
+        with _temporary_folder() as folder:
+            path = folder / "random.safetensors"
             _show_stage("writing random weights")
             try:
                 write_random_model(path, shape)
@@ -71,6 +76,31 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return 0
+
+
+def _check_room(shape: Shape) -> None:
+    from rwkv_core.memory import count_parameters
+
+    # In float16.
+    needed = 2 * count_parameters(shape).total
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OptionError(
+            f"shape: its weights take {readable_bytes(needed)}, {folder} has "
+            f"{readable_bytes(free)} free; TMPDIR names a folder with room"
+        )
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end, also where SIGTERM is the end."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with tempfile.TemporaryDirectory(prefix="rwkv-core-bench-") as folder:
+            yield Path(folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_stage(stage: str) -> None:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.conversation import Conversation
-from rwkv_core.cli.model_arguments import add_model_arguments, add_tokenizer_argument, load_rwkv
+from rwkv_core.cli.model_arguments import (
+    add_model_arguments,
+    add_tokenizer_argument,
+    filled,
+    load_rwkv,
+)
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options, unescape
 from rwkv_core.errors import OptionError, RWKVError
 
@@ -24,7 +29,7 @@ _COMMANDS = """\
 /save FILE  save the state of the conversation
 /load FILE  go on from a saved state
 /help       this list
-/exit       end; so does Ctrl-D. Ctrl-C ends an answer, or at the prompt the program."""
+/exit       end; so do /quit and Ctrl-D. Ctrl-C ends an answer, or at the prompt the program."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +44,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help=r"read first; \n is understood",
     )
-    names.add_argument("--state", metavar="FILE", help="go on from a saved conversation")
+    names.add_argument(
+        "--state", type=filled, metavar="FILE", help="go on from a saved conversation"
+    )
     add_sampling_arguments(parser, 400, {"top_p": 0.8})
 
 
@@ -82,7 +89,7 @@ class _Chat:
                 if self._prompt:
                     print()
                 return
-            if line == "/exit":
+            if line in ("/exit", "/quit"):
                 return
             try:
                 self._do(line)

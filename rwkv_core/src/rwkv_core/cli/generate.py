@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core.cli.command import Command
-from rwkv_core.cli.model_arguments import add_model_arguments, add_tokenizer_argument, load_rwkv
+from rwkv_core.cli.model_arguments import (
+    add_model_arguments,
+    add_tokenizer_argument,
+    filled,
+    load_rwkv,
+)
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
 
@@ -20,22 +25,26 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; - reads stdin")
-    parser.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a UTF-8 file")
+    parser.add_argument(
+        "--prompt-file", type=filled, metavar="FILE", help="read the prompt from a UTF-8 file"
+    )
     parser.add_argument("--echo", action="store_true", help="print the prompt too")
     add_model_arguments(parser)
     add_tokenizer_argument(parser)
     add_sampling_arguments(parser, 200, {})
-    parser.add_argument("--state", metavar="FILE", help="continue from a saved state")
-    parser.add_argument("--save-state", metavar="FILE", help="save the state after the text")
+    parser.add_argument("--state", type=filled, metavar="FILE", help="continue from a saved state")
+    parser.add_argument(
+        "--save-state", type=filled, metavar="FILE", help="save the state after the text"
+    )
     parser.add_argument("--json", action="store_true", help="print one object when it is done")
 
 
 def _run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     options = sampling_options(args)
-    # Now, and not when the text is done.
-    if args.save_state is not None and not Path(args.save_state).parent.is_dir():
-        raise OptionError(f"--save-state: no folder {Path(args.save_state).parent} to write it in")
+    if args.save_state is not None:
+        # Now, and not when the text is done.
+        _check_place(Path(args.save_state))
     rwkv = load_rwkv(args)
     if args.state is not None:
         rwkv.load_state(args.state)
@@ -64,6 +73,14 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     print(f"interrupted after {len(result.tokens)} tokens", file=sys.stderr)
     return 130
+
+
+def _check_place(path: Path) -> None:
+    """Raise OptionError unless a file can be put there, as far as that can be told."""
+    if not path.parent.is_dir():
+        raise OptionError(f"--save-state: no folder {path.parent} to write it in")
+    if path.exists() and not path.is_file():
+        raise OptionError(f"--save-state: {path} is no regular file, expected the name of one")
 
 
 def _prompt(args: argparse.Namespace) -> str:

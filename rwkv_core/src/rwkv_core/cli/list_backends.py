@@ -7,13 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
+from rwkv_core.backend import install_line, printable
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.table import print_table
 from rwkv_core.errors import BackendError
 
 if TYPE_CHECKING:
-    from rwkv_core.backend import Option
-    from rwkv_core.plugins import BackendInfo
+    from rwkv_core.backend import BackendInfo, Option
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +42,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _print_all(rows: list[BackendInfo]) -> None:
     if not rows:
-        lines = " or ".join(
-            plugins.install_line(f"rwkv-core[{extra}]") for extra in plugins.own_extras()
-        )
+        lines = " or ".join(install_line(f"rwkv-core[{extra}]") for extra in plugins.own_extras())
         print(f"no backend is installed; {lines}")
         return
     header = ("name", "distribution", "version", "contract", "status", "device", "summary")
@@ -74,9 +72,9 @@ def _print_one(row: BackendInfo) -> None:
 
 
 def _option_cells(option: Option) -> tuple[str, ...]:
-    default = "-" if option.default is None else str(option.default)
-    choices = ", ".join(map(str, option.choices)) or "-"
-    return (option.name, option.type.__name__, default, choices, option.help)
+    default = "-" if option.default is None else printable(option.default)
+    choices = ", ".join(map(printable, option.choices)) or "-"
+    return (option.name, option.type.__name__, default, choices, printable(option.help))
 
 
 def _as_json(row: BackendInfo) -> dict[str, Any]:

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 _RESERVED = ("model", "backend", "on_progress")
 
 
+def filled(text: str) -> str:
+    """An argument's type: any text but the empty one, which an unset shell variable gives."""
+    if not text:
+        raise argparse.ArgumentTypeError("found nothing, expected a name (an unset variable?)")
+    return text
+
+
 def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare -b and -o."""
     parser.add_argument(
         "-b",
         "--backend",
+        type=filled,
         metavar="NAME",
         help="see list-backends; by default the fastest",
     )
@@ -36,7 +44,7 @@ def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare -m, -b and -o."""
     parser.add_argument(
-        "-m", "--model", metavar="MODEL",
+        "-m", "--model", type=filled, metavar="MODEL",
         help=f"a model file, or {shipped.NAME} for the small model that ships with rwkv-core",
     )  # fmt: skip
     add_backend_arguments(parser)
@@ -45,8 +53,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
     """Declare --tokenizer."""
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help="by default the tokenizer.json beside the model file"
-    )
+        "--tokenizer", type=filled, metavar="FILE",
+        help="by default the tokenizer.json beside the model file",
+    )  # fmt: skip
 
 
 def backend_options(pairs: list[str]) -> dict[str, str]:

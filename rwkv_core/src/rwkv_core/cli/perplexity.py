@@ -12,6 +12,7 @@ from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_model_arguments, add_tokenizer_argument, load_rwkv
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.table import print_table
+from rwkv_core.errors import OptionError
 
 if TYPE_CHECKING:
     from rwkv_core.perplexity import Score
@@ -31,6 +32,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    for name, value in (("--context", args.context), ("--max-tokens", args.max_tokens)):
+        if value is not None and value < 1:
+            raise OptionError(f"{name}: found {value}, expected at least 1")
     from rwkv_core.perplexity import read_text, score, total
 
     # All of them first: a mistake in the last shows before a long load and longer scoring.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rwkv_core import plugins
 from rwkv_core.errors import OptionError
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -60,11 +61,24 @@ def add_sampling_arguments(
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `RWKV.stream`, always with a seed. Raises OptionError."""
+    """Keyword arguments for `RWKV.stream`, always with a seed.
+
+    Raises OptionError for all that can be told without a model, so before it is loaded.
+    """
     import secrets
 
-    from rwkv_core.sampling import Sampling
+    from rwkv_core.sampling import Sampling, check_tokens
+    from rwkv_core.stop_strings import encode_stop_strings
 
+    if args.max_tokens < 0:
+        raise OptionError(f"max_tokens: found {args.max_tokens}, expected a whole number >= 0")
+    encode_stop_strings(args.stop)
+    check_tokens("stop_tokens", args.stop_token)
+    samplers = plugins.offered("rwkv_samplers") if args.sampler else {}
+    for name in args.sampler:
+        if name not in samplers:
+            known = ", ".join(samplers) or "none"
+            raise OptionError(f"--sampler: no sampler {name!r} is installed (there are: {known})")
     if args.seed is not None and args.seed < 0:
         raise OptionError(f"--seed: found {args.seed}, expected a whole number >= 0")
     numbers = (

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core.cli.command import Command
+from rwkv_core.cli.model_arguments import filled
 from rwkv_core.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -17,8 +18,9 @@ _HEADER = ("model", "parameters", "float32", "16 bits", "8 bits", "4 bits", "sta
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", metavar="MODEL", help="this model file alone; without it the known sizes"
-    )
+        "-m", "--model", type=filled, metavar="MODEL",
+        help="this model file alone; without it the known sizes",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a list of objects, in bytes")
 
 

@@ -70,10 +70,11 @@ MATRICES = {
 
 
 def run(weights: Weights, tokens: list[int]) -> Run:
-    """Read `tokens` from the beginning."""
+    """Read `tokens` from the beginning; the number of layers is that of the weights."""
+    n_layer = sum(name.endswith(".ln1.weight") for name in weights)
     x = layer_norm(weights, "blocks.0.ln0", weights["emb.weight"][tokens])  # [T, D]
     memories = []
-    for i in range(N_LAYER):
+    for i in range(n_layer):
         block = f"blocks.{i}."
         time_x = layer_norm(weights, block + "ln1", x)
         y, mean, log_weight = time_mixing(weights, block + "att.", time_x)
