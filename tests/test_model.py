@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core import CheckpointError, OptionError
+from rwkv_core import BackendError, CheckpointError, OptionError
 
 TOKENS = [i * 31 % 250 for i in range(40)]
 
@@ -130,6 +130,13 @@ def test_a_matrix_that_is_not_finite_is_refused(tmp_path: Path, backend: str, va
 def test_what_is_no_path_is_one_line(path: Any) -> None:
     with pytest.raises(CheckpointError) as error:
         rwkv_core.load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", [5, "", ["numpy"]])
+def test_what_is_no_backend_is_one_line(small_model: Path, backend: Any) -> None:
+    with pytest.raises(BackendError) as error:
+        rwkv_core.load(small_model, backend=backend)
     assert "\n" not in str(error.value)
 
 

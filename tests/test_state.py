@@ -70,6 +70,26 @@ def test_a_link_is_written_through(small_model: Path, tmp_path: Path, backend: s
     model.load_state(tmp_path / "a.state")
 
 
+def test_permissions_are_those_of_any_file(small_model: Path, tmp_path: Path, backend: str) -> None:
+    model = rwkv_core.load(small_model, backend=backend)
+    path, (_, state) = tmp_path / "a.state", model.forward([1])
+    (tmp_path / "plain").touch()
+    model.save_state(path, state)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    path.chmod(0o640)
+    model.save_state(path, state)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("path", [None, 5, "", "a\0b"])
+def test_what_is_no_path_is_one_line(small_model: Path, backend: str, path: Any) -> None:
+    model = rwkv_core.load(small_model, backend=backend)
+    with pytest.raises(StateError, match="expected the path"):
+        model.save_state(path, model.forward([1])[1])
+    with pytest.raises(StateError, match="expected the path"):
+        model.load_state(path)
+
+
 def test_many_threads_may_write_one_file(small_model: Path, tmp_path: Path, backend: str) -> None:
     model = rwkv_core.load(small_model, backend=backend)
     _, state = model.forward([1])
@@ -166,8 +186,7 @@ def test_a_caller_may_change_the_arrays_it_gets(small_model: Path, backend: str)
     expected = array.copy(), last.copy()
     model.to_numpy(logits)[:] = 0
     array[:], last[:] = 0, 0
-    if isinstance(logits, np.ndarray):
-        logits[:] = 0
+    logits[5] = -float("inf")
     assert np.array_equal(model.to_numpy(state), expected[0])
     assert np.array_equal(model.to_numpy(state.logits), expected[1])
 
@@ -202,5 +221,8 @@ def test_states_are_joined_and_parted(small_model: Path, backend: str) -> None:
         np.testing.assert_allclose(
             model.to_numpy(together[i]), model.to_numpy(alone), rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(StateError, match="no states"):
-        model.stack_states([])
+    for nothing in ([], singles[0], None):
+        with pytest.raises(StateError, match="a list of at least one State"):
+            model.stack_states(nothing)
+    with pytest.raises(StateError, match="found a single one, expected a batch"):
+        model.unstack_state(singles[0])

@@ -1,7 +1,7 @@
 """RWKV-4's operations on NumPy arrays.
 
-Where a method overrides rwkv-core's default, it is for one of two costs that show while decoding:
-NumPy's Python-level functions (mean, clip, stack) and temporaries in the scan's loop.
+Where a method overrides rwkv-core's default, it is for a cost that shows: products that miss BLAS's
+matrix-vector routine, NumPy's Python-level functions (mean, clip), temporaries in the scan's loop.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class TorchOps(TensorOps):
         return self._place(array, self.dtype)
 
     def _place(self, array: NDArray[Any], dtype: str) -> Tensor:
-        return _tensor(array).to(self._device, getattr(torch, dtype), copy=True).contiguous()
+        return _tensor(array).to(self._device, getattr(torch, dtype), copy=True)
 
     def to_numpy(self, array: Tensor) -> NDArray[Any]:
         return array.numpy(force=True)
@@ -103,7 +103,8 @@ class TorchOps(TensorOps):
         return means.transpose(0, 1), (totals[-1, 0], totals[-1, 1], pp[-1])
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.inference_mode()(function)
+        # Not inference_mode, whose results nobody else may change: a caller may ban a token.
+        return torch.no_grad()(function)
 
 
 def _device(name: str | None) -> torch.device:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkv_core.backend import Backend, Option, Status
+    from rwkv_core.backend import Backend, BackendInfo, Option, Status
     from rwkv_core.errors import (
         BackendError,
         CheckpointError,
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
         StateError,
         TokenizerError,
     )
-    from rwkv_core.generation import Generated
+    from rwkv_core.generation import Generated, GenerationStream, Progress
     from rwkv_core.hookspecs import hookimpl
     from rwkv_core.model import Model, load
     from rwkv_core.plugins import list_backends
     from rwkv_core.rwkv import RWKV
+    from rwkv_core.sampling import Sampler, Sampling
     from rwkv_core.state import State
     from rwkv_core.tensor_ops import CONTRACT, TensorOps
+    from rwkv_core.tokenizer import Tokenizer
 
 _HOME = {
-    "backend": ("Backend", "Option", "Status"),
+    "backend": ("Backend", "BackendInfo", "Option", "Status"),
     "errors": (
         "BackendError",
         "CheckpointError",
@@ -41,13 +43,15 @@ _HOME = {
         "StateError",
         "TokenizerError",
     ),
-    "generation": ("Generated",),
+    "generation": ("Generated", "GenerationStream", "Progress"),
     "hookspecs": ("hookimpl",),
     "model": ("Model", "load"),
     "plugins": ("list_backends",),
     "rwkv": ("RWKV",),
+    "sampling": ("Sampler", "Sampling"),
     "state": ("State",),
     "tensor_ops": ("CONTRACT", "TensorOps"),
+    "tokenizer": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -56,16 +60,22 @@ __all__ = [
     "RWKV",
     "Backend",
     "BackendError",
+    "BackendInfo",
     "CheckpointError",
     "Generated",
+    "GenerationStream",
     "Model",
     "Option",
     "OptionError",
+    "Progress",
     "RWKVError",
+    "Sampler",
+    "Sampling",
     "State",
     "StateError",
     "Status",
     "TensorOps",
+    "Tokenizer",
     "TokenizerError",
     "__version__",
     "hookimpl",

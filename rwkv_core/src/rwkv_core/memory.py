@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from rwkv_core.tensor_ops import MOST_TOKENS
+
 if TYPE_CHECKING:
     from rwkv_core.checkpoint import Shape
 
@@ -31,8 +33,6 @@ BYTES_PER_WEIGHT: Mapping[str, float] = {
     "int4": 0.5 + _PER_GROUP,
 }
 """Bytes that one weight of a matrix takes, by dtype."""
-CHUNK = 512
-"""Tokens of a prompt that are read at a time."""
 _FLOAT32 = 4
 
 
@@ -101,7 +101,7 @@ def memory(name: str, shape: Shape, embedding_bytes: int = 2) -> Memory:
             if dtype != "float64"
         },
         (shape.n_layer * 5 * shape.n_embd + shape.n_vocab) * _FLOAT32,
-        CHUNK * widest * _FLOAT32,
+        MOST_TOKENS * widest * _FLOAT32,
     )
 
 
@@ -121,7 +121,7 @@ def memory_of_known_models() -> list[Memory]:
 
 
 def memory_of_file(path: str | os.PathLike[str]) -> Memory:
-    """The memory of the model in a file, of which only the shapes are read.
+    """The memory of the model in a file, of which no matrix is read.
 
     Raises CheckpointError.
     """

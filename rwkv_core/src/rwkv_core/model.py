@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,7 +46,7 @@ def load(
     formats = [*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values()]
     with open_checkpoint(path, formats) as checkpoint:
         shape = diagnose(checkpoint)
-        name = backend or plugins.default_backend()
+        name = plugins.default_backend() if backend is None else backend
         ops = plugins.tensor_ops(name, options)
         reader = _Reader(checkpoint, ops, on_progress)
         return Model(
@@ -64,8 +65,11 @@ class _Reader:
 
     def __init__(self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnLoad | None) -> None:
         self._checkpoint, self._ops, self._on_progress = checkpoint, ops, on_progress
-        sizes = {n: t.dtype.itemsize * int(np.prod(t.shape)) for n, t in checkpoint.tensors.items()}
-        self._sizes, self._done = sizes, 0
+        self._sizes = {
+            name: tensor.dtype.itemsize * math.prod(tensor.shape)
+            for name, tensor in checkpoint.tensors.items()
+        }
+        self._total, self._done = sum(self._sizes.values()), 0
 
     def array(self, name: str) -> NDArray[Any]:
         array = self._checkpoint.read(name)
@@ -75,7 +79,7 @@ class _Reader:
             raise CheckpointError(f"{self._checkpoint.path}: {error}") from None
         self._done += self._sizes[name]
         if self._on_progress:
-            self._on_progress(self._done, sum(self._sizes.values()))
+            self._on_progress(self._done, self._total)
         return array
 
     def vector(self, name: str) -> Any:
@@ -260,8 +264,8 @@ class Model:
 
         A batch has no `pending` bytes: a caller who decodes text keeps each row's.
         """
-        if not states:
-            raise StateError("no states to stack, expected at least one")
+        if not isinstance(states, Sequence) or not states:
+            raise StateError(f"states: found {states!r:.40}, expected a list of at least one State")
         for one in states:
             self.check_state(one)
         stack = self.ops.xp.stack
@@ -274,7 +278,9 @@ class Model:
 
     def unstack_state(self, batch: State) -> list[State]:
         """The single states of a batch."""
-        n_batch = batch.array.shape[0] if isinstance(batch, State) else None
+        n_batch = batch.array.shape[0] if isinstance(batch, State) else 0
+        if isinstance(batch, State) and len(batch.array.shape) != 4:
+            raise StateError("state: found a single one, expected a batch")
         self.check_state(batch, n_batch)
         xp = self.ops.xp
 
@@ -284,7 +290,7 @@ class Model:
 
         return [
             State(row(batch.array, i), row(batch.logits, i), model=self.fingerprint)
-            for i in range(n_batch or 0)
+            for i in range(n_batch)
         ]
 
     def save_state(self, path: str | os.PathLike[str], single: State) -> None:

@@ -99,7 +99,7 @@ def _allowed(ep: metadata.EntryPoint) -> bool:
     return _normal(ep.name) in allowed or _normal(_origin(ep)[0]) in allowed
 
 
-def _limit() -> str:
+def plugin_limit() -> str:
     """What RWKV_PLUGINS rules out, for a message; "" if it is not set."""
     names = os.environ.get("RWKV_PLUGINS")
     return "" if names is None else f"; RWKV_PLUGINS allows only: {printable(names) or 'none'}"
@@ -239,7 +239,7 @@ def default_backend() -> str:
         return max(ready, key=lambda row: (row.score, row.name)).name
     broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
     lines = " or ".join(install_line(f"rwkv-core[{extra}]") for extra in own_extras())
-    raise BackendError(f"no backend is ready here. Install one: {lines}{_limit()}{broken}")
+    raise BackendError(f"no backend is ready here. Install one: {lines}{plugin_limit()}{broken}")
 
 
 def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
@@ -248,9 +248,11 @@ def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
     Raises BackendError if the backend is unknown, broken or short of something, and OptionError
     for an option that it does not take.
     """
+    if not isinstance(name, str):
+        raise BackendError(f"backend: found {name!r}, expected a name; `list_backends()` has them")
     offer = registry().offers["rwkv_backends"].get(name)
     if offer is None:
-        raise BackendError(_why_not(name))
+        raise BackendError(why_not(name))
     row = _row(name, offer)
     if row.status != "ready":
         raise BackendError(_not_ready(row))
@@ -297,7 +299,8 @@ def _not_ready(row: BackendInfo) -> str:
     return f"backend {row.name} of {row.distribution} {row.version} is {row.status}: {row.reason}"
 
 
-def _why_not(name: str) -> str:
+def why_not(name: str) -> str:
+    """Why there is no backend `name` to be had here, and what to do about it."""
     rows = list_backends()
     for row in rows:
         if row.name == name:
@@ -312,7 +315,7 @@ def _why_not(name: str) -> str:
             f"the project's own come with: {install_line(f'rwkv-core[{next(iter(extras))}]')}"
             f" (extras: {', '.join(extras)})"
         )  # fmt: skip
-    return f"no backend {name!r} is installed (ready here: {ready}{_limit()}); {advice}"
+    return f"no backend {name!r} is installed (ready here: {ready}{plugin_limit()}); {advice}"
 
 
 def offered(hook: str) -> dict[str, Any]:

@@ -81,16 +81,16 @@ def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> A
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
     """Embeddings `x` [B, T, D] and state [B, L, 5, D] through all blocks; the same shapes."""
     x = ops.layer_norm(x, *p.ln0)
-    layers = []
+    states = []
     for i, block in enumerate(p.blocks):
-        row = [state[:, i, j, :] for j in range(STATE_ROWS)]
+        rows = [state[:, i, j, :] for j in range(STATE_ROWS)]
         time_x = ops.layer_norm(x, *block.ln1)
-        y, scan = time_mixing(ops, block.time, time_x, row[TIME_X], (row[AA], row[BB], row[PP]))
+        y, scan = time_mixing(ops, block.time, time_x, rows[TIME_X], (rows[AA], rows[BB], rows[PP]))
         x = x + y
         channel_x = ops.layer_norm(x, *block.ln2)
-        x = x + channel_mixing(ops, block.channel, channel_x, row[CHANNEL_X])
-        layers.append(ops.xp.stack([channel_x[:, -1, :], time_x[:, -1, :], *scan], axis=1))
-    return x, ops.xp.stack(layers, axis=1)
+        x = x + channel_mixing(ops, block.channel, channel_x, rows[CHANNEL_X])
+        states.append(ops.xp.stack([channel_x[:, -1, :], time_x[:, -1, :], *scan], axis=1))
+    return x, ops.xp.stack(states, axis=1)
 
 
 def all_logits(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from rwkv_core import plugins
 from rwkv_core.errors import OptionError
 from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed, stream
 from rwkv_core.model import Model, load
-from rwkv_core.sampling import Processor, Sampling
+from rwkv_core.sampling import Processor, Sampling, check_tokens
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, find_tokenizer, load_tokenizer
 from rwkv_core.transcript import read
@@ -70,6 +70,7 @@ class RWKV:
         if isinstance(context, bytes | bytearray) or not isinstance(context, Iterable):
             raise OptionError(f"context: found {context!r}, expected text or a list of tokens")
         tokens = self.tokenizer.encode(context) if isinstance(context, str) else list(context)
+        check_tokens("context", tokens)
         state = self.get_state()
         if tokens:
             self._state = read(self.model, self.tokenizer, state, tokens)

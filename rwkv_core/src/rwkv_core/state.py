@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     """
     from safetensors.numpy import save
 
+    _check_path(path)
     tensors = {"state": state.array}
     if state.logits is not None:
         tensors["logits"] = state.logits
@@ -58,12 +60,27 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
         try:
             with open(descriptor, "wb") as file:
                 file.write(data)
+            os.chmod(beside, _mode(target))
             os.replace(beside, target)
         except BaseException:
             os.unlink(beside)
             raise
     except OSError as error:
         raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _check_path(path: object) -> None:
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path) or not str(path):
+        raise StateError(f"found {path!r}, expected the path of a state file")
+
+
+def _mode(target: Path) -> int:
+    """The permissions of the file that is replaced, or those a new file gets."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def load_state(path: str | os.PathLike[str]) -> State:
@@ -73,6 +90,7 @@ def load_state(path: str | os.PathLike[str]) -> State:
     """
     from safetensors import SafetensorError, safe_open
 
+    _check_path(path)
     if not Path(path).is_file():
         found = "no regular file" if Path(path).exists() else "no such file"
         raise StateError(f"{path}: {found}, expected one that save_state wrote")

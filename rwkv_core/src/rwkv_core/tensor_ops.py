@@ -27,8 +27,8 @@ Array: TypeAlias = Any
 Matrix: TypeAlias = Any
 WKVState: TypeAlias = tuple[Array, Array, Array]
 
-_MOST_TOKENS = 512
-_FIXED_SIZES = (512, 128, 32, 8, 1)
+MOST_TOKENS = 512  # in a chunk of a prompt
+_FIXED_SIZES = (MOST_TOKENS, 128, 32, 8, 1)
 
 
 class TensorOps(ABC):
@@ -147,9 +147,11 @@ class TensorOps(ABC):
 
     def chunks(self, n_tokens: int) -> list[int]:
         """Lengths, `n_tokens` in sum, of the pieces in which a prompt is read."""
-        sizes = _FIXED_SIZES if self.fixed_shapes else (_MOST_TOKENS, n_tokens % _MOST_TOKENS or 1)
+        if not self.fixed_shapes:
+            whole, rest = divmod(n_tokens, MOST_TOKENS)
+            return [MOST_TOKENS] * whole + [rest] * (rest > 0)
         chunks: list[int] = []
-        for size in sizes:
+        for size in _FIXED_SIZES:
             count, n_tokens = divmod(n_tokens, size)
             chunks += [size] * count
         return chunks

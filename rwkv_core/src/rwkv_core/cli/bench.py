@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_backend_arguments, backend_options
-from rwkv_core.cli.table import print_table
-from rwkv_core.cli.vram import readable_bytes
+from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import OptionError
 
 if TYPE_CHECKING:

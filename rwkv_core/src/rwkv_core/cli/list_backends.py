@@ -26,10 +26,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     rows = plugins.list_backends()
     if args.name is not None:
-        known = ", ".join(row.name for row in rows) or "none"
         rows = [row for row in rows if row.name == args.name]
         if not rows:
-            raise BackendError(f"no backend {args.name!r} is installed; those installed: {known}")
+            raise BackendError(plugins.why_not(args.name))
     if args.json:
         print(json.dumps([_as_json(row) for row in rows], indent=2))
     elif args.name is not None:
@@ -43,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
 def _print_all(rows: list[BackendInfo]) -> None:
     if not rows:
         lines = " or ".join(install_line(f"rwkv-core[{extra}]") for extra in plugins.own_extras())
-        print(f"no backend is installed; {lines}")
+        print(f"no backend is installed; {lines}{plugins.plugin_limit()}")
         return
     header = ("name", "distribution", "version", "contract", "status", "device", "summary")
     print_table(

@@ -1,4 +1,4 @@
-"""Prints rows in columns."""
+"""Text for tables: rows in columns, sizes in units."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def print_table(
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+
+
+def readable_bytes(size: float) -> str:
+    """`size` in GiB, MiB or KiB, to three digits or so."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= scale:
+            return f"{size / scale:.{2 if size < 10 * scale else 1}f} {unit}"
+    return f"{size / 2**10:.0f} KiB"

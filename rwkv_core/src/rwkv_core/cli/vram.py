@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import filled
-from rwkv_core.cli.table import print_table
+from rwkv_core.cli.table import print_table, readable_bytes
 
 if TYPE_CHECKING:
     from rwkv_core.memory import Memory
@@ -39,14 +39,6 @@ def _cells(row: Memory) -> tuple[str, ...]:
     weights = [row.weights[dtype] for dtype in ("float32", "float16", "int8", "int4")]
     sizes = [readable_bytes(size) for size in (*weights, row.state, row.prefill)]
     return (row.name, f"{row.parameters / 1e6:,.1f} M", *sizes)
-
-
-def readable_bytes(size: float) -> str:
-    """`size` in GiB, MiB or KiB, to three digits or so."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
-        if size >= scale:
-            return f"{size / scale:.{2 if size < 10 * scale else 1}f} {unit}"
-    return f"{size / 2**10:.0f} KiB"
 
 
 def _as_json(row: Memory) -> dict[str, Any]:
