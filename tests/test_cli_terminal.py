@@ -16,9 +16,11 @@ pytestmark = pytest.mark.needs_backend
 pytest.importorskip("pty", reason="no pseudo-terminals here")
 
 CTRL_C, CTRL_D = "\x03", "\x04"
-# The terminal becomes the child's own, so that its Ctrl-C reaches it.
+# The terminal becomes the child's own, so that its Ctrl-C reaches it, also where these tests run in
+# the background and Ctrl-C is ignored.
 PROGRAM = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from rwkv_core.cli import main
 sys.exit(main())
@@ -52,8 +54,11 @@ class Terminal:
 
     def end(self):
         """Read what is left; gives the exit status."""
+        end = time.monotonic() + SECONDS
         while self._read():
-            pass
+            if time.monotonic() > end:
+                self._process.kill()
+                pytest.fail(f"it does not end: {self.shown[-200:]!r}")
         os.close(self._side)
         return self._process.wait(SECONDS)
 
