@@ -130,7 +130,7 @@ def test_a_sampler_of_a_plugin_is_found_by_name(generate, install_plugin):
         (["a", "--logit-bias", "1=1", "--logit-bias", "1=2"], "token 1 is given twice"),
         (["a", "--ban", "100000"], "banned_tokens"),
         (["a", "--sampler", "nosuch"], "no sampler 'nosuch'"),
-        (["a", "--state", "no-such-file"], "no-such-file: "),
+        (["a", "--state", "no-such-file"], "no-such-file: no such file, expected one"),
         (["a", "--tokenizer", "no-such-file"], "no-such-file"),
         (["a", "--save-state", "no/such/folder/file"], "--save-state: no folder no/such/folder"),
         (["a", "--save-state", "."], "--save-state: . is no regular file"),

@@ -193,11 +193,11 @@ class Model:
         logits = xp.astype(logits, xp.float32, copy=False)
         if single:
             logits, array = logits[0, ...], array[0, ...]
-        # Copies for the state: what a caller does to the logits, and how long they are kept, is
+        last = logits[..., -1, :]
+        # A copy for the state: what a caller does to the logits, and how long it keeps them, is
         # no matter to it.
-        last = xp.asarray(logits[..., -1, :], copy=True)
-        after = State(xp.asarray(array, copy=True), last, model=self.fingerprint)
-        return (logits if all_logits else logits[..., -1, :]), after
+        after = State(array, xp.asarray(last, copy=True), model=self.fingerprint)
+        return (logits if all_logits else last), after
 
     def _rows(self, tokens: Tokens) -> NDArray[np.int64]:
         try:
