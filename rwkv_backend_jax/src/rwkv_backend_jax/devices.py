@@ -1,0 +1,102 @@
+"""Which devices to use, and how a matrix lies on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from rwkv_core.errors import BackendError, OptionError
+
+AXIS = "model"
+
+
+def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
+    """The devices that options `device` ("gpu", "gpu:1", None) and `mesh` (a count) mean.
+
+    Raises BackendError for devices that are not there, OptionError for options that make no sense.
+    """
+    platform, colon, index = (name or "").partition(":")
+    if colon and not index.isdecimal():
+        raise OptionError(f"option device: found {name!r}, expected one such as cpu, gpu or gpu:1")
+    if colon and mesh is not None:
+        raise OptionError(
+            f"option mesh: takes devices of a kind, but device={name} is one; drop either"
+        )
+    if mesh is not None and mesh < 1:
+        raise OptionError(f"option mesh: found {mesh}, expected at least 1")
+    try:
+        with _quiet():
+            devices = jax.local_devices(backend=platform or None)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise BackendError(f"option device: {name!r} is not to be had here: {reason}") from None
+    if mesh is not None:
+        if mesh > len(devices):
+            raise BackendError(
+                f"option mesh: found {mesh}, expected at most the number of {devices[0].platform} "
+                f"devices that JAX has here, {len(devices)}"
+            )
+        return devices[:mesh]
+    if int(index or 0) >= len(devices):
+        raise BackendError(
+            f"option device: {name!r} is not to be had here: JAX has {len(devices)} {platform}"
+        )
+    return [devices[int(index or 0)]]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without JAX's log of the platforms it tried; the device chosen is shown anyway."""
+    log = logging.getLogger("jax")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+class Placement:
+    """Where arrays go: on one device, or with the matrices split over several.
+
+    A matrix [out, in] is split along its outputs, one that narrows (channel mixing's value) along
+    its inputs, so that channel mixing's inner activations stay where they are and one sum joins
+    the halves. Time mixing's k, v, r and its scan stay split too; its square output matrix cannot
+    be told from the others, so it costs a gather before and one after, which move as many bytes
+    as the one sum would.
+    """
+
+    def __init__(self, devices: list[jax.Device], split: bool) -> None:
+        self.mesh = Mesh(np.array(devices), (AXIS,)) if split else None
+        self.whole: Sharding = (
+            NamedSharding(self.mesh, P()) if self.mesh else SingleDeviceSharding(devices[0])
+        )
+        self.name = ", ".join(f"{device.platform}:{device.id}" for device in devices)
+        if self.name == "cpu:0":
+            self.name = "cpu"
+
+    def of_matrix(self, shape: tuple[int, int]) -> Sharding:
+        """How a matrix [out, in] lies. Raises OptionError if the mesh divides neither size."""
+        if self.mesh is None:
+            return self.whole
+        specs = [P(AXIS, None), P(None, AXIS)]
+        # A vocabulary is seldom a multiple of anything: then the head is split along its inputs.
+        for axis in (1, 0) if shape[1] > shape[0] else (0, 1):
+            if shape[axis] % self.mesh.size == 0:
+                return NamedSharding(self.mesh, specs[axis])
+        raise OptionError(
+            f"option mesh: found {self.mesh.size}, expected a divisor of the model's width; "
+            f"it has a matrix of {shape[0]} x {shape[1]}"
+        )
+
+    def of_table(self, width: int) -> Sharding:
+        """How the embedding [vocab, width] lies: every device has its columns of each row."""
+        if self.mesh is None or width % self.mesh.size:
+            return self.whole
+        return NamedSharding(self.mesh, P(None, AXIS))

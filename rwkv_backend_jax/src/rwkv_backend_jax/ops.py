@@ -1,0 +1,166 @@
+"""RWKV-4's operations on JAX arrays, on one device or split over several.
+
+What is compiled is one block and not the whole model, whose layers XLA would unroll: 12 of them
+took two to four times as long at each size of chunk. All layers, and all models of the same sizes,
+share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from numpy.typing import NDArray
+
+from rwkv_backend_jax.devices import Placement, chosen_devices
+from rwkv_core.tensor_ops import TensorOps, WKVState
+
+# From as many rows on, XLA's product is faster on a CPU than a loop over the rows.
+_FEW_ROWS = 8
+
+
+@cache
+def jax_ops(dtype: str, runtime_dtype: str | None, device: str | None, mesh: int | None) -> JaxOps:
+    """The one instance for these options: compilations belong to it, and models share them.
+
+    Raises BackendError for devices that are not there, OptionError for options that make no sense.
+    """
+    placement = Placement(chosen_devices(device, mesh), split=mesh is not None)
+    return JaxOps(dtype, runtime_dtype, placement)
+
+
+class JaxOps(TensorOps):
+    xp = jnp
+    fixed_shapes = True
+
+    def __init__(self, dtype: str, runtime_dtype: str | None, placement: Placement) -> None:
+        self.dtype = dtype
+        self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
+        if "float64" in (self.dtype, self.runtime_dtype):
+            # For the whole process, and only where float64 was asked for: under JAX's context
+            # manager the arrays would be float64, but nobody else could add 1 to them.
+            jax.config.update("jax_enable_x64", True)
+        self.device = placement.name
+        self._placement = placement
+        self._on_cpu = placement.name.startswith("cpu")
+
+    def vector(self, array: NDArray[Any]) -> Array:
+        return self._place(array, self.runtime_dtype, self._placement.whole)
+
+    def matrix(self, array: NDArray[Any]) -> Array:
+        return self._place(array, self.dtype, self._placement.of_matrix(array.shape))
+
+    def embedding(self, array: NDArray[Any]) -> Array:
+        # In the file's type: a row is widened when it is taken.
+        return self._place(array, array.dtype, self._placement.of_table(array.shape[1]))
+
+    def _place(self, array: NDArray[Any], dtype: Any, sharding: jax.sharding.Sharding) -> Array:
+        # Each device is sent its own part. Waiting keeps copies from piling up on the host.
+        return jax.device_put(_copied(array, dtype), sharding).block_until_ready()
+
+    def to_numpy(self, array: Array) -> NDArray[Any]:
+        return np.asarray(array)
+
+    def embed(self, table: Array, tokens: NDArray[np.int64]) -> Array:
+        return self._rows(table, tokens.astype(np.int32))
+
+    @partial(jax.jit, static_argnums=0)
+    def _rows(self, table: Array, tokens: Array) -> Array:
+        return self.whole(table[tokens].astype(self.runtime_dtype))
+
+    @partial(jax.jit, static_argnums=0)
+    def matmul(self, matrix: Array, x: Array) -> Array:
+        if self._on_cpu and matrix.dtype.itemsize == 2:
+            return _widened_product(matrix, x).astype(x.dtype)
+        if matrix.dtype == jnp.float16:
+            return super().matmul(matrix, x)
+        return _product(matrix, x.astype(matrix.dtype)).astype(x.dtype)
+
+    @partial(jax.jit, static_argnums=0)
+    def layer_norm(self, x: Array, weight: Array, bias: Array) -> Array:
+        return super().layer_norm(x, weight, bias)
+
+    @partial(jax.jit, static_argnums=0)
+    def wkv(
+        self, k: Array, v: Array, decay: Array, first: Array, state: WKVState
+    ) -> tuple[Array, WKVState]:
+        # One step after the other. associative_scan was 2.5 times slower on a CPU at 512 x 1024,
+        # took ten times as long to compile, and its sums of decays lose digits of the exponents.
+        def step(state: WKVState, now: tuple[Array, Array]) -> tuple[WKVState, Array]:
+            k, v = now
+            mean, state = super(JaxOps, self).wkv(k[:, None], v[:, None], decay, first, state)
+            return state, mean[:, 0]
+
+        state, means = lax.scan(step, state, (k.swapaxes(0, 1), v.swapaxes(0, 1)))
+        return means.swapaxes(0, 1), state
+
+    def layers(
+        self, block: Callable[..., Any], blocks: Sequence[Any], x: Array, state: Array
+    ) -> tuple[Array, Array]:
+        rows = []
+        for p, before in zip(blocks, self._parted(state), strict=True):
+            x, after = _run_block(block, self, p, x, before)
+            rows.append(after)
+        return x, self._joined(rows)
+
+    @partial(jax.jit, static_argnums=0)
+    def _parted(self, state: Array) -> list[Array]:
+        return [state[:, i] for i in range(state.shape[1])]
+
+    @partial(jax.jit, static_argnums=0)
+    def _joined(self, rows: list[Array]) -> Array:
+        return jnp.stack(rows, axis=1)
+
+    def whole(self, array: Array) -> Array:
+        """`array` on every device in full, as all but matrices is between blocks."""
+        if self._placement.mesh is None:
+            return array
+        return lax.with_sharding_constraint(array, self._placement.whole)
+
+
+def _copied(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """A copy in `dtype` at an address that XLA takes over as it is on a CPU, not copying again."""
+    dtype = jnp.dtype(dtype)
+    buffer = np.empty(array.size * dtype.itemsize + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    copy = buffer[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _run_block(
+    block: Callable[..., Any], ops: JaxOps, p: Any, x: Array, state: Array
+) -> tuple[Array, Array]:
+    x, state = block(ops, p, x, state)
+    return ops.whole(x), ops.whole(state)
+
+
+def _product(matrix: Array, x: Array) -> Array:
+    """`x` [B, T, in] times `matrix` [out, in] transposed, in float32 at least: [B, T, out].
+
+    With the matrix first: what XLA does fastest on a CPU for a matrix stored [out, in].
+    """
+    y = lax.dot_general(
+        matrix,
+        x,
+        (((1,), (2,)), ((), ())),
+        # For accelerators, whose default for float32 is fewer bits.
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.promote_types(matrix.dtype, jnp.float32),
+    )
+    return jnp.moveaxis(y, 0, -1)
+
+
+def _widened_product(matrix: Array, x: Array) -> Array:
+    """`_product` of a 16-bit matrix on a CPU, for which XLA's own product is a scalar loop."""
+    matrix, x = matrix.astype(jnp.float32), x.astype(jnp.float32)
+    if x.shape[0] * x.shape[1] >= _FEW_ROWS:
+        return _product(matrix, x)
+    # One loop that reads 16 bits, widens and adds up.
+    return jnp.sum(matrix * x[:, :, None, :], axis=-1)

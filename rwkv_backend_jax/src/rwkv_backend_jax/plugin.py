@@ -1,0 +1,61 @@
+"""Describes the backend to rwkv-core; JAX is imported when its operations are built."""
+
+import os
+from collections.abc import Mapping
+from glob import glob
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import rwkv_core
+from rwkv_core import Backend, Option, Status, TensorOps
+from rwkv_core.backend import DTYPE, RUNTIME_DTYPE
+
+_CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+
+
+def jax_status() -> Status:
+    """What JAX would find here, told from its distributions and the drivers' device files."""
+    if not (_installed("jax") and _installed("jaxlib")):
+        return Status(available=False, reason="jax is not installed")
+    if os.path.exists("/dev/nvidiactl") and any(map(_installed, _CUDA_PLUGINS)):
+        return Status(available=True, device="gpu", score=400.0)
+    if _installed("libtpu") and (glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*")):
+        return Status(available=True, device="tpu", score=400.0)
+    return Status(available=True, device="cpu", score=12.0)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+_JAX = Backend(
+    name="jax",
+    summary="JAX on CPU, GPU or TPU, one or several",
+    contract=1,
+    status=jax_status,
+    options=(
+        DTYPE,
+        RUNTIME_DTYPE,
+        Option("device", str, None, "cpu, gpu, gpu:1, tpu, ...; by default JAX's own choice"),
+        Option("mesh", int, None, "number of devices to split the matrices over"),
+    ),
+    requires=("jax",),
+)
+
+
+@rwkv_core.hookimpl
+def rwkv_backends() -> list[Backend]:
+    return [_JAX]
+
+
+@rwkv_core.hookimpl
+def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
+    if backend != _JAX.name:
+        return None
+    from rwkv_backend_jax.ops import jax_ops
+
+    return jax_ops(**options)
