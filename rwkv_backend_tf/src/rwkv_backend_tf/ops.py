@@ -1,0 +1,224 @@
+"""RWKV-4's operations on TensorFlow's tensors, compiled by XLA.
+
+What is compiled is one block and not the whole model, so that the time it takes does not grow with
+the number of layers. All layers, and all models of the same sizes, share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial, wraps
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from rwkv_backend_tf import array_api
+from rwkv_core.errors import BackendError
+from rwkv_core.tensor_ops import TensorOps, WKVState
+
+_CPU, _GPU = "/CPU:0", "/GPU:0"
+_ALIGNMENT = 64  # bytes, Eigen's largest
+
+
+class Matrix(NamedTuple):
+    """A matrix of the model, [out, in]."""
+
+    rows: tf.Tensor
+
+
+class Compiled:
+    """`function` of tensors in named tuples, compiled by XLA for tensors of these shapes.
+
+    Called by `tf.raw_ops`: tf.function's own call looks at each of a block's 27 tensors for
+    0.03 ms. That drops a function's wish to be compiled, so it is given one around the compiled.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: Any, device: str) -> None:
+        # Without the tensors: this outlives the model.
+        structure = tf.nest.map_structure(lambda _: 0, arguments)
+
+        def run(*flat: tf.Tensor) -> Any:
+            return function(*tf.nest.pack_sequence_as(structure, flat))
+
+        inner = tf.function(run, autograph=False, jit_compile=True)
+        outer = tf.function(lambda *flat: inner(*flat), autograph=False)
+        specs = [tf.TensorSpec(x.shape, x.dtype) for x in tf.nest.flatten(arguments)]
+        self._concrete = outer.get_concrete_function(*specs)
+        results = self._concrete.structured_outputs
+        self._types = [x.dtype for x in tf.nest.flatten(results)]
+        self._results = tf.nest.map_structure(lambda _: 0, results)
+        self._device = device
+
+    def __call__(self, *arguments: Any) -> Any:
+        flat = tf.nest.flatten(arguments)
+        with tf.device(self._device):
+            found = tf.raw_ops.PartitionedCall(args=flat, Tout=self._types, f=self._concrete)
+        return tf.nest.pack_sequence_as(self._results, found)
+
+
+def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of TFOps that runs compiled, whether called by itself or within a block."""
+
+    @wraps(method)
+    def run(self: TFOps, *arguments: Any) -> Any:
+        if not tf.executing_eagerly():
+            return method(self, *arguments)
+        return self.compiled_for(partial(method, self), method, arguments)(*arguments)
+
+    return run
+
+
+@cache
+def tf_ops(dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> TFOps:
+    """The one instance for these options: what is compiled belongs to it, and models share it.
+
+    Raises BackendError where the device is not to be had.
+    """
+    return TFOps(dtype, runtime_dtype, use_gpu)
+
+
+class TFOps(TensorOps):
+    xp = array_api
+    fixed_shapes = True
+
+    def __init__(self, dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> None:
+        self.dtype = dtype
+        self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
+        self._device = tf_device(use_gpu)
+        self.device = self._device[1:4].lower()
+        self._compiled: dict[Any, Compiled] = {}
+        # The first compilation has much to log, and is best made where the log is hidden.
+        self.sigmoid(self.vector(np.zeros(1)))
+
+    def vector(self, array: NDArray[Any]) -> tf.Tensor:
+        return self._place(array, self.runtime_dtype)
+
+    def matrix(self, array: NDArray[Any]) -> Matrix:
+        return Matrix(self._place(array, self.dtype))
+
+    def _place(self, array: NDArray[Any], dtype: str) -> tf.Tensor:
+        tensor = _host_tensor(array, dtype)
+        if self._device == _CPU:
+            return tensor
+        with tf.device(self._device):
+            return tf.identity(tensor)
+
+    def to_numpy(self, array: tf.Tensor) -> NDArray[Any]:
+        return array.numpy()
+
+    @compiled
+    def matmul(self, matrix: Matrix, x: tf.Tensor) -> tf.Tensor:
+        rows = matrix.rows
+        if rows.dtype.size == 2 and self._device == _CPU:
+            # XLA's own product of 16-bit numbers there is slower, and rounds them on the way.
+            rows = tf.cast(rows, x.dtype)
+        if rows.dtype != tf.float16:
+            return tf.cast(_product(rows, tf.cast(x, rows.dtype)), x.dtype)
+        # Rows are brought to at most 1 first, as in the default, lest float16 overflow.
+        scale = tf.maximum(tf.reduce_max(tf.abs(x), -1, keepdims=True), 1.0)
+        return tf.cast(_product(rows, tf.cast(x / scale, rows.dtype)), x.dtype) * scale
+
+    @compiled
+    def layer_norm(self, x: tf.Tensor, weight: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        return super().layer_norm(x, weight, bias)
+
+    @compiled
+    def sigmoid(self, x: tf.Tensor) -> tf.Tensor:
+        return super().sigmoid(x)
+
+    @compiled
+    def wkv(
+        self, k: tf.Tensor, v: tf.Tensor, decay: tf.Tensor, first: tf.Tensor, state: WKVState
+    ) -> tuple[tf.Tensor, WKVState]:
+        n_time = k.shape[1]
+        if n_time == 1:
+            return super().wkv(k, v, decay, first, state)
+        one_step = super().wkv
+        time_first = [1, 0, 2]
+        keys, values = tf.transpose(k, time_first), tf.transpose(v, time_first)
+
+        def step(t: tf.Tensor, means: tf.TensorArray, state: WKVState) -> tuple[Any, ...]:
+            kt, vt = keys[t][:, None, :], values[t][:, None, :]
+            mean, state = one_step(kt, vt, decay, first, state)
+            return t + 1, means.write(t, mean[:, 0, :]), state
+
+        means = tf.TensorArray(k.dtype, n_time, element_shape=state[0].shape)
+        _, means, state = tf.while_loop(
+            lambda t, *_: t < n_time,
+            step,
+            (0, means, tuple(state)),
+            parallel_iterations=1,
+            maximum_iterations=n_time,
+        )
+        return tf.transpose(means.stack(), time_first), state
+
+    def layers(
+        self, block: Callable[..., Any], blocks: Sequence[Any], x: tf.Tensor, state: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        states = tf.unstack(state, axis=1)
+        # The first layer speaks for all: they are alike.
+        run = self.compiled_for(partial(block, self), block, (blocks[0], x, states[0]))
+        for i, p in enumerate(blocks):
+            x, states[i] = run(p, x, states[i])
+        return x, tf.stack(states, axis=1)
+
+    def compiled_for(self, function: Callable[..., Any], name: Any, arguments: Any) -> Compiled:
+        """`function`, which goes by `name`, compiled for arguments such as these."""
+        kinds = tuple((x.dtype, tuple(x.shape)) for x in tf.nest.flatten(arguments))
+        found = self._compiled.get((name, kinds))
+        if found is None:
+            found = self._compiled[name, kinds] = Compiled(function, arguments, self._device)
+        return found
+
+
+def _product(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    n_batch, n_time, n_in = x.shape
+    flat = tf.matmul(tf.reshape(x, [n_batch * n_time, n_in]), rows, transpose_b=True)
+    return tf.reshape(flat, [n_batch, n_time, rows.shape[0]])
+
+
+def _host_tensor(array: NDArray[Any], dtype: str) -> tf.Tensor:
+    """A tensor over a copy of `array` that is its own.
+
+    By DLPack, since tf.constant would copy the copy, and the two, freed and taken in turn, leave
+    the heap in holes that add up to the size of the model.
+    """
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    n_bytes = array.size * kind.itemsize
+    buffer = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    copy = buffer[start : start + n_bytes].view(kind).reshape(array.shape)
+    copy[...] = array
+    if dtype == "bfloat16":  # which DLPack's side of NumPy does not know
+        return tf.bitcast(_from_dlpack(copy.view(np.int16)), tf.bfloat16)
+    return _from_dlpack(copy)
+
+
+def _from_dlpack(array: NDArray[Any]) -> tf.Tensor:
+    with tf.device(_CPU):
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def tf_device(use_gpu: bool | None) -> str:
+    """TensorFlow's name of the device to use. Raises BackendError if it is not to be had."""
+    if use_gpu is False:
+        # Else eager operations on tensors of the CPU would take their results to the GPU.
+        try:
+            tf.config.set_visible_devices([], "GPU")
+        except RuntimeError:
+            raise BackendError(
+                "option use_gpu: TensorFlow has the GPU in use in this process already, so that "
+                "False is not to be had; load the model in another process"
+            ) from None
+        return _CPU
+    if tf.config.list_logical_devices("GPU"):
+        return _GPU
+    if use_gpu:
+        raise BackendError(
+            "option use_gpu: TensorFlow sees no GPU here; take use_gpu=false, or install "
+            'TensorFlow for CUDA with: pip install "tensorflow[and-cuda]"'
+        )
+    return _CPU

@@ -1,0 +1,63 @@
+"""Describes the backend to rwkv-core; TensorFlow is imported when its operations are built."""
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import rwkv_core
+from rwkv_core import Backend, Option, Status, TensorOps
+from rwkv_core.backend import DTYPE, RUNTIME_DTYPE
+
+# Distributions that bring the module `tensorflow`; the first are its builds without a GPU.
+_CPU_BUILDS = ("tensorflow-cpu", "tensorflow-intel", "tf-nightly-cpu")
+_BUILDS = (*_CPU_BUILDS, "tensorflow", "tensorflow-macos", "tf-nightly")
+
+
+def tf_status() -> Status:
+    """What TensorFlow would find here, told from its distribution and the driver's device file."""
+    build = next(filter(_installed, _BUILDS), None)
+    if build is None:
+        return Status(available=False, reason="tensorflow is not installed")
+    if build not in _CPU_BUILDS and os.path.exists("/dev/nvidiactl"):
+        return Status(available=True, device="gpu", score=300.0)
+    return Status(available=True, device="cpu", score=12.0)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+_TF = Backend(
+    name="tf",
+    summary="TensorFlow with XLA on CPU or GPU",
+    contract=1,
+    status=tf_status,
+    options=(
+        DTYPE,
+        RUNTIME_DTYPE,
+        Option("use_gpu", bool, None, "run on the GPU; by default if TensorFlow sees one"),
+    ),
+    requires=("tensorflow",),
+)
+
+
+@rwkv_core.hookimpl
+def rwkv_backends() -> list[Backend]:
+    return [_TF]
+
+
+@rwkv_core.hookimpl
+def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
+    if backend != _TF.name:
+        return None
+    from rwkv_backend_tf.quiet import hidden_log
+
+    with hidden_log():
+        from rwkv_backend_tf.ops import tf_ops
+
+        return tf_ops(**options)
