@@ -1,0 +1,1 @@
+"""The torch backends of rwkv-core for models larger than one device."""

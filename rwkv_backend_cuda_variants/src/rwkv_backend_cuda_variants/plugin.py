@@ -1,0 +1,109 @@
+"""Describes the three backends to rwkv-core; torch is imported when one's operations are built."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import rwkv_core
+from rwkv_backend_torch.plugin import DEVICE, THREADS, torch_status
+from rwkv_core import Backend, Option, Status, TensorOps
+from rwkv_core.backend import DTYPE, RUNTIME_DTYPE
+
+
+def _status() -> Status:
+    """As torch's own, but never the best choice: `torch` is, where the model fits."""
+    return replace(torch_status(), score=1.0)
+
+
+_TARGET = Option(
+    "target",
+    float,
+    None,
+    "GB (10^9 bytes) of weights kept on the device; by default all that fit its free memory",
+)
+_PIN_MEMORY = Option(
+    "pin_memory",
+    bool,
+    None,
+    "pin host memory that is copied from, which makes copies faster; by default where CUDA is",
+)
+_STREAMING = (_TARGET.name, _PIN_MEMORY.name)
+
+_STREAM = Backend(
+    name="torch-stream",
+    summary="torch; matrices beyond a target stay in host memory and are copied ahead of use",
+    contract=1,
+    status=_status,
+    options=(DTYPE, RUNTIME_DTYPE, DEVICE, THREADS, _TARGET, _PIN_MEMORY),
+    requires=("torch",),
+)
+
+_SPLIT = Backend(
+    name="torch-split",
+    summary="torch; every matrix split over several devices or processes",
+    contract=1,
+    status=_status,
+    options=(
+        DTYPE,
+        RUNTIME_DTYPE,
+        Option(
+            "devices",
+            list,
+            None,
+            "names, each with =SHARE where shares differ: cuda:0=3,cuda:1=1; by default all CUDA "
+            "devices, else cpu; under torchrun one for each process",
+        ),
+        THREADS,
+    ),
+    requires=("torch",),
+)
+
+_QUANT = Backend(
+    name="torch-quant",
+    summary="torch; matrices in 8 or 4 bits",
+    contract=1,
+    status=_status,
+    options=(
+        Option("bits", int, 8, "bits a weight; a prequantized file keeps its own", (8, 4)),
+        Option(
+            "group_size",
+            int,
+            None,
+            "weights of a row that share a scale; by default 64, and the row at 8 bits on a CPU",
+        ),
+        Option("chunksize", int, None, "groups in a row, in place of group_size"),
+        RUNTIME_DTYPE,
+        DEVICE,
+        THREADS,
+        replace(_TARGET, help="GB (10^9 bytes) of weights kept on the device; by default all"),
+        _PIN_MEMORY,
+    ),
+    requires=("torch",),
+    quantized_bits=(8, 4),
+)
+
+
+@rwkv_core.hookimpl
+def rwkv_backends() -> list[Backend]:
+    return [_STREAM, _SPLIT, _QUANT]
+
+
+@rwkv_core.hookimpl
+def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
+    if backend == _STREAM.name:
+        from rwkv_backend_cuda_variants.stream import StreamOps
+
+        return StreamOps(**options)
+    if backend == _SPLIT.name:
+        from rwkv_backend_cuda_variants.split import SplitOps
+
+        return SplitOps(**options)
+    if backend == _QUANT.name:
+        from rwkv_backend_cuda_variants.quant import QuantOps
+        from rwkv_backend_cuda_variants.quant_stream import StreamedQuantOps
+
+        kept = {name: value for name, value in options.items() if name not in _STREAMING}
+        if options["target"] is None:
+            return QuantOps(**kept)
+        return StreamedQuantOps(kept, options["target"], options["pin_memory"])
+    return None

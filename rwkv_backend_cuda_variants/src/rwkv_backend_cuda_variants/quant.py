@@ -1,0 +1,80 @@
+"""torch, with the matrices in 8 or 4 bits: multiplied with as they are, never restored for a token.
+
+Kernels are chosen for the device: torch's packed ones on a CPU (quant_cpu), a Triton kernel on
+CUDA (quant_triton). Activations and results are float32 here, whatever a kernel takes inside.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rwkv_backend_cuda_variants.quant_cpu import kernel_for
+from rwkv_backend_cuda_variants.quant_kernels import Kernel
+from rwkv_backend_torch.ops import TorchOps
+from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, group_size_for, quantize
+
+
+class QuantOps(TorchOps):
+    """TorchOps whose matrices are Kernels."""
+
+    def __init__(
+        self,
+        bits: int,
+        group_size: int | None,
+        chunksize: int | None,
+        runtime_dtype: str | None,
+        device: str | None,
+        threads: int | None,
+    ) -> None:
+        super().__init__("float32", runtime_dtype, device, threads)
+        if self._device.type not in ("cpu", "cuda"):
+            raise BackendError(
+                f"option device: found {self.device}, torch-quant has kernels for cpu and cuda"
+            )
+        if group_size is not None and chunksize is not None:
+            raise OptionError(
+                "options group_size and chunksize: found both, expected one: chunksize is the "
+                "number of groups in a row"
+            )
+        for name, value in (("group_size", group_size), ("chunksize", chunksize)):
+            if value is not None and value < 1:
+                raise OptionError(f"option {name}: found {value}, expected at least 1")
+        self.dtype = f"int{bits}"
+        self._bits, self._group_size, self._chunks = bits, group_size, chunksize
+
+    def matrix(self, array: NDArray[Any]) -> Kernel:
+        group_size = self._group_size_for(array.shape[1])
+        return self.quantized_matrix(quantize(array, self._bits, group_size))
+
+    def _group_size_for(self, width: int) -> int:
+        if self._chunks is not None:
+            return group_size_for(width, self._chunks)
+        if self._group_size is not None:
+            if width % self._group_size:
+                raise OptionError(
+                    f"option group_size: found {self._group_size}, expected a divisor of the "
+                    f"matrix's width {width}, such as {math.gcd(width, GROUP_SIZE)}"
+                )
+            return self._group_size
+        # The 8-bit kernel of a CPU is exact for whole rows alone.
+        if self._bits == 8 and self._device.type == "cpu":
+            return width
+        return math.gcd(width, GROUP_SIZE)
+
+    def quantized_matrix(self, matrix: QuantizedMatrix) -> Kernel:
+        # A file keeps its bits, whatever the option says for what is quantized here.
+        self.dtype = f"int{matrix.bits}"
+        if self._device.type == "cuda":
+            from rwkv_backend_cuda_variants.quant_triton import TritonMatrix
+
+            return TritonMatrix(matrix, self._device)
+        return kernel_for(matrix)
+
+    def matmul(self, matrix: Kernel, x: Tensor) -> Tensor:
+        y = matrix.product(x.reshape(-1, x.shape[-1]).float())
+        return y.to(x.dtype).view(*x.shape[:-1], -1)

@@ -1,0 +1,190 @@
+"""Quantized matrices on a CPU, over the packed kernels that torch has.
+
+Which kernel, by measurement at 2048 x 2048, one thread with AVX2, one token: FBGEMM's 8 bits take
+0.28 ms with the two rows used here, `_weight_int8pack_mm` 0.6 and `_weight_int4pack_mm_for_cpu`
+0.6, a float16 product 0.8 and a bfloat16 one 1.1. For 256 tokens FBGEMM takes as long as a float32
+product, so that there too nothing is restored.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rwkv_backend_cuda_variants.quant_kernels import TensorKernel
+from rwkv_core.quantization import QuantizedMatrix
+
+# Rows that are repacked at a time, so that a large matrix needs little memory beside itself; a
+# multiple of every kernel's tile.
+_ROWS = 2048
+# Without VNNI, FBGEMM adds pairs of products in int16: activations of 7 bits are the most that
+# never saturate. Two of them, `128 * high + low`, make one of 14 bits.
+_HIGH, _LOW_RANGE = 63, 128
+_LEVELS = _HIGH * _LOW_RANGE
+_ZERO_POINT = 64
+
+
+class Int8Rows:
+    """8 bits a weight by FBGEMM, with a scale and an offset a row.
+
+    Matrices in groups become that: exactly where there is one group to a row, and otherwise with
+    every weight rounded once more, to one of 256 levels of its row.
+    """
+
+    def __init__(self, matrix: QuantizedMatrix) -> None:
+        codes, scales, offsets = _by_rows(matrix)
+        # FBGEMM's codes are signed.
+        signed = (codes ^ 128).view(np.int8)
+        scale = torch.from_numpy(scales)
+        self._center = torch.from_numpy(offsets + 128 * scales)
+        zero_points = torch.zeros(len(scales), dtype=torch.int64)
+        with _fbgemm():
+            weight = torch._make_per_channel_quantized_tensor(
+                torch.from_numpy(signed), scale.double(), zero_points, 0
+            )
+            self._packed = torch.ops.quantized.linear_prepack(weight, None)
+
+    def product(self, x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        unit = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True)
+        unit = unit.clamp_(min=1e-30).div_(_LEVELS)
+        levels = x / unit
+        high = (levels / _LOW_RANGE).round_()
+        low = levels.sub_(high, alpha=_LOW_RANGE)
+        # In one call, so that the weights are read once.
+        both = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            torch.cat([high, low]), 1.0, _ZERO_POINT, self._packed
+        )
+        y = torch.add(both[rows:], both[:rows], alpha=_LOW_RANGE).mul_(unit)
+        return y.addcmul_(x.sum(-1, keepdim=True), self._center)
+
+
+class Int8RowsInBfloat16(TensorKernel):
+    """As Int8Rows, with activations and scales in bfloat16.
+
+    For CPUs that FBGEMM lacks, and for matrices that are streamed: FBGEMM's are no tensors.
+    """
+
+    def __init__(self, matrix: QuantizedMatrix) -> None:
+        codes, scales, offsets = _by_rows(matrix)
+        self.tensors = (
+            torch.from_numpy(offsets + 128 * scales),
+            torch.from_numpy(scales).bfloat16(),
+            torch.from_numpy((codes ^ 128).view(np.int8)),
+        )
+
+    @staticmethod
+    def n_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
+        """Bytes of the tensors of a matrix [out, in], whatever its bits and groups."""
+        rows, width = shape
+        return rows * (4 + 2 + width)
+
+    def product(self, x: Tensor) -> Tensor:
+        center, scales, codes = self.tensors
+        y = torch._weight_int8pack_mm(x.bfloat16(), codes, scales).float()
+        return y.addcmul_(x.sum(-1, keepdim=True), center)
+
+
+class Int4Groups(TensorKernel):
+    """4 bits a weight, with a scale and an offset a group, all in bfloat16 but the sums."""
+
+    def __init__(self, matrix: QuantizedMatrix) -> None:
+        self._rows, width = matrix.shape
+        self._group_size = _int4_group_size(matrix.group_size)
+        padded = _padded(self._rows)
+        repeats = matrix.group_size // self._group_size
+        all_packed = torch.empty(padded, width // 2, dtype=torch.uint8)
+        # A weight is (code - 8) * scale + zero.
+        scales = np.repeat(matrix.scales.astype(np.float32), repeats, axis=1)
+        zeros = np.repeat(matrix.offsets.astype(np.float32), repeats, axis=1) + 8 * scales
+        both = torch.zeros(width // self._group_size, padded, 2, dtype=torch.bfloat16)
+        both[:, : self._rows, 0] = torch.from_numpy(scales.T)
+        both[:, : self._rows, 1] = torch.from_numpy(zeros.T)
+        self.tensors = (both, all_packed)
+        for start in range(0, padded, _ROWS):
+            packed = all_packed[start : start + _ROWS]
+            some = matrix.codes[start : start + _ROWS]
+            codes = torch.zeros(len(packed), width, dtype=torch.int32)
+            codes[: len(some), ::2] = torch.from_numpy(some & 15)
+            codes[: len(some), 1::2] = torch.from_numpy(some >> 4)
+            packed.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1))
+
+    @staticmethod
+    def n_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
+        """Bytes of the tensors of a matrix [out, in] in groups of that size."""
+        rows, width = shape
+        return _padded(rows) * (width // 2 + 4 * width // _int4_group_size(group_size))
+
+    def product(self, x: Tensor) -> Tensor:
+        scales_and_zeros, packed = self.tensors
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.bfloat16(), packed, self._group_size, scales_and_zeros
+        )
+        return y[:, : self._rows].float()
+
+
+def kernel_for(matrix: QuantizedMatrix) -> Int8Rows | Int8RowsInBfloat16 | Int4Groups:
+    """The matrix, packed for the kernel that fits it and this CPU; it shares no memory with it."""
+    in_tensors = tensor_kernel(matrix.bits, matrix.group_size)
+    fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
+    return Int8Rows(matrix) if in_tensors is Int8RowsInBfloat16 and fbgemm else in_tensors(matrix)
+
+
+def tensor_kernel(bits: int, group_size: int) -> type[Int8RowsInBfloat16] | type[Int4Groups]:
+    """The kernel, of those in plain tensors, for matrices of such bits and groups."""
+    return Int4Groups if bits == 4 and _int4_group_size(group_size) else Int8RowsInBfloat16
+
+
+def _int4_group_size(group_size: int) -> int:
+    """The largest of the kernel's group sizes that divides this one; 0 if none does."""
+    return next((size for size in (256, 128, 64, 32) if group_size % size == 0), 0)
+
+
+def _padded(rows: int) -> int:
+    """Rows as the 4-bit kernel wants them."""
+    return -(-rows // 16) * 16
+
+
+def _by_rows(
+    matrix: QuantizedMatrix,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """The matrix with one group to a row: codes [out, in], scales and offsets [out]."""
+    rows, groups = matrix.scales.shape
+    if groups == 1 and matrix.bits == 8:
+        scales, offsets = (
+            part[:, 0].astype(np.float32) for part in (matrix.scales, matrix.offsets)
+        )
+        return matrix.codes, scales, offsets
+    codes = np.empty(matrix.shape, np.uint8)
+    scales, offsets = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    for start in range(0, rows, _ROWS):
+        part = slice(start, start + _ROWS)
+        some = QuantizedMatrix(
+            matrix.bits, matrix.codes[part], matrix.scales[part], matrix.offsets[part]
+        ).dequantize()
+        low, high = some.min(axis=1), some.max(axis=1)
+        offsets[part], scales[part] = low, (high - low) / 255
+        some -= low[:, None]
+        some /= np.where(high > low, scales[part], 1)[:, None]
+        codes[part] = np.rint(some, out=some)
+    return codes, scales, offsets
+
+
+@contextmanager
+def _fbgemm() -> Iterator[None]:
+    """FBGEMM as the engine that torch packs for: its own choice may be one without the product."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        with warnings.catch_warnings():
+            # Quantized tensors are to leave torch some day; FBGEMM has no other way in as yet.
+            warnings.filterwarnings("ignore", ".*quantized tensor creation functions.*deprecated")
+            yield
+    finally:
+        torch.backends.quantized.engine = before

@@ -1,0 +1,100 @@
+"""torch-quant with a target: quantized matrices beyond it are copied to the device ahead of use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rwkv_backend_cuda_variants.quant import QuantOps
+from rwkv_backend_cuda_variants.quant_cpu import tensor_kernel
+from rwkv_backend_cuda_variants.quant_kernels import TensorKernel
+from rwkv_backend_cuda_variants.stream_store import MatrixStore, Placed
+from rwkv_core.checkpoint import Shape
+from rwkv_core.quantization import QuantizedMatrix
+from rwkv_core.residency import matrix_shapes, model_bytes
+from rwkv_core.tensor_ops import TensorOps
+
+# A matrix is cut at multiples of them: the 4-bit kernel of a CPU takes no fewer.
+_ROWS = 16
+
+
+class StreamedMatrix:
+    """A matrix that a MatrixStore keeps as bytes, with a kernel to put over each of its parts."""
+
+    def __init__(self, store: MatrixStore, placed: Placed, kernels: Sequence[TensorKernel]) -> None:
+        self._store, self._placed, self._kernels = store, placed, kernels
+
+    def product(self, x: Tensor) -> Tensor:
+        """float32 [rows, in] times the matrix, transposed: float32 [rows, out]."""
+        kernels = iter(self._kernels)
+        return self._store.product(self._placed, lambda data: next(kernels).over(data).product(x))
+
+
+class StreamedQuantOps(QuantOps):
+    """QuantOps whose matrices a MatrixStore keeps; `store` tells where they are."""
+
+    def __init__(self, options: Mapping[str, Any], target: float, pin_memory: bool | None) -> None:
+        super().__init__(**options)
+        self.store = MatrixStore(self._device, target, pin_memory)
+        self._shape: Shape | None = None
+
+    # In host memory, as the defaults are: a token needs one row of the table.
+    embedding = TensorOps.embedding
+    embed = TensorOps.embed
+
+    def prepare(self, shape: Shape) -> None:
+        # What stays is chosen when the first matrix comes: a file keeps its own bits and groups.
+        self._shape = shape
+
+    def matrix(self, array: NDArray[Any]) -> StreamedMatrix:
+        self._plan(self._bits, self._group_size_for)
+        return super().matrix(array)
+
+    def quantized_matrix(self, matrix: QuantizedMatrix) -> StreamedMatrix:
+        self.dtype = f"int{matrix.bits}"
+        self._plan(matrix.bits, lambda width: matrix.group_size)
+        kernel = self._kernel(matrix.bits, matrix.group_size)
+        kernels: list[TensorKernel] = []
+
+        def to_bytes(rows: slice) -> Tensor:
+            codes, scales, offsets = (
+                part[rows] for part in (matrix.codes, matrix.scales, matrix.offsets)
+            )
+            packed = kernel(QuantizedMatrix(matrix.bits, codes, scales, offsets))
+            kernels.append(packed.emptied())
+            return packed.to_bytes()
+
+        def split(whole: Tensor, most: int) -> list[Tensor]:
+            if len(whole) <= most:
+                return [whole]
+            kernels.clear()
+            n_rows = matrix.shape[0]
+            step = most * n_rows // len(whole) // _ROWS * _ROWS
+            return [to_bytes(slice(i, i + step)) for i in range(0, n_rows, step)] if step else []
+
+        placed = self.store.place(to_bytes(slice(None)), torch.uint8, split)
+        return StreamedMatrix(self.store, placed, kernels)
+
+    def _plan(self, bits: int, group_size_for: Callable[[int], int]) -> None:
+        """Choose what stays of the model that is being loaded, unless that is done."""
+        if self._shape is None:
+            return
+        sizes = [
+            self._kernel(bits, group_size).n_bytes(shape, bits, group_size)
+            for shape in matrix_shapes(self._shape)
+            for group_size in [group_size_for(shape[1])]
+        ]
+        _, vectors = model_bytes(self._shape, "float32", self.runtime_dtype)
+        self._shape = None
+        self.store.prepare(sizes, vectors)
+
+    def _kernel(self, bits: int, group_size: int) -> Any:
+        if self._device.type == "cuda":
+            from rwkv_backend_cuda_variants.quant_triton import TritonMatrix
+
+            return TritonMatrix
+        return tensor_kernel(bits, group_size)

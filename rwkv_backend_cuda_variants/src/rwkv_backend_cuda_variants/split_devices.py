@@ -1,0 +1,80 @@
+"""The option `devices`: which devices a model is split over, and where its matrices are cut."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+
+from rwkv_backend_torch.ops import first_sentence, probe
+from rwkv_core.errors import BackendError, OptionError
+
+_EXPECTED = 'expected names with optional shares, such as cpu,cpu or "cuda:0=3,cuda:1=1"'
+_LARGEST_SHARE = 1e6
+
+
+class Share(NamedTuple):
+    device: str
+    share: float
+
+
+def parse_devices(entries: list[str]) -> list[Share]:
+    """NAME or NAME=SHARE each; a share is a positive number, by default 1. Raises OptionError."""
+    if not entries:
+        raise OptionError(f"option devices: found an empty list, {_EXPECTED}")
+    return [_parse(entry) for entry in entries]
+
+
+def _parse(entry: object) -> Share:
+    if not isinstance(entry, str):
+        raise OptionError(f"option devices: found {entry!r} in the list, {_EXPECTED}")
+    name, equals, text = (part.strip() for part in entry.partition("="))
+    try:
+        share = float(text) if equals else 1.0
+    except ValueError:
+        share = math.nan
+    # Also false for NaN.
+    if not 0 < share <= _LARGEST_SHARE or not name:
+        raise OptionError(
+            f"option devices: found {entry!r}, {_EXPECTED}; a share is above 0 and at most "
+            f"{_LARGEST_SHARE:g}"
+        )
+    return Share(name, share)
+
+
+def default_devices() -> list[Share]:
+    """Every CUDA device, with equal shares; without one, the CPU."""
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [Share(name, 1.0) for name in names or ["cpu"]]
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, with its number. Raises BackendError if it is not to be had."""
+    try:
+        return probe(name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BackendError(
+            f"option devices: {name!r} is not to be had here: {first_sentence(error)}"
+        ) from None
+
+
+@cache
+def cuts(width: int, shares: tuple[float, ...]) -> list[slice]:
+    """Where an axis of `width` is cut, in proportion to `shares` and to whole numbers.
+
+    Raises OptionError if a device would get nothing.
+    """
+    total = sum(shares)
+    bounds = [0, *(round(width * part / total) for part in accumulate(shares))]
+    slices = [slice(low, high) for low, high in pairwise(bounds)]
+    for i, (piece, share) in enumerate(zip(slices, shares, strict=True)):
+        if piece.start >= piece.stop:
+            raise OptionError(
+                f"option devices: device {i + 1} of {len(shares)}, with a share of {share:g} in "
+                f"{total:g}, gets none of the {width} channels that a matrix has; name fewer "
+                "devices or give it more"
+            )
+    return slices

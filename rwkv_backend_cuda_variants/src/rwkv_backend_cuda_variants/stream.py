@@ -1,0 +1,49 @@
+"""torch, with the matrices beyond a target in host memory, copied to the device ahead of use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rwkv_backend_cuda_variants.stream_store import MatrixStore, Placed
+from rwkv_backend_torch.ops import TorchOps, as_tensor
+from rwkv_core.checkpoint import Shape
+from rwkv_core.residency import model_bytes
+
+
+class StreamOps(TorchOps):
+    """TorchOps whose matrices a MatrixStore keeps; `store` tells where they are."""
+
+    def __init__(
+        self,
+        dtype: str,
+        runtime_dtype: str | None,
+        device: str | None,
+        threads: int | None,
+        target: float | None,
+        pin_memory: bool | None,
+    ) -> None:
+        super().__init__(dtype, runtime_dtype, device, threads)
+        self.store = MatrixStore(self._device, target, pin_memory)
+
+    def prepare(self, shape: Shape) -> None:
+        self.store.prepare(*model_bytes(shape, self.dtype, self.runtime_dtype))
+
+    def matrix(self, array: NDArray[Any]) -> Placed:
+        return self.store.place(as_tensor(array), getattr(torch, self.dtype))
+
+    def matmul(self, matrix: Placed, x: Tensor) -> Tensor:
+        product = super().matmul
+        return self.store.product(matrix, lambda on_device: product(on_device, x))
+
+    def embedding(self, array: NDArray[Any]) -> Tensor:
+        # In host memory: a token needs one row of it.
+        return as_tensor(array).clone()
+
+    def embed(self, table: Tensor, tokens: NDArray[np.int64]) -> Tensor:
+        rows = table[torch.from_numpy(tokens)]
+        return rows.to(self._device).to(getattr(torch, self.runtime_dtype))

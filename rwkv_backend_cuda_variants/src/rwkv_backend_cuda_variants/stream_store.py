@@ -1,0 +1,169 @@
+"""Matrices of a model on a device that holds only part of it, the rest in host memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from rwkv_backend_cuda_variants.stream_slots import HostTensor, Slots
+from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.residency import GB, Residency, as_target, residency, target_bytes
+
+Split: TypeAlias = Callable[[Tensor, int], Sequence[Tensor]]
+
+# Of free CUDA memory, left for what is no weight: activations of a chunk of 512 tokens, logits
+# and the workspaces of the matrix products.
+_RESERVE = 10**9
+
+
+class Placed:
+    """A matrix where it was put: on the device, or as one or more row blocks in host memory."""
+
+    def __init__(self, on_device: Tensor | None, on_host: Sequence[HostTensor] = ()) -> None:
+        self.on_device, self.on_host = on_device, on_host
+
+
+class MatrixStore:
+    """Places matrices, and lends them to products.
+
+    Attributes:
+        device: where products are made.
+        target: the most bytes that weights may take there.
+        slots: through which matrices are streamed; None while all are resident.
+    """
+
+    def __init__(self, device: torch.device, target: float | None, pin_memory: bool | None) -> None:
+        """Take `target` GB of `device`, by default all that is free; pin memory if CUDA is there.
+
+        Raises OptionError for a target that is none.
+        """
+        self.device = device
+        self._given = target is not None
+        self.target = _free_bytes(device) - _RESERVE if target is None else target_bytes(target)
+        self._pin = device.type == "cuda" and pin_memory is not False
+        self.slots: Slots | None = None
+        self._vectors = 0
+        self._promised = 0.0  # to the model and its slots
+        self._resident: WeakSet[Placed] = WeakSet()
+        self._others: WeakSet[Placed] = WeakSet()  # of the resident, those nobody announced
+        self._expected: list[tuple[int, bool]] = []
+
+    def prepare(self, sizes: Sequence[int], vectors: int) -> Residency:
+        """Choose which matrices of a model stay, given their bytes in the order of their use.
+
+        `place` is to be called for them in this order. Raises OptionError if the target is too
+        small, or more is to stay than the device has room for.
+        """
+        chosen = residency(sizes, vectors, self.target)
+        free = _free_bytes(self.device)
+        if self._given and chosen.total > free:
+            raise OptionError(
+                f"option target: found {self.target / GB:g} GB, of which this model would take "
+                f"{as_target(chosen.total)}, but {self.device} has {free / GB:.3f} GB free"
+            )
+        self._vectors, self._promised = vectors, chosen.total
+        if chosen.slot:
+            self.slots = Slots(chosen.slot, self.device)
+        # Taken from the end.
+        self._expected = list(zip(sizes, chosen.stays, strict=True))[::-1]
+        return chosen
+
+    @property
+    def resident_bytes(self) -> int:
+        """What is on the device of weights now: vectors, resident matrices and slots."""
+        slots = 2 * self.slots.n_bytes if self.slots else 0
+        return self._vectors + slots + _bytes(self._resident)
+
+    def place(self, source: Tensor, dtype: torch.dtype, split: Split = Tensor.split) -> Placed:
+        """A copy of `source` [rows, ...] as `dtype`, on the device or in host memory.
+
+        `split(source, n)` makes the parts for `product` of a matrix larger than a slot, each at
+        most as large as n rows of `source`. Raises OptionError and BackendError for no room.
+        """
+        try:
+            return self._place(source, dtype, split)
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"{self.device} has run out of memory: is something else on it? Take a target "
+                f"below {self.target / GB:.6g} GB"
+            ) from error
+
+    def _place(self, source: Tensor, dtype: torch.dtype, split: Split) -> Placed:
+        n_bytes = source.numel() * dtype.itemsize
+        size, stays = self._expected.pop() if self._expected else (0, False)
+        announced = n_bytes <= size
+        if not (stays if announced else self._has_room(n_bytes)):
+            return self._on_host(source, dtype, split)
+        placed = Placed(source.to(self.device, dtype, copy=True))
+        self._resident.add(placed)
+        if not announced:
+            self._others.add(placed)
+        return placed
+
+    def _has_room(self, n_bytes: int) -> bool:
+        """Whether a matrix that was not announced, such as a bench's, is to stay.
+
+        Where there are no slots yet, there shall remain room for some.
+        """
+        if self.slots:
+            return False
+        room = self.target - self._promised - _bytes(self._others)
+        if 3 * n_bytes <= room:
+            return True
+        self.slots = Slots(max(0, min(n_bytes, int(room // 2))), self.device)
+        self._promised += 2 * self.slots.n_bytes
+        return False
+
+    def _on_host(self, source: Tensor, dtype: torch.dtype, split: Split) -> Placed:
+        # One block, unless a matrix that was not announced is larger than a slot.
+        n_bytes = source.numel() * dtype.itemsize
+        n_rows = self.slots.n_bytes * len(source) // n_bytes
+        parts = split(source, n_rows) if n_rows else ()
+        if not parts:
+            raise OptionError(
+                f"option target: {self.target / GB:g} GB leave no room for two parts of a matrix "
+                f"of {as_target(n_bytes)} GB beside the model"
+            )
+        blocks = [self._host_copy(rows, dtype) for rows in parts]
+        for block in blocks:
+            self.slots.add(block)
+        return Placed(None, blocks)
+
+    def _host_copy(self, rows: Tensor, dtype: torch.dtype) -> HostTensor:
+        try:
+            copy = torch.empty(rows.shape, dtype=dtype, pin_memory=self._pin)
+        except RuntimeError as error:
+            if not self._pin:
+                raise
+            reason = str(error).splitlines()[0]
+            raise BackendError(
+                f"no host memory can be pinned ({reason}); take pin_memory=false, which is slower"
+            ) from error
+        return HostTensor(copy.copy_(rows))
+
+    def product(self, placed: Placed, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """`product` of the matrix on the device: [..., rows], as it makes it of [rows, ...].
+
+        It is called once for each part, in their order.
+        """
+        if placed.on_device is not None:
+            return product(placed.on_device)
+        results = [self.slots.product(block, product) for block in placed.on_host]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+
+
+def _bytes(resident: Iterable[Placed]) -> int:
+    return sum(one.on_device.nbytes for one in resident)
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Free memory of a CUDA device, with what torch's allocator holds unused; else infinite."""
+    if device.type != "cuda":
+        return math.inf
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
