@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,16 +110,26 @@ def score(
     for option, value in (("context", context), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
             raise OptionError(f"{option}: found {value}, expected at least 1")
-    tokens = tokenizer.encode(text)
-    if not tokens:
-        raise OptionError(f"{name}: is empty, expected a text to score")
-    n_bytes = len(text.encode())
-    if max_tokens is not None and max_tokens < len(tokens):
-        tokens = tokens[:max_tokens]
-        n_bytes = len(tokenizer.to_bytes(tokens))
+    tokens, n_bytes = encode(tokenizer, text, name, max_tokens)
     began = time.perf_counter()
     nats = score_tokens(model, tokens, context, on_progress)
     return Score(name, len(tokens), n_bytes, nats, time.perf_counter() - began)
+
+
+def encode(
+    tokenizer: Tokenizer, text: str, name: str = "text", max_tokens: int | None = None
+) -> tuple[list[int], int]:
+    """The tokens of a text, or the first of them, and how many bytes they are.
+
+    Raises OptionError for an empty text.
+    """
+    tokens = tokenizer.encode(text)
+    if not tokens:
+        raise OptionError(f"{name}: is empty, expected a text to score")
+    if max_tokens is None or max_tokens >= len(tokens):
+        return tokens, len(text.encode())
+    tokens = tokens[:max_tokens]
+    return tokens, len(tokenizer.to_bytes(tokens))
 
 
 def score_tokens(
@@ -133,7 +143,50 @@ def score_tokens(
     Raises OptionError for tokens that the model does not know, RWKVError for logits that are not
     numbers.
     """
-    nats = []
+    nats, done = [], 0
+    for logits, targets in _predictions(model, tokens, context):
+        for part in _parts(targets):
+            nats.append(_nats(_log_probabilities(logits[part]), targets[part]))
+        done += len(targets)
+        if on_progress is not None:
+            on_progress(done, len(tokens))
+    return _finite_sum(nats)
+
+
+def compare_tokens(
+    reference: Model,
+    model: Model,
+    tokens: Sequence[int],
+    context: int | None = None,
+    on_progress: OnTokens | None = None,
+) -> tuple[float, float, float]:
+    """How `model` scores `tokens`, and how far it is from `reference`, which has its vocabulary.
+
+    Returns the nats of all tokens under `model`; the Kullback-Leibler divergence of its
+    distributions from the reference's, in nats, summed over all tokens; and the seconds that
+    `model` took. Both read the text side by side, so that only a chunk's logits are held. Raises
+    as `score_tokens` does.
+    """
+    nats, divergences, seconds, done = [], [], 0.0, 0
+    predictions = _predictions(model, tokens, context)
+    for expected, targets in _predictions(reference, tokens, context):
+        began = time.perf_counter()
+        found, _ = next(predictions)
+        seconds += time.perf_counter() - began
+        for part in _parts(targets):
+            p, q = _log_probabilities(expected[part]), _log_probabilities(found[part])
+            nats.append(_nats(q, targets[part]))
+            divergences.append(float((np.exp(p) * (p - q)).sum()))
+        done += len(targets)
+        if on_progress is not None:
+            on_progress(done, len(tokens))
+    return _finite_sum(nats), _finite_sum(divergences), seconds
+
+
+def _predictions(
+    model: Model, tokens: Sequence[int], context: int | None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """A chunk at a time: logits [T, V] of the model, and the tokens [T] that came."""
     length = context or len(tokens)
     for start in range(0, len(tokens), length):
         window = tokens[start : start + length]
@@ -141,10 +194,25 @@ def score_tokens(
         state = None
         for i in range(0, len(window), _CHUNK):
             logits, state = model.forward(read[i : i + _CHUNK], state, all_logits=True)
-            chunk = window[i : i + _CHUNK]
-            nats.append(_nats(model.to_numpy(logits), np.asarray(chunk)))
-            if on_progress is not None:
-                on_progress(start + i + len(chunk), len(tokens))
+            yield model.to_numpy(logits), np.asarray(window[i : i + _CHUNK], np.int64)
+
+
+def _parts(targets: NDArray[np.int64]) -> Iterator[slice]:
+    return (slice(i, i + _ROWS) for i in range(0, len(targets), _ROWS))
+
+
+def _log_probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
+    rows = logits.astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return rows
+
+
+def _nats(log_probabilities: NDArray[np.float64], targets: NDArray[np.int64]) -> float:
+    return -float(log_probabilities[np.arange(len(targets)), targets].sum())
+
+
+def _finite_sum(nats: list[float]) -> float:
     result = math.fsum(nats)
     if not math.isfinite(result):
         raise RWKVError(
@@ -152,15 +220,3 @@ def score_tokens(
             "damaged file; try dtype=float32"
         )
     return result
-
-
-def _nats(logits: NDArray[Any], targets: NDArray[np.integer[Any]]) -> float:
-    """Minus the log-probability of `targets` [T] under `logits` [T, V], summed."""
-    nats = 0.0
-    for i in range(0, len(targets), _ROWS):
-        rows = logits[i : i + _ROWS].astype(np.float64)
-        top = rows.max(axis=1)
-        log_sums = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-        chosen = rows[np.arange(len(rows)), targets[i : i + _ROWS]]
-        nats += float((log_sums - chosen).sum())
-    return nats

@@ -36,22 +36,33 @@ _EXPONENT_BITS = {FLOAT16: np.uint16(0x7C00), BFLOAT16: np.uint16(0x7F80)}
 
 _BLOCK = re.compile(r"^blocks\.([0-9]{1,4})\.")
 
-# The first pattern that some tensor's name contains tells the architecture: later versions of RWKV
-# keep names of earlier ones, so the latest comes first.
-_RWKV_VERSIONS: tuple[tuple[str, str], ...] = (
-    ("RWKV-7", r"\.r_k$|\.att\.(x_[rwkvag]|[wav][012])$"),
-    ("RWKV-6", r"\.time_maa_"),
-    ("RWKV-5", r"\.time_faaaa$|\.att\.(gate|ln_x)\."),
+_ADVICE = "rwkv-core runs RWKV-4: use an RWKV-4 file"
+
+# What a file is, the pattern in some tensor's name that tells it, and what to do. The first counts:
+# later versions of RWKV keep names of earlier ones, so the latest comes first.
+_RWKV_VERSIONS: tuple[tuple[str, str, str], ...] = (
+    ("RWKV-7", r"\.r_k$|\.att\.(x_[rwkvag]|[wav][012])$", _ADVICE),
+    ("RWKV-6", r"\.time_maa_", _ADVICE),
+    ("RWKV-5", r"\.time_faaaa$|\.att\.(gate|ln_x)\.", _ADVICE),
 )
-_OTHER_KINDS: tuple[tuple[str, str], ...] = (
-    ("LoRA weights without their model", r"lora_[AB]"),
+_LORA_ALONE = (
+    "LoRA weights without their model",
+    r"lora_[AB]",
+    "load the RWKV-4 model that they were trained on, with this file as its lora",
+)
+_LORA_UNMERGED = (
+    "a model with LoRA weights that are not merged yet",
+    r"lora_[AB]",
+    "give lora_alpha (--lora-alpha), the alpha of their training, to merge them",
+)
+_OTHER_KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "a transformer",
         r"self_attn\.|\battn\.|attention\.(self|query_key_value|wq|dense)|[qkv]_proj",
+        _ADVICE,
     ),
-    ("a Mamba model", r"mixer\.(A_log|in_proj|conv1d)"),
+    ("a Mamba model", r"mixer\.(A_log|in_proj|conv1d)", _ADVICE),
 )
-_ADVICE = "rwkv-core runs RWKV-4: use an RWKV-4 file"
 
 
 def diagnose(checkpoint: Checkpoint) -> Shape:
@@ -62,7 +73,7 @@ def diagnose(checkpoint: Checkpoint) -> Shape:
     """
     _check_architecture(checkpoint)
     shape = _sizes(checkpoint)
-    expected = _expected_shapes(shape)
+    expected = expected_shapes(shape)
     _check_shapes(checkpoint, expected)
     _check_types(checkpoint, expected)
     _check_nothing_more(checkpoint, expected)
@@ -99,10 +110,11 @@ def _count_not_finite(array: np.ndarray[Any, Any]) -> int:
 
 def _check_architecture(checkpoint: Checkpoint) -> None:
     names = checkpoint.tensors
-    for kind, pattern in (*_RWKV_VERSIONS, *_OTHER_KINDS):
+    lora = _LORA_UNMERGED if "emb.weight" in names else _LORA_ALONE
+    for kind, pattern, advice in (*_RWKV_VERSIONS, lora, *_OTHER_KINDS):
         sign = next((name for name in names if re.search(pattern, name)), None)
         if sign is not None:
-            raise CheckpointError(f"{checkpoint.path}: is {kind} (it holds {sign}); {_ADVICE}")
+            raise CheckpointError(f"{checkpoint.path}: is {kind} (it holds {sign}); {advice}")
     if not any(name == "emb.weight" or ".att." in name for name in names):
         raise CheckpointError(
             f"{checkpoint.path}: is no RWKV model (it holds {_a_few(names)}); {_ADVICE}"
@@ -114,7 +126,7 @@ def _sizes(checkpoint: Checkpoint) -> Shape:
     tensors = checkpoint.tensors
     blocks = {int(found[1]) for name in tensors if (found := _BLOCK.match(name))}
     # Counting the blocks, rather than taking the highest number, keeps a false number harmless.
-    expected = _expected_shapes(Shape(max(len(blocks), 1), 0, 0, 0))
+    expected = expected_shapes(Shape(max(len(blocks), 1), 0, 0, 0))
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise CheckpointError(
@@ -132,7 +144,7 @@ def _sizes(checkpoint: Checkpoint) -> Shape:
     return Shape(len(blocks), embedding[1], key[0], embedding[0])
 
 
-def _expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every tensor of an RWKV-4 of these sizes, in BlinkDL's order."""
     _, d, f, v = shape
     norm = {"weight": (d,), "bias": (d,)}

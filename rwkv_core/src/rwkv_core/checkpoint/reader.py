@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+
+from rwkv_core.quantization import QuantizedMatrix
 
 
 class TensorInfo(NamedTuple):
@@ -17,6 +20,10 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     """The file's own; bfloat16 is `ml_dtypes.bfloat16`."""
+
+    @property
+    def n_bytes(self) -> int:
+        return self.dtype.itemsize * prod(self.shape)
 
 
 class Checkpoint(ABC):
@@ -29,6 +36,8 @@ class Checkpoint(ABC):
     """By canonical (BlinkDL's) name, in the file's order."""
     metadata: Mapping[str, str]
     """Free text the file carries about itself; empty where the format has none."""
+    fingerprint: str | None = None
+    """That of the model which this file was made from, where it tells; states carry it."""
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray[Any, Any]:
@@ -38,6 +47,17 @@ class Checkpoint(ABC):
         memory of the one read before, which stays valid but is fetched from the file again.
         Raises CheckpointError if there is no such tensor or the checkpoint is closed.
         """
+
+    def read_quantized(self, name: str) -> QuantizedMatrix | None:
+        """The matrix as the file has it quantized; None where it is not (`read` gives it then).
+
+        `read` gives it too, dequantized to float32, and `tensors` tells it as that.
+        """
+        return None
+
+    def sample(self, name: str) -> np.ndarray[Any, Any]:
+        """A few values [n] by which this tensor is told from another model's of the same name."""
+        return self.read(name).reshape(-1)[:64]
 
     @abstractmethod
     def close(self) -> None:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core.cli.command import Command
-from rwkv_core.cli.model_arguments import add_model_arguments, add_tokenizer_argument, load_rwkv
+from rwkv_core.cli.model_arguments import (
+    add_model_arguments,
+    add_tokenizer_argument,
+    backend_options,
+    load_rwkv,
+)
+from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
-from rwkv_core.cli.table import print_table
-from rwkv_core.errors import OptionError
+from rwkv_core.cli.signals import ending_in_order
+from rwkv_core.cli.table import print_table, readable_bytes
+from rwkv_core.errors import BackendError, OptionError
 
 if TYPE_CHECKING:
     from rwkv_core.perplexity import Score
+    from rwkv_core.precisions import Comparison
 
+_COMPARISON_HEADER = (
+    "precision", "perplexity", "bits/byte", "divergence", "matrices", "tokens/s",
+)  # fmt: skip
 _HEADER = ("text", "tokens", "bytes", "nats/token", "perplexity", "bits/byte", "seconds")
 
 
@@ -28,6 +40,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="score the first N tokens of each file"
     )
+    parser.add_argument(
+        "--compare", action="store_true", help="compare the model's precisions on these texts"
+    )
+    parser.add_argument(
+        "--group-size", type=int, metavar="N",
+        help="with --compare: of int8 and int4, as in prequantize; by default 64",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one object")
 
 
@@ -35,10 +54,18 @@ def _run(args: argparse.Namespace) -> int:
     for name, value in (("--context", args.context), ("--max-tokens", args.max_tokens)):
         if value is not None and value < 1:
             raise OptionError(f"{name}: found {value}, expected at least 1")
-    from rwkv_core.perplexity import read_text, score, total
+    if args.group_size is not None and not args.compare:
+        raise OptionError("--group-size: found it alone, expected it with --compare")
+    from rwkv_core.perplexity import read_text
 
     # All of them first: a mistake in the last shows before a long load and longer scoring.
     texts = [(path, read_text(path)) for path in args.files]
+    return _compare(args, texts) if args.compare else _score(args, texts)
+
+
+def _score(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
+    from rwkv_core.perplexity import score, total
+
     rwkv = load_rwkv(args)
     scores = []
     for path, text in texts:
@@ -62,6 +89,72 @@ def _run(args: argparse.Namespace) -> int:
         rows = [*scores, overall] if len(scores) > 1 else scores
         print_table(_HEADER, [_cells(row) for row in rows], right=range(1, len(_HEADER)))
     return 0
+
+
+def _compare(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
+    from rwkv_core.precisions import Precisions
+    from rwkv_core.quantization import GROUP_SIZE
+
+    group_size = GROUP_SIZE if args.group_size is None else args.group_size
+    with progress_line("loading") as progress:
+        precisions = Precisions(
+            choose_model(args.model),
+            texts,
+            args.backend,
+            args.tokenizer,
+            group_size=group_size,
+            context=args.context,
+            max_tokens=args.max_tokens,
+            lora=args.lora,
+            lora_alpha=args.lora_alpha,
+            on_load=progress,
+            **backend_options(args.options),
+        )
+    print(
+        f"float32: {precisions.reference.path} on {precisions.reference.backend}", file=sys.stderr
+    )
+    rows = []
+    for name in precisions.names:
+        try:
+            with ending_in_order(), progress_line(name) as progress:
+                rows.append(precisions.compare(name, progress))
+        except (BackendError, OptionError) as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    if args.json:
+        summary = {
+            "model": str(precisions.reference.path),
+            "backend": precisions.backend,
+            "context": args.context,
+            "group_size": group_size,
+            "precisions": [_comparison_as_json(row) for row in rows],
+        }
+        print(json.dumps(summary, indent=2))
+    else:
+        cells = [_comparison_cells(row) for row in rows]
+        print_table(_COMPARISON_HEADER, cells, right=range(1, len(_COMPARISON_HEADER)))
+    return 0
+
+
+def _comparison_cells(row: Comparison) -> tuple[object, ...]:
+    return (
+        row.precision,
+        f"{row.score.perplexity:.3f}",
+        f"{row.score.bits_per_byte:.4f}",
+        f"{row.divergence:.2g}",
+        readable_bytes(row.matrix_bytes),
+        f"{row.score.tokens / row.score.seconds:.0f}",
+    )
+
+
+def _comparison_as_json(row: Comparison) -> dict[str, Any]:
+    return {
+        "precision": row.precision,
+        "perplexity": row.score.perplexity,
+        "bits_per_byte": row.score.bits_per_byte,
+        "divergence": row.divergence,
+        "matrix_bytes": row.matrix_bytes,
+        "tokens_per_second": row.score.tokens / row.score.seconds,
+    }
 
 
 def _cells(score: Score) -> tuple[object, ...]:
@@ -91,6 +184,12 @@ Every token is scored, the first after token 0 (<|endoftext|>), with one state t
 the whole text. With --context N the state begins anew, at token 0, after every N tokens. Bits per
 byte count the text's bytes in UTF-8, so they compare models of different tokenizers.
 
+--compare prints a row for each precision: the dtypes that the backend has, and int8 and int4,
+quantized with one scale and offset for 64 weights. Divergence is that of Kullback and Leibler from
+float32's predictions, in nats a token; matrices are the bytes that decoding reads for each token;
+tokens/s is how fast the text was read.
+
   rwkv-core perplexity novel.txt
-  rwkv-core perplexity *.txt --context 1024 --json""",
+  rwkv-core perplexity *.txt --context 1024 --json
+  rwkv-core perplexity novel.txt -m RWKV-4-Pile-430M.pth --compare""",
 )

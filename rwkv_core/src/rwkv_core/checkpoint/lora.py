@@ -1,0 +1,179 @@
+"""LoRA weights in the format of RWKV-LM-LoRA, merged into their model tensor by tensor.
+
+A file that its training saves holds `blocks.3.att.key.lora_A` [r, in] and `...lora_B` [out, r],
+which stand for `blocks.3.att.key.weight` plus B @ A * (alpha / r), and those tensors that were
+trained whole (layer norms, time_*), which replace the model's. Alpha is not in the file. Source:
+merge_lora.py of https://github.com/Blealtan/RWKV-LM-LoRA
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rwkv_core.checkpoint.doctor import FLOATS, check_finite
+from rwkv_core.checkpoint.reader import Checkpoint, TensorInfo
+from rwkv_core.errors import CheckpointError, OptionError
+
+_FACTOR = re.compile(r"^(.+)\.lora_([AB])(?:\.weight)?$")
+
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+class _Pair(NamedTuple):
+    """The names of the two factors in the LoRA file, and their rank."""
+
+    a: str
+    b: str
+    rank: int
+
+
+def holds_lora(checkpoint: Checkpoint) -> bool:
+    """Whether LoRA weights are among the tensors."""
+    return any(map(_FACTOR.match, checkpoint.tensors))
+
+
+class LoraCheckpoint(Checkpoint):
+    """A model with LoRA weights merged into it, each tensor when it is read.
+
+    A merged tensor is float32 (float64 where the model's is), computed in that type and not rounded
+    back: a LoRA's change can be smaller than a step of float16. All others are as in their files.
+
+    Raises OptionError for an alpha that is no finite number, and CheckpointError for `lora` if it
+    is no LoRA or one of another model, and for `base` if it is quantized.
+    """
+
+    def __init__(self, base: Checkpoint, lora: Checkpoint, alpha: Any) -> None:
+        """`base` and `lora` may be one checkpoint, which holds both kinds of tensors."""
+        self.path, self.format, self.metadata = base.path, base.format, base.metadata
+        self._base, self._lora, self._alpha = base, lora, _checked_alpha(alpha)
+        self._pairs = _pairs(lora)
+        own = [name for name in base.tensors if _FACTOR.match(name)]
+        if own and lora is not base:
+            raise CheckpointError(
+                f"{base.path}: holds LoRA weights of its own ({own[0]}): expected the model alone; "
+                "give lora_alpha without lora to merge those"
+            )
+        self._replaced = {name for name in lora.tensors if not _FACTOR.match(name)}
+        tensors = {name: info for name, info in base.tensors.items() if name not in own}
+        for name in self._replaced:
+            self._check_fits(tensors, name, lora.tensors[name].shape, name)
+            tensors[name] = lora.tensors[name]
+        for name, pair in self._pairs.items():
+            a, b = lora.tensors[pair.a], lora.tensors[pair.b]
+            self._check_fits(tensors, name, (b.shape[0], a.shape[1]), f"{pair.b} @ {pair.a}")
+            tensors[name] = tensors[name]._replace(dtype=_merged_dtype(tensors[name]))
+        self.tensors = tensors
+
+    def _check_fits(
+        self, tensors: dict[str, TensorInfo], name: str, shape: tuple[int, ...], what: str
+    ) -> None:
+        if name not in tensors:
+            raise CheckpointError(
+                f"{self._lora.path}: changes {name}, which {self.path} does not hold: a LoRA of "
+                "another model; use the model that it was trained on"
+            )
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{self._lora.path}: {what} has shape {list(shape)}, and {name} of {self.path} has "
+                f"{list(tensors[name].shape)}: a LoRA of another model; use the model that it was "
+                "trained on"
+            )
+        if self._base.read_quantized(name) is not None:
+            raise CheckpointError(
+                f"{self.path}: is quantized, and a LoRA cannot be merged into that; merge it into "
+                "the model from before (prequantize takes --lora too)"
+            )
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """See `Checkpoint.read`; a merged matrix is new memory."""
+        pair = self._pairs.get(name)
+        if pair is None:
+            return self._unmerged(name)
+        dtype = self.tensors[name].dtype
+        a, b = (self._from_lora(factor).astype(dtype) for factor in (pair.a, pair.b))
+        # An overflow is reported by whoever checks what was read.
+        with np.errstate(over="ignore", invalid="ignore"):
+            b *= self._alpha / pair.rank
+            merged = b @ a
+            merged += self._unmerged(name)
+        merged.flags.writeable = False
+        return merged
+
+    def sample(self, name: str) -> np.ndarray[Any, Any]:
+        """See `Checkpoint.sample`: of a merged tensor, its parts'; merging rounds as BLAS does."""
+        pair = self._pairs.get(name)
+        if pair is None:
+            return (self._lora if name in self._replaced else self._base).sample(name)
+        whole = self._lora if name in self._replaced else self._base
+        parts = [whole.sample(name), self._lora.sample(pair.a), self._lora.sample(pair.b)]
+        return np.concatenate([*parts, [self._alpha]]).astype(np.float32)
+
+    def _unmerged(self, name: str) -> np.ndarray[Any, Any]:
+        return self._from_lora(name) if name in self._replaced else self._base.read(name)
+
+    def _from_lora(self, name: str) -> np.ndarray[Any, Any]:
+        array = self._lora.read(name)
+        try:
+            check_finite(name, array)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._lora.path}: {error}") from None
+        return array
+
+    def close(self) -> None:
+        """Close both files."""
+        self._base.close()
+        self._lora.close()
+
+
+def _checked_alpha(alpha: Any) -> float:
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not abs(alpha) <= _LARGEST_FLOAT32:
+        raise OptionError(f"lora_alpha: found {alpha!r}, expected a number such as 32")
+    return float(alpha)
+
+
+def _merged_dtype(tensor: TensorInfo) -> np.dtype[Any]:
+    return np.promote_types(tensor.dtype, np.float32)
+
+
+def _pairs(lora: Checkpoint) -> dict[str, _Pair]:
+    """By the name of the weight they change; each pair checked to have a product."""
+    factors: dict[str, dict[str, str]] = {}
+    for name in lora.tensors:
+        if found := _FACTOR.match(name):
+            factors.setdefault(f"{found[1]}.weight", {})[found[2]] = name
+    if not factors:
+        holds = ", ".join(list(lora.tensors)[:3]) or "no tensors"
+        raise CheckpointError(
+            f"{lora.path}: is no LoRA (it holds {holds}, ...): expected tensors named lora_A and "
+            "lora_B, as RWKV-LM-LoRA saves them"
+        )
+    pairs = {}
+    for weight, names in factors.items():
+        if len(names) < 2:
+            (found_one,), missing = names.values(), "B" if "A" in names else "A"
+            raise CheckpointError(
+                f"{lora.path}: holds {found_one} without its lora_{missing}; download it again"
+            )
+        pairs[weight] = _checked_pair(lora, names["A"], names["B"])
+    return pairs
+
+
+def _checked_pair(lora: Checkpoint, a: str, b: str) -> _Pair:
+    for name in (a, b):
+        shape, dtype = lora.tensors[name]
+        if len(shape) != 2 or 0 in shape or dtype not in FLOATS:
+            raise CheckpointError(
+                f"{lora.path}: {name} is {dtype} of shape {list(shape)}, expected a matrix of "
+                "float16, bfloat16, float32 or float64; download it again"
+            )
+    a_shape, b_shape = lora.tensors[a].shape, lora.tensors[b].shape
+    if a_shape[0] != b_shape[1]:
+        raise CheckpointError(
+            f"{lora.path}: {a} {list(a_shape)} and {b} {list(b_shape)} differ in rank: expected "
+            "[r, in] and [out, r]; the file is damaged: download it again"
+        )
+    return _Pair(a, b, a_shape[0])

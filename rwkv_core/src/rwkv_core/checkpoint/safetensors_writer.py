@@ -1,0 +1,56 @@
+"""Writes `.safetensors` one tensor at a time, so that a model need not be in memory as a whole.
+
+The safetensors library's `save_file` takes all tensors at once. The layout is the reader's, see
+`checkpoint/safetensors.py`; the header comes first but is written last, into a place kept for it
+and filled up with spaces, which the format allows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from rwkv_core.checkpoint.safetensors import DTYPES
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The most that an entry of the header takes beside the tensor's name, for two axes or three.
+_ENTRY_BYTES = 160
+
+
+class SafetensorsWriter:
+    """Tensors appended to a file, which is whole after `finish`.
+
+    Arguments:
+        file: open for writing, empty, and seekable.
+        names: of all tensors that will be appended, for the size of the header.
+        metadata: text about the file; it stands at the file's beginning.
+    """
+
+    def __init__(self, file: BinaryIO, names: Collection[str], metadata: Mapping[str, str]) -> None:
+        self._file, self._header = file, {"__metadata__": dict(metadata)}
+        fixed = len(json.dumps(self._header))
+        size = fixed + sum(len(name) + _ENTRY_BYTES for name in names)
+        self._reserved = size + -size % 8
+        self._end = 0
+        file.seek(8 + self._reserved)
+
+    def append(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        """Write a tensor after those before it; it need not be contiguous."""
+        begin, self._end = self._end, self._end + array.nbytes
+        entry: dict[str, Any] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [begin, self._end],
+        }
+        self._header[name] = entry
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    def finish(self) -> None:
+        """Write the header. Nothing can be appended after."""
+        header = json.dumps(self._header).encode().ljust(self._reserved)
+        assert len(header) == self._reserved
+        self._file.seek(0)
+        self._file.write(len(header).to_bytes(8, "little") + header)

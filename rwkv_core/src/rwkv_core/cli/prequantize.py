@@ -1,0 +1,60 @@
+"""`rwkv-core prequantize`: writes a model with its matrices in 8 or 4 bits."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from rwkv_core.cli.command import Command
+from rwkv_core.cli.model_arguments import add_lora_arguments, filled
+from rwkv_core.cli.progress import progress_line
+from rwkv_core.cli.signals import ending_in_order
+from rwkv_core.cli.table import readable_bytes
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", type=filled, metavar="MODEL", help="a model file, its address, or prose"
+    )
+    parser.add_argument("--bits", type=int, default=8, metavar="N", help="8 (default) or 4")
+    parser.add_argument(
+        "--group-size", type=int, default=64, metavar="N",
+        help="weights that share a scale and an offset; by default 64",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=filled, metavar="FILE", help="by default MODEL's name with .pqth"
+    )
+    add_lora_arguments(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rwkv_core.prequantizing import prequantize
+
+    with ending_in_order(), progress_line("quantizing") as progress:
+        path = prequantize(
+            args.model,
+            args.output,
+            args.bits,
+            args.group_size,
+            progress,
+            args.lora,
+            args.lora_alpha,
+        )
+    print(f"{path}: {args.bits} bits, {readable_bytes(os.path.getsize(path))}")
+    return 0
+
+
+COMMAND = Command(
+    "prequantize",
+    "write a model with its matrices in 8 or 4 bits",
+    _add_arguments,
+    _run,
+    """\
+The file loads on every backend, with -m like any other: as it is where the backend has a kernel for
+it (list-backends says where), restored to the backend's dtype elsewhere. Vectors and embedding
+stay as they are. States of the model and of its quantized file continue one another.
+What it costs in quality: rwkv-core perplexity TEXT -m MODEL --compare
+
+  rwkv-core prequantize RWKV-4-Pile-430M.pth
+  rwkv-core prequantize RWKV-4-Pile-430M.pth --bits 4 --output small.pqth""",
+)

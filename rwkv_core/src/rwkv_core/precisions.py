@@ -1,0 +1,170 @@
+"""What coarser precisions cost a model: each is compared with float32 on the same texts.
+
+The precisions are the dtypes that a backend has, then int8 and int4: prequantized with groups of
+one size, and loaded as they are where the backend has a kernel for them, else restored to float32,
+which is the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rwkv_core import plugins
+from rwkv_core.checkpoint import diagnose, open_checkpoint
+from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.memory import BYTES_PER_WEIGHT, count_parameters
+from rwkv_core.model import Model, load
+from rwkv_core.model_file import open_model
+from rwkv_core.perplexity import Score, compare_tokens, encode, score_tokens
+from rwkv_core.prequantizing import check_quantizable, prequantize
+from rwkv_core.quantization import GROUP_SIZE
+from rwkv_core.rwkv import RWKV
+from rwkv_core.sources import local_file
+
+REFERENCE = "float32"
+_BITS = {"int8": 8, "int4": 4}
+
+OnTokens = Callable[[int, int], object]
+
+
+class Comparison(NamedTuple):
+    """One precision: the score of all texts together, and how far it is from float32's."""
+
+    precision: str
+    score: Score
+    divergence: float
+    """Of its predictions from float32's, Kullback and Leibler's, in nats a token."""
+    matrix_bytes: int
+    """Of all matrices, each of which is read once for a token that is decoded."""
+
+
+class Precisions:
+    """A model in all precisions that a backend has, compared one at a time.
+
+    Attributes:
+        backend: the one whose precisions they are.
+        names: of the precisions; float32, which the others are compared with, is the first.
+        reference: the model in float32. It is of another backend if this one has none.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        texts: Sequence[tuple[str, str]],
+        backend: str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+        *,
+        group_size: int = GROUP_SIZE,
+        context: int | None = None,
+        max_tokens: int | None = None,
+        lora: str | os.PathLike[str] | None = None,
+        lora_alpha: float | None = None,
+        on_load: OnTokens | None = None,
+        **options: Any,
+    ) -> None:
+        """Load the reference and the tokenizer.
+
+        Arguments:
+            model, backend, tokenizer, lora, lora_alpha, options: as for `RWKV`; the options are
+                without dtype.
+            texts: names and texts; context, max_tokens: as for `score`.
+            group_size: of int8 and int4, see `quantize`.
+
+        Raises CheckpointError for a model that is quantized already, and what `RWKV` raises.
+        """
+        if "dtype" in options:
+            raise OptionError("dtype: found one, expected none: all dtypes are compared")
+        lora = None if lora is None else local_file(lora)
+        self._lora: dict[str, Any] = {"lora": lora, "lora_alpha": lora_alpha}
+        self._source, self._options = local_file(model), options
+        self._context, self._group_size = context, group_size
+        with open_model(self._source, lora, lora_alpha) as checkpoint:
+            shape = diagnose(checkpoint)
+            for bits in _BITS.values():
+                check_quantizable(checkpoint, shape, bits, group_size)
+        self._n_weights = count_parameters(shape).matrices
+        self.backend = backend or plugins.default_backend()
+        self._dtypes = _dtypes(self.backend)
+        first, own = self.backend, {**options, "dtype": REFERENCE}
+        if REFERENCE not in self._dtypes:
+            first, own = _backend_with_float32(), {"dtype": REFERENCE}
+        rwkv = RWKV(self._source, first, tokenizer, on_progress=on_load, **self._lora, **own)
+        self.reference = rwkv.model
+        self.names = [REFERENCE, *(name for name in self._dtypes if name != REFERENCE), *_BITS]
+        encoded = [encode(rwkv.tokenizer, text, name, max_tokens) for name, text in texts]
+        self._texts = [tokens for tokens, _ in encoded]
+        self._n_tokens, self._n_bytes = sum(map(len, self._texts)), sum(n for _, n in encoded)
+
+    def compare(self, name: str, on_progress: OnTokens | None = None) -> Comparison:
+        """One of `names`, loaded, scored and let go of; `on_progress` gets tokens.
+
+        Raises what `load` and `score` do.
+        """
+        if name == REFERENCE:
+            return self._compared(name, self.reference, self._bytes_of(name), on_progress)
+        if name not in _BITS:
+            model = load(
+                self._source, self.backend, **self._lora, **{**self._options, "dtype": name}
+            )
+            return self._compared(name, model, self._bytes_of(name), on_progress)
+        options = {**self._options, "dtype": REFERENCE} if self._dtypes else self._options
+        with tempfile.TemporaryDirectory(prefix="rwkv-core-") as folder:
+            file = Path(folder) / f"{name}.pqth"
+            prequantize(self._source, file, _BITS[name], self._group_size, **self._lora)
+            n_bytes = _quantized_bytes(file)
+            model = load(file, self.backend, **options)
+        return self._compared(name, model, n_bytes, on_progress)
+
+    def _bytes_of(self, dtype: str) -> int:
+        return round(self._n_weights * BYTES_PER_WEIGHT[dtype])
+
+    def _compared(
+        self, name: str, model: Model, matrix_bytes: int, on_progress: OnTokens | None
+    ) -> Comparison:
+        nats = divergence = seconds = 0.0
+        done = 0
+
+        def show(tokens: int, _: int) -> None:
+            if on_progress is not None:
+                on_progress(done + tokens, self._n_tokens)
+
+        for tokens in self._texts:
+            if model is self.reference:
+                began = time.perf_counter()
+                nats += score_tokens(model, tokens, self._context, show)
+                seconds += time.perf_counter() - began
+            else:
+                found = compare_tokens(self.reference, model, tokens, self._context, show)
+                nats, divergence = nats + found[0], divergence + found[1]
+                seconds += found[2]
+            done += len(tokens)
+        score = Score(name, self._n_tokens, self._n_bytes, nats, seconds)
+        return Comparison(name, score, divergence / self._n_tokens, matrix_bytes)
+
+
+def _dtypes(backend: str) -> list[str]:
+    """The dtypes that a backend offers, of those whose size is known. Raises BackendError."""
+    ready = {row.name: row for row in plugins.list_backends() if row.status == "ready"}
+    if backend not in ready:
+        raise BackendError(plugins.why_not(backend))
+    dtypes = [option.choices for option in ready[backend].options if option.name == "dtype"]
+    return [dtype for choices in dtypes for dtype in choices if dtype in BYTES_PER_WEIGHT]
+
+
+def _backend_with_float32() -> str:
+    rows = [row for row in plugins.list_backends() if row.status == "ready"]
+    able = [row for row in rows if REFERENCE in _dtypes(row.name)]
+    if not able:
+        raise BackendError(f"no backend here has {REFERENCE}, which is what is compared with")
+    return max(able, key=lambda row: (row.score, row.name)).name
+
+
+def _quantized_bytes(file: Path) -> int:
+    with open_checkpoint(file) as checkpoint:
+        matrices = map(checkpoint.read_quantized, checkpoint.tensors)
+        return sum(matrix.n_bytes for matrix in matrices if matrix is not None)

