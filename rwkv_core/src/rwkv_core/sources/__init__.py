@@ -1,0 +1,57 @@
+"""Where a model comes from: a path, the shipped model's name, or an address to fetch it from."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from rwkv_core import shipped
+from rwkv_core.errors import CheckpointError, DownloadError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def local_file(model: str | os.PathLike[str]) -> Path:
+    """The file on this machine that `model` stands for, fetched into a cache if need be.
+
+    Arguments:
+        model: a path; "prose" for the shipped model; hf://owner/repo/file, with @revision after
+            the repository; the address of a file on Hugging Face; or any http(s) address. An
+            address may end in #sha256=<64 hex digits>, which the file is then checked against.
+
+    Raises DownloadError for an address that cannot be fetched, CheckpointError for what is no
+    path. Whether a path exists is for whoever opens it to say.
+    """
+    if model == shipped.NAME:
+        return shipped.MODEL
+    if isinstance(model, str) and (scheme := _SCHEME.match(model)):
+        return _fetch(model, scheme[1].lower())
+    try:
+        return Path(model)
+    except TypeError:
+        raise CheckpointError(
+            f"path: found a {type(model).__name__}, expected a model file's path (str or Path)"
+        ) from None
+
+
+def _fetch(address: str, scheme: str) -> Path:
+    from rwkv_core.sources import download, hub
+
+    if scheme not in ("hf", "http", "https"):
+        raise DownloadError(
+            f"{address}: expected a path, or an address that begins with hf://, https:// or http://"
+        )
+    address, sha256 = _split_checksum(address)
+    place = hub.parse(address)
+    return download.fetch(address, sha256) if place is None else hub.fetch(place, sha256)
+
+
+def _split_checksum(address: str) -> tuple[str, str | None]:
+    bare, _, fragment = address.partition("#")
+    if not fragment:
+        return bare, None
+    found = re.fullmatch(r"sha256=([0-9A-Fa-f]{64})", fragment)
+    if not found:
+        raise DownloadError(f"{address}: expected #sha256= and 64 hex digits, or nothing, after #")
+    return bare, found[1].lower()

@@ -1,0 +1,278 @@
+"""Fetches a file over http(s) into a cache: resumed where it broke off, never left half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import sys
+import time
+import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from rwkv_core.backend import printable
+from rwkv_core.errors import DownloadError
+from rwkv_core.sources.http_file import About, Broken, chunks, get, length_of
+
+RETRIES = 5
+"""How often in a row a download that gets no further is tried again."""
+PAUSE = 1.0
+"""Seconds before the first of these; each further one waits twice as long."""
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: RWKV_CACHE, or rwkv-core in the user's cache folder."""
+    named = os.environ.get("RWKV_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(users) / "rwkv-core"
+
+
+def fetch(address: str, sha256: str | None = None) -> Path:
+    """The path in the cache of the file at an http(s) address, fetched if it is new or changed.
+
+    A copy in the cache is used without a question if `sha256` is given, and otherwise unless the
+    server gives a newer one: also where it cannot be reached.
+
+    Raises DownloadError if the address is of another form, the server gives no file, what arrives
+    has not the length or checksum that the server or `sha256` tells, or the disk is full. What has
+    arrived by then is kept beside the file, to go on from, unless its checksum is wrong.
+    """
+    parts = _split(address)
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", unquote(parts.path.rpartition("/")[2])).lstrip(".")
+    name = name[-100:] or "file"
+    folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
+    file = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder / ".lock", address):
+            download = _Download(address, file)
+            if file.exists() and sha256 is not None:
+                if _digest(file, "sha256") == sha256:
+                    return file
+                download.forget()
+            try:
+                download.run(sha256)
+            except DownloadError:
+                # A copy of other content than is asked for is no substitute.
+                if sha256 is not None or not file.exists():
+                    raise
+            return file
+    except OSError as error:
+        raise DownloadError(
+            f"{address}: cannot be kept in {folder}: {error.strerror or error}; "
+            "RWKV_CACHE names another folder"
+        ) from None
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # raises for one that is no number
+    except ValueError as error:
+        raise DownloadError(f"{printable(address)}: not an address: {error}") from None
+    if parts.username is not None or parts.password is not None:
+        raise DownloadError(
+            f"{parts.scheme}://...@{parts.hostname}{parts.path}: a name and password in an address "
+            "are not supported; fetch the file by hand and give its path"
+        )
+    if not parts.hostname:
+        raise DownloadError(f"{printable(address)}: not an address: it names no host")
+    return parts
+
+
+@contextmanager
+def _only_one(lock_file: Path, address: str) -> Iterator[None]:
+    """Holds a lock between processes; one that has to wait says so on a terminal."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if sys.stderr.isatty():
+            print(f"waiting for another process that fetches {address}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Restart(Exception):
+    """What has arrived so far is of no use: the file has changed, or the server gives no parts."""
+
+
+class _Download:
+    """One file on its way into the cache, in `file.partial` until it is whole."""
+
+    def __init__(self, address: str, file: Path) -> None:
+        self._address, self._file = address, file
+        self._partial = file.with_name(file.name + ".partial")
+        self._about_file = file.with_name(file.name + ".json")
+        self._about_partial = file.with_name(file.name + ".partial.json")
+
+    def forget(self) -> None:
+        """Take the copy in the cache for outdated, whatever the server says."""
+        self._about_file.unlink(missing_ok=True)
+
+    def run(self, sha256: str | None) -> None:
+        """Leave the file whole and current in its place. Raises DownloadError, OSError."""
+        tries = 0
+        while True:
+            before = self._size()
+            try:
+                about = self._request()
+                break
+            except _Restart:
+                self._discard()
+                reason, hopeless = "it gives ever other parts of the file", False
+            except Broken as error:
+                reason, hopeless = str(error), error.hopeless
+            tries = 1 if self._size() > before else tries + 1
+            if hopeless or tries > RETRIES:
+                raise DownloadError(f"{self._address}: cannot be fetched: {reason}")
+            time.sleep(PAUSE * 2 ** (tries - 1))
+        if about is not None:
+            self._finish(about, sha256)
+
+    def _size(self) -> int:
+        return self._partial.stat().st_size if self._partial.exists() else 0
+
+    def _discard(self) -> None:
+        self._partial.unlink(missing_ok=True)
+        self._about_partial.unlink(missing_ok=True)
+
+    def _request(self) -> About | None:
+        """Ask for what is missing and take it in; None if the copy in the cache is current.
+
+        Raises _Restart, Broken, DownloadError and, for the disk, OSError.
+        """
+        partial = About.read(self._about_partial)
+        start = self._size() if partial is not None and partial.strong is not None else 0
+        headers = {"Accept-Encoding": "identity", "User-Agent": "rwkv-core"}
+        if partial is not None and partial.strong is not None and start:
+            # The process ended between the last byte and the file's taking its place.
+            if start == partial.size:
+                return partial
+            headers |= {"Range": f"bytes={start}-", "If-Range": partial.strong}
+        cached = About.read(self._about_file) if self._file.exists() else None
+        if cached is not None and not start:
+            if cached.etag is not None:
+                headers["If-None-Match"] = cached.etag
+            elif cached.modified is not None:
+                headers["If-Modified-Since"] = cached.modified
+        try:
+            response = get(self._address, headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == 304 and cached is not None:
+                    return None
+                if start and error.code in (412, 416):
+                    raise _Restart from None
+                raise self._refusal(error) from None
+        with response:
+            self._check_kind(response)
+            if response.status == 206:
+                about = self._about_part(response, partial, start)
+            else:
+                start, about = 0, About.of(response.headers, length_of(response))
+                # A server that knows no conditions sends all of it; what is known is not read.
+                if about == cached and about.strong is not None:
+                    return None
+                # First, so that what is left of another version is never taken for one of this.
+                self._discard()
+                about.write(self._about_partial)
+            self._take(response, start, about)
+            return about
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+        said = f"{error.code} {printable(str(error.reason))}".strip()
+        if error.code in _BUSY:
+            return Broken(f"the server answers {said}")
+        if error.code in (404, 410):
+            return DownloadError(f"{self._address}: no such file there ({said}); check the address")
+        if error.code in (401, 403, 407):
+            return DownloadError(
+                f"{self._address}: access refused ({said}); fetch it by hand and give its path"
+            )
+        return DownloadError(f"{self._address}: cannot be fetched: the server answers {said}")
+
+    def _check_kind(self, response: http.client.HTTPResponse) -> None:
+        kind = response.headers.get_content_type()
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if kind == "text/html":
+            raise DownloadError(
+                f"{self._address}: found a web page, expected a file; give the address that the "
+                "page's download link has"
+            )
+        if encoding != "identity":
+            raise DownloadError(
+                f"{self._address}: the server packs the file ({printable(encoding)}) though asked "
+                "not to; fetch it by hand and give its path"
+            )
+
+    def _about_part(
+        self, response: http.client.HTTPResponse, partial: About | None, start: int
+    ) -> About:
+        """The file's description, once the part given is the one that was asked for."""
+        given = response.headers.get("Content-Range", "")
+        found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", given)
+        if partial is None or found is None or int(found[1]) != start:
+            raise _Restart
+        total = None if found[2] == "*" else int(found[2])
+        now = About.of(response.headers, total)
+        for was, is_now in zip(partial[:3], now[:3], strict=True):
+            if was is not None and is_now is not None and was != is_now:
+                raise _Restart
+        return partial._replace(size=total if partial.size is None else partial.size)
+
+    def _take(self, response: http.client.HTTPResponse, start: int, about: About) -> None:
+        """Write the answer's body behind the first `start` bytes."""
+        missing = None if about.size is None else about.size - start
+        free = shutil.disk_usage(self._file.parent).free
+        if missing is not None and missing > free:
+            raise DownloadError(
+                f"{self._address}: needs {missing:,} bytes, {self._file.parent} has {free:,} free; "
+                "free some, or name another folder with RWKV_CACHE"
+            )
+        from tqdm.auto import tqdm
+
+        bar = tqdm(
+            desc=self._file.name, total=about.size, initial=start, unit="B", unit_scale=True,
+            disable=None,
+        )  # fmt: skip
+        with bar, self._partial.open("ab") as file:
+            file.truncate(start)
+            for chunk in chunks(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+        found = self._size()
+        if about.size is not None and found < about.size:
+            raise Broken(f"it broke off after {found:,} of {about.size:,} bytes")
+
+    def _finish(self, about: About, sha256: str | None) -> None:
+        expected = about.digests | ({"sha256": sha256} if sha256 else {})
+        for algorithm, digest in expected.items():
+            found = _digest(self._partial, algorithm)
+            if found != digest:
+                self._discard()
+                raise DownloadError(
+                    f"{self._address}: what arrived has the {algorithm} {found}, expected "
+                    f"{digest}: removed; if it was damaged on the way, run it again"
+                )
+        # In this order: after a crash in between, the description is of no file there is.
+        self._partial.replace(self._file)
+        self._about_partial.replace(self._about_file)
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,0 +1,223 @@
+"""Files on the Hugging Face hub, fetched by its own client into its own cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from rwkv_core.backend import one_line
+from rwkv_core.errors import DownloadError
+
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_EXPECTED = "expected hf://owner/repo/file or hf://owner/repo@revision/file"
+# Revisions with a slash in them that the hub's own addresses write as they are.
+_REVISION = r"(refs/(?:pr|convert)/[^/]+|[^/]+)"
+_HF = re.compile(rf"([^/@]+/[^/@]+)(?:@{_REVISION})?/(.+)")
+_PAGE = re.compile(rf"([^/]+/[^/]+)/(?:resolve|blob|raw)/{_REVISION}/(.+)")
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+class HubFile(NamedTuple):
+    """A file in a model repository. `folder` is a cache to use in place of the client's own."""
+
+    repo: str
+    path: str
+    revision: str = "main"
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}@{self.revision}/{self.path}"
+
+
+class NotInRepository(DownloadError):
+    """The repository is there, the file is not in it."""
+
+
+def parse(address: str) -> HubFile | None:
+    """The file that an address names, None if it is not one of the hub's.
+
+    Raises DownloadError for one of the hub's that names no file of a model repository.
+    """
+    if address[:5].lower() == "hf://":
+        found = _HF.fullmatch(address[5:])
+        if not found or found[1].startswith(("datasets/", "spaces/")) or _leaves(found[3]):
+            raise DownloadError(f"{address}: {_EXPECTED}")
+        return HubFile(found[1], found[3], unquote(found[2] or "main"))
+    path = _path_on_hub(address)
+    if path is None:
+        return None
+    found = _PAGE.fullmatch(path)
+    if not found or _leaves(unquote(found[3])):
+        raise DownloadError(f"{address}: names no file of a model repository; {_EXPECTED}")
+    return HubFile(unquote(found[1]), unquote(found[3]), unquote(found[2]))
+
+
+def _leaves(path: str) -> bool:
+    return not {"", ".", ".."}.isdisjoint(path.split("/"))
+
+
+def _endpoint() -> str:
+    # As the client does it, but for the time at which it looks: when it is imported.
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _path_on_hub(address: str) -> str | None:
+    """What follows the hub's address in `address`, without a query; None if that is elsewhere."""
+    bare = address.partition("?")[0]
+    if bare.startswith(_endpoint() + "/"):
+        return bare.removeprefix(_endpoint() + "/")
+    try:
+        parts = urlsplit(bare)
+    except ValueError:
+        return None
+    return parts.path[1:] if parts.netloc.lower() in _HOSTS else None
+
+
+def fetch(place: HubFile, sha256: str | None = None) -> Path:
+    """The file's path in the hub client's cache, fetched if the hub has a newer one or it is new.
+
+    It is checked against `sha256` if given, and after a download against the hub's own checksum.
+    Where the hub cannot be reached, what the cache has of the revision is used.
+
+    Raises DownloadError; NotInRepository is one.
+    """
+    try:
+        before, path = _fetch(place)
+    # Beside its own errors those of its HTTP library, of Xet and of the disk, of no common family.
+    except Exception as error:
+        raise _explained(place, error) from None
+    if before is None or before.resolve() != path.resolve():
+        _check(place, path)
+    if sha256 and _digest(path, "sha256") != sha256:
+        raise DownloadError(f"{place}: its SHA-256 is not the {sha256} that the address gives")
+    return path
+
+
+def _fetch(place: HubFile) -> tuple[Path | None, Path]:
+    """The path in the cache before, None if it was not there, and now."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repo, path, revision, folder = place
+    before = try_to_load_from_cache(repo, path, folder, revision)
+    now = hf_hub_download(
+        repo, path, revision=revision, cache_dir=folder, endpoint=_endpoint(),
+        library_name="rwkv-core",
+    )  # fmt: skip
+    return (Path(before) if isinstance(before, str) else None), Path(now)
+
+
+def _check(place: HubFile, path: Path) -> None:
+    """Raise DownloadError, and remove the file, unless its content has the checksum of its name.
+
+    The client compares sizes alone. In its cache `path` is a link to a file named by the hub's
+    ETag: the SHA-256 of a large file, git's SHA-1 of a small one.
+    """
+    if not path.is_symlink():
+        return
+    blob = path.parent / path.readlink()
+    prefix = b"blob %d\0" % blob.stat().st_size
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        sound = _digest(blob, "sha256") == blob.name
+    elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
+        sound = _digest(blob, "sha1", prefix) == blob.name
+    else:
+        return
+    if not sound:
+        path.unlink(missing_ok=True)
+        blob.unlink(missing_ok=True)
+        raise DownloadError(
+            f"{place}: what arrived has not the checksum that the hub gives ({blob.name}): "
+            "damaged on the way, and removed; run it again"
+        )
+
+
+def _digest(path: Path, algorithm: str, prefix: bytes = b"") -> str:
+    with path.open("rb") as file:
+        digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
+def _explained(place: HubFile, error: Exception) -> DownloadError:
+    """The client's error as one line."""
+    from huggingface_hub import constants, errors
+
+    repo, path, revision, folder = place
+    # The client wraps what kept it from the hub in its not having the file either.
+    wrapped = isinstance(error, errors.LocalEntryNotFoundError)
+    cause = (wrapped and error.__cause__) or error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    match cause:
+        case errors.GatedRepoError():
+            return DownloadError(
+                f"{place}: gated: accept its terms at {_endpoint()}/{repo}, then {_LOG_IN}"
+            )
+        case errors.RepositoryNotFoundError():
+            return DownloadError(
+                f"{place}: no repository {repo}, or a private one; check the name, or {_LOG_IN}"
+            )
+        case errors.RevisionNotFoundError():
+            return DownloadError(f"{place}: {repo} has no revision {revision}")
+        case errors.OfflineModeIsEnabled():
+            return DownloadError(f"{place}: is not in the hub's cache, and HF_HUB_OFFLINE is set")
+        case errors.EntryNotFoundError() if not wrapped:
+            return NotInRepository(
+                f"{place}: {repo} has no file {path} at revision {revision}; "
+                f"{_endpoint()}/{repo}/tree/{revision} lists them"
+            )
+        case _ if status in (401, 403):
+            return DownloadError(f"{place}: access refused ({status}); {_LOG_IN}")
+        case _ if status:
+            return DownloadError(f"{place}: cannot be fetched: {_endpoint()} answers {status}")
+        case OSError(strerror=str(reason)):
+            where = folder or constants.HF_HUB_CACHE
+            return DownloadError(
+                f"{place}: cannot be kept in {where}: {reason}; HF_HOME names another folder"
+            )
+        case OSError() if str(error).startswith("Consistency check failed"):
+            return DownloadError(
+                f"{place}: what arrived has not the size that the hub gives; run it again"
+            )
+    if wrapped:
+        return DownloadError(
+            f"{place}: is not in the hub's cache, and {_endpoint()} cannot be reached: "
+            f"{one_line(cause)}"
+        )
+    return DownloadError(f"{place}: {one_line(error)}")
+
+
+def beside(path: Path, name: str) -> Path | None:
+    """The file `name` beside one that lies in a hub client's cache, in the same commit.
+
+    None if there is none, or `path` is not in such a cache. Raises DownloadError.
+    """
+    cached = _cached(path)
+    if cached is None:
+        return None
+    place = cached._replace(path=str(Path(cached.path).with_name(name).as_posix()))
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    known = try_to_load_from_cache(place.repo, place.path, place.folder, place.revision)
+    if known is _CACHED_NO_EXIST:
+        return None
+    try:
+        return fetch(place)
+    except NotInRepository:
+        return None
+
+
+def _cached(path: Path) -> HubFile | None:
+    """The file of the hub that `path` is in a client's cache.
+
+    That is CACHE/models--OWNER--REPO/snapshots/COMMIT/PATH, as the client's documentation has it.
+    """
+    found = re.fullmatch(
+        r"(.*)/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/(.+)", path.absolute().as_posix()
+    )
+    if not found:
+        return None
+    folder, owner, repo, commit, inside = found.groups()
+    return HubFile(f"{owner}/{repo}", inside, commit, Path(folder))
