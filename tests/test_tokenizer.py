@@ -12,13 +12,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 import rwkv_core
 from byte_tokenizer import write_byte_tokenizer
 from rwkv_core import TokenizerError
-from rwkv_core.tokenizer import (
-    Tokenizer,
-    byte_alphabet,
-    check_fits,
-    find_tokenizer,
-    load_tokenizer,
-)
+from rwkv_core.tokenizer import Tokenizer, check_fits, load_tokenizer
+from rwkv_core.tokenizer.byte_level import byte_alphabet
 
 SHIPPED = Path(rwkv_core.__file__).parent / "data" / "tokenizer.json"
 
@@ -108,10 +103,10 @@ def test_vocabulary_with_holes_gives_no_bytes_for_them(tmp_path: Path) -> None:
     assert tokenizer.token_bytes(1) == b""
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"a": 1}', "0 'a' 1\n", "\0\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"a": 1}', "'a'", "<html>", "\0\xff"])
 def test_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(TokenizerError, match="not a tokenizer's JSON file") as error:
+    with pytest.raises(TokenizerError, match="a tokenizer's JSON file") as error:
         load_tokenizer(tmp_path / "tokenizer.json")
     assert "\n" not in str(error.value)
 
@@ -119,7 +114,7 @@ def test_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no such file"):
         load_tokenizer(tmp_path / "tokenizer.json")
-    with pytest.raises(TokenizerError, match="no such file"):
+    with pytest.raises(TokenizerError, match="not a file"):
         load_tokenizer(tmp_path)
 
 
@@ -200,15 +195,6 @@ def test_every_way_to_be_byte_level_is_accepted(
     library.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.decode(tokenizer.encode("in the end")).strip() == "in the end"
-
-
-def test_tokenizer_beside_the_model_is_found(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="--tokenizer"):
-        find_tokenizer(tmp_path / "model.pth")
-    (tmp_path / "20B_tokenizer.json").write_text(json.dumps({}))
-    assert find_tokenizer(tmp_path / "model.pth").name == "20B_tokenizer.json"
-    (tmp_path / "tokenizer.json").write_text(json.dumps({}))
-    assert find_tokenizer(tmp_path / "model.pth").name == "tokenizer.json"
 
 
 def test_only_a_tokenizer_larger_than_the_vocabulary_is_refused(small: Tokenizer) -> None:
