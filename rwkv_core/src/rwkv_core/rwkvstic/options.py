@@ -1,0 +1,89 @@
+"""From rwkvstic's options to a backend's."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rwkv_core import plugins
+from rwkv_core.backend import Option
+from rwkv_core.errors import OptionError
+from rwkv_core.rwkvstic.agnostic.backends import ON_MPS, backend_of
+
+_NAMES = {
+    "dtype": "dtype",
+    "runtimedtype": "runtime_dtype",
+    "target": "target",
+    "pinMem": "pin_memory",
+    "chunksize": "chunksize",
+    "devices": "devices",
+}
+# They chose among ways to compute or to load that are not offered here, with equal results.
+_MEANINGLESS = ("maxQuantTarget", "maxvram", "useLogFix", "processEmb", "jit", "lora_bake")
+_ON_CPU = {"device": "cpu", "use_gpu": False}
+_STRATEGY = re.compile(r"^(cpu|mps|cuda(?::\d+)?) (fp32|fp16|bf16)(i8)?$")
+_STRATEGY_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def backend_and_options(
+    mode: str | None, use_gpu: bool | None, given: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The backend's name, and keyword arguments for `rwkv_core.RWKV`.
+
+    Raises OptionError, and BackendError for a mode that has no backend or if none is ready.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.pop("export", False):
+        raise OptionError(
+            "export: not offered; `rwkv-core prequantize` writes a file that every backend loads"
+        )
+    if "strategy" in given:
+        mode, chosen = _strategy(given.pop("strategy"))
+        given |= chosen
+    name = plugins.default_backend() if mode is None else backend_of(mode)
+    options = {row.name: row.options for row in plugins.list_backends()}.get(name, ())
+    taken = {option.name: option for option in options}
+    if mode in ON_MPS:
+        given.setdefault("device", "mps")
+    if use_gpu is False:
+        given |= {option: value for option, value in _ON_CPU.items() if option in taken}
+    # The rank is in the LoRA's shapes; 0 was rwkvstic's way to have none.
+    if given.pop("lora_r", 1) == 0:
+        given.pop("lora_alpha", None)
+    for ignored in _MEANINGLESS:
+        given.pop(ignored, None)
+    translated = {}
+    for old, value in given.items():
+        new = _NAMES.get(old, old)
+        value = dtype_name(value) if new in ("dtype", "runtime_dtype") else value
+        if old in _NAMES and not _applies(taken.get(new), value):
+            continue
+        translated[new] = value
+    return name, translated
+
+
+def _applies(option: Option | None, value: Any) -> bool:
+    """Whether the backend has the option, and is not asked for vectors in 16 bits."""
+    if option is None:
+        return False
+    short = option.name == "runtime_dtype" and value in ("float16", "bfloat16")
+    return not short or value in option.choices
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype of any library, or of one that is a name: torch.bfloat16 is bfloat16."""
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    return str(name).rpartition(".")[2]
+
+
+def _strategy(strategy: Any) -> tuple[str, dict[str, str]]:
+    found = _STRATEGY.match(strategy) if isinstance(strategy, str) else None
+    if found is None:
+        raise OptionError(
+            f"strategy: found {strategy!r}, expected one device and type, such as 'cuda fp16' or "
+            "'cpu fp32i8'; for more of them there are the modes TORCH_SPLIT and TORCH_STREAM"
+        )
+    device, dtype, quantized = found.groups()
+    if quantized:
+        return "torch-quant", {"device": device}
+    return "torch", {"device": device, "dtype": _STRATEGY_DTYPES[dtype]}
