@@ -4,6 +4,7 @@ Each backend is tested in an environment that has only that backend, which prove
 and the other backends do not need it.
 """
 
+import sys
 from pathlib import Path
 
 import nox
@@ -14,7 +15,17 @@ nox.options.reuse_venv = "yes"
 TEST_TOOLS = ("pytest", "hypothesis")
 # Tests run many small products, where a second thread costs more than it brings.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-DISTRIBUTIONS = ("rwkv_core", "rwkv_backend_numpy", "rwkv_backend_torch")
+# What each backend distribution needs beside the core, and the backends it brings.
+BACKENDS = {
+    "numpy": (("numpy",), ("numpy",)),
+    "torch": (("torch",), ("torch",)),
+    "jax": (("jax",), ("jax",)),
+    "tf": (("tf",), ("tf",)),
+    "cuda_variants": (("torch", "cuda_variants"), ("torch-stream", "torch-split", "torch-quant")),
+}
+# With these the variants do what they are for: a model of the suite's size streamed, and split.
+CONFORMANCE_OPTIONS = {"torch-stream": ["target=0.0003"], "torch-split": ["devices=cpu,cpu"]}
+DISTRIBUTIONS = ("rwkv_core", *(f"rwkv_backend_{name}" for name in BACKENDS))
 
 
 def install(session: nox.Session, *what: str) -> None:
@@ -25,8 +36,9 @@ def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
     session.run("python", "-m", "pytest", *arguments, env=ONE_THREAD | variables)
 
 
-def conformance(session: nox.Session, backend: str) -> None:
-    pytest(session, "--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, "-q")
+def conformance(session: nox.Session, backend: str, *options: str) -> None:
+    given = [argument for option in options for argument in ("--rwkv-option", option)]
+    pytest(session, "--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, *given, "-q")
 
 
 @nox.session
@@ -46,12 +58,18 @@ def core(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("backend", ["numpy", "torch"], ids=["numpy", "torch"])
-def backend(session: nox.Session, backend: str) -> None:
-    """One backend in an environment without the others."""
-    install(session, "./rwkv_core", f"./rwkv_backend_{backend}", *TEST_TOOLS)
-    pytest(session, *session.posargs)
-    conformance(session, backend)
+@nox.parametrize("distribution", list(BACKENDS), ids=list(BACKENDS))
+def backend(session: nox.Session, distribution: str) -> None:
+    """One backend distribution in an environment without the others."""
+    needed, backends = BACKENDS[distribution]
+    folders = [f"./rwkv_backend_{name}" for name in needed]
+    install(session, "./rwkv_core", *folders, *TEST_TOOLS)
+    if distribution == "cuda_variants" and sys.platform == "linux":
+        install(session, "triton")  # whose interpreter runs the CUDA kernels on any machine
+    # Of torch, which the variants stand on, the tests run in its own session.
+    pytest(session, *session.posargs, RWKV_TEST_BACKENDS=",".join(backends))
+    for name in backends:
+        conformance(session, name, *CONFORMANCE_OPTIONS.get(name, ()))
 
 
 @nox.session
@@ -59,7 +77,8 @@ def peers(session: nox.Session) -> None:
     """All backends together, against `rwkv` and `transformers` from PyPI, side by side."""
     install(session, *(f"./{name}" for name in DISTRIBUTIONS))
     install(session, "rwkv", "transformers", *TEST_TOOLS)
-    pytest(session, "tests/test_across_backends.py", "tests/peers")
+    checkpoints = [f"tests/test_checkpoint_{name}.py" for name in ("pth", "names", "safetensors")]
+    pytest(session, "tests/test_across_backends.py", *checkpoints, "tests/peers")
     session.run("python", "tests/peers/speed.py", env={"PYTHONPATH": "tests"})
 
 

@@ -1,30 +1,49 @@
 """Fixtures: the backends installed here, a small random model with a tokenizer, fake plugins."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 import rwkv_core
 from byte_tokenizer import write_byte_tokenizer
+from hub_server import Hub, serve
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import plugins
+from rwkv_core.sources import download
 
-READY = [row.name for row in rwkv_core.list_backends() if row.status == "ready"]
+# Backends that are installed and meant: RWKV_TEST_BACKENDS (comma-separated) narrows them down.
+_MEANT = os.environ.get("RWKV_TEST_BACKENDS")
+READY = [
+    row.name
+    for row in rwkv_core.list_backends()
+    if row.status == "ready" and (_MEANT is None or row.name in _MEANT.split(","))
+]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        needs = "backend" in item.fixturenames or item.get_closest_marker("needs_backend")
-        if needs and not READY:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    using = [item for item in items if _uses_a_backend(item)]
+    if not READY:
+        for item in using:
             item.add_marker(pytest.mark.skip(reason="no backend is installed here"))
+    elif _MEANT is not None:
+        # Where it is a backend that is tested: the session of the core alone runs all the others.
+        config.hook.pytest_deselected(items=[item for item in items if item not in using])
+        items[:] = using
+
+
+def _uses_a_backend(item: pytest.Item) -> bool:
+    asked = "backend" in item.fixturenames or item.get_closest_marker("needs_backend")
+    return bool(asked) or item.path.name.startswith("test_backend_")
 
 
 @pytest.fixture(params=READY or [None])
 def backend(request: pytest.FixtureRequest) -> str:
-    """The name of each backend that is ready here, one after the other."""
+    """The name of each backend that is ready here and meant, one after the other."""
     return request.param
 
 
@@ -35,6 +54,23 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     n_vocab = write_byte_tokenizer(folder / "tokenizer.json")
     write_pth(folder / "small.pth", random_weights(2, 32, n_vocab, seed=1))
     return folder / "small.pth"
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server that this process and its children take for the Hugging Face hub."""
+    with serve() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("RWKV_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        # What the client has read from the environment when it was imported.
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        # So that small files come in several pieces, and nothing waits long.
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
+        monkeypatch.setattr(download, "PAUSE", 0.01)
+        yield server
 
 
 @pytest.fixture

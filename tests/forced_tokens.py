@@ -12,7 +12,8 @@ import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import RWKV, Generated, Model, State
-from rwkv_core.tokenizer import Tokenizer, byte_alphabet
+from rwkv_core.tokenizer import Tokenizer
+from rwkv_core.tokenizer.byte_level import byte_alphabet
 
 EMOJI = "\N{GRINNING FACE}"
 # Tokens of several bytes, some of which begin or end inside a character.

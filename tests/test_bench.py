@@ -14,9 +14,10 @@ import rwkv_core
 from rwkv_core import memory
 from rwkv_core.bench import bench, bench_decode, parse_shape
 from rwkv_core.checkpoint import Shape, diagnose, open_checkpoint
+from rwkv_core.checkpoint.doctor import expected_shapes
 from rwkv_core.cli import main
 from rwkv_core.errors import OptionError
-from rwkv_core.random_weights import random_values, tensor_sizes, write_random_model
+from rwkv_core.random_weights import random_values, write_random_model
 
 pytestmark = pytest.mark.needs_backend
 
@@ -39,7 +40,7 @@ def test_a_random_model_file_is_a_sound_model_of_its_shape(random_file, backend)
 
 
 def test_a_random_models_tensors_are_as_many_as_counted():
-    sizes = tensor_sizes(SHAPE).values()
+    sizes = expected_shapes(SHAPE).values()
     assert sum(map(np.prod, sizes)) == memory.count_parameters(SHAPE).total
 
 

@@ -94,7 +94,7 @@ def test_a_further_format_comes_before_the_built_in_ones(tmp_path: Path) -> None
     )
     with open_checkpoint(tmp_path / "m", [mine, *BUILTIN_FORMATS]) as checkpoint:
         assert list(checkpoint.tensors) == ["x"]
-    with pytest.raises(CheckpointError, match="formats pth, safetensors, rwkv"):
+    with pytest.raises(CheckpointError, match="formats pth, prequantized, safetensors, rwkv"):
         open_checkpoint(tmp_path / "m")
 
 

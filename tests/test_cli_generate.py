@@ -122,7 +122,7 @@ def test_a_sampler_of_a_plugin_is_found_by_name(generate, install_plugin):
         (["a", "-o", "dtype"], "-o dtype: expected KEY=VALUE"),
         (["a", "-o", "dtype=float32", "-o", "dtype=float64"], "-o dtype: given twice"),
         (["a", "-o", "backend=x"], "-o backend: not an option of a backend"),
-        (["a", "-o", "dtpye=float32"], "has no option 'dtpye'; did you mean dtype?"),
+        (["a", "-o", "runtime_dtpye=float32"], "has no option 'runtime_dtpye'"),
         (["a", "--temperature", "-1"], "temperature: found -1.0"),
         (["a", "--seed", "-1"], "--seed: found -1"),
         (["a", "-n", "-1"], "max_tokens: found -1"),

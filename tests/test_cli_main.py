@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import rwkv_core
 from rwkv_core.cli import BUILTIN_COMMANDS, main
 
 PROGRAM = [sys.executable, "-c", "import sys; from rwkv_core.cli import main; sys.exit(main())"]
@@ -40,16 +41,20 @@ def test_list_backends_as_json(backend, capsys):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows[backend]) == [
         "name", "distribution", "version", "contract", "status", "device", "summary", "reason",
-        "options",
+        "quantized_bits", "options",
     ]  # fmt: skip
-    dtype = next(option for option in rows[backend]["options"] if option["name"] == "dtype")
-    assert dtype["type"] == "str" and dtype["default"] in dtype["choices"] and dtype["help"]
+    options = {option["name"]: option for option in rows[backend]["options"]}
+    precision = options.get("dtype") or options["bits"]
+    assert precision["type"] == ("str" if "dtype" in options else "int")
+    assert precision["default"] in precision["choices"] and precision["help"]
 
 
 def test_list_backends_of_one_shows_its_options(backend, capsys):
     assert main(["list-backends", backend]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{backend}: ") and "-o name=value" in out and "\ndtype " in out
+    assert out.startswith(f"{backend}: ") and "-o name=value" in out
+    row = next(row for row in rwkv_core.list_backends() if row.name == backend)
+    assert row.options and all(f"\n{option.name} " in out for option in row.options)
 
 
 def test_list_backends_of_an_unknown_one_names_those_installed(backend, capsys):

@@ -8,6 +8,7 @@ from random_model import random_weights
 from rwkv_core import memory
 from rwkv_core.checkpoint import Shape
 from rwkv_core.cli import main
+from rwkv_core.residency import model_bytes, residency
 
 
 def test_counts_are_those_of_a_real_model():
@@ -65,3 +66,45 @@ def test_vram_of_a_file_as_json_is_in_bytes(small_model, capsys):
     assert set(row["weights"]) == {"float32", "float16", "bfloat16", "int8", "int4"}
     # The file is of float32, the embedding in it too.
     assert row["weights"]["float32"] == 4 * row["parameters"]
+
+
+def test_vram_with_a_target_shows_what_stays(small_model, capsys):
+    arguments = ["vram", "-m", str(small_model), "--target", "0.00006", "-o", "dtype=float16"]
+    assert main([*arguments, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    shape = memory.memory_of_file(small_model).shape
+    chosen = residency(*model_bytes(shape, "float16", "float32"), 60_000)
+    assert 0 < row["resident_matrices"] < row["matrices"] == 15
+    assert {key: row[key] for key in ("dtype", "target", "fits")} == {
+        "dtype": "float16", "target": 60_000, "fits": True,
+    }  # fmt: skip
+    for key in ("resident", "slot", "streamed", "total"):
+        assert row[key] == getattr(chosen, key)
+    assert row["least_target"] <= row["total"] <= 60_000
+
+
+def test_vram_with_a_target_lists_the_known_sizes(capsys):
+    assert main(["vram", "--target", "0.5", "-o", "dtype=float16"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:3] == ["model", "matrices", "resident"]
+    assert lines[1][:4] == ["169M", "85", "of", "85"]
+    # 7B and 14B need more than that.
+    assert [line[1] for line in lines[-2:]] == ["-", "-"]
+    assert all(float(line[-1]) > 0.5 for line in lines[-2:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "0.00001"], "expected at least 0.0000"),
+        (["--target", "nan"], "found nan, expected GB"),
+        (["--target", "-1"], "found -1.0, expected GB"),
+        (["--target", "1", "-o", "dtype=int3"], "found 'int3', expected one of: float64"),
+        (["--target", "1", "-o", "device=cpu"], "vram takes dtype alone"),
+        (["-o", "dtype=int8"], "goes with --target"),
+    ],
+)
+def test_vram_refuses_in_one_line(small_model, capsys, arguments, message):
+    assert main(["vram", "-m", str(small_model), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1

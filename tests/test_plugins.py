@@ -154,6 +154,13 @@ def test_asking_for_an_unknown_backend_says_which_exist(small_model: Path) -> No
     assert all(name in text for name in plugins.own_extras())
 
 
+def test_asking_for_what_is_nearly_a_known_name_gives_the_extras_too(small_model: Path) -> None:
+    with pytest.raises(BackendError) as error:
+        rwkv_core.load(small_model, backend="torch-strem")
+    assert "did you mean torch" in str(error.value)
+    assert all(name in str(error.value) for name in plugins.own_extras())
+
+
 def test_asking_for_one_of_the_projects_own_gives_the_install_line(small_model: Path) -> None:
     installed = {row.name for row in rwkv_core.list_backends()}
     missing = [name for name in plugins.own_extras() if name not in installed]

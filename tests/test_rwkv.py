@@ -239,7 +239,7 @@ def test_tokenizer_of_the_library_is_taken_as_it_is(folder: Path, backend: str) 
 
 @pytest.mark.parametrize("tokenizer", [5, b"tokenizer.json", [], False])
 def test_what_is_no_tokenizer_is_refused(folder: Path, backend: str, tokenizer: object) -> None:
-    with pytest.raises(TokenizerError, match="expected a tokenizer's JSON file") as error:
+    with pytest.raises(TokenizerError, match="expected a tokenizer's file") as error:
         RWKV(load(folder / "model.pth", backend), tokenizer=tokenizer)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 

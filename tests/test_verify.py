@@ -71,8 +71,10 @@ def odd(install_plugin, fault="", status=READY):
 
 def test_every_backend_passes_with_its_default_dtype(backend):
     row = next(row for row in rwkv_core.list_backends() if row.name == backend)
-    dtype = next(option.default for option in row.options if option.name == "dtype")
-    (check,) = verify(backend, {"dtype": dtype})
+    options = {option.name: option.default for option in row.options}
+    name = "dtype" if "dtype" in options else "bits"
+    dtype = options[name] if name == "dtype" else f"int{options[name]}"
+    (check,) = verify(backend, {name: options[name]})
     assert (check.backend, check.dtype, check.status) == (backend, dtype, "pass")
     assert check.error <= check.tolerance
 

@@ -13,7 +13,7 @@ from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.conformance import reference
 from rwkv_core.model import load
 from rwkv_core.shipped import MODEL, NAME
-from rwkv_core.tokenizer import find_tokenizer, load_tokenizer
+from rwkv_core.tokenizer import load_tokenizer
 from rwkv_core.verify import GOLDEN
 
 PROMPTS = (
@@ -32,7 +32,7 @@ def weights() -> reference.Weights:
 
 
 def main() -> None:
-    tokenizer = load_tokenizer(find_tokenizer(MODEL))
+    tokenizer = load_tokenizer(MODEL.with_name("tokenizer.json"))
     tensors: dict[str, np.ndarray] = {}
     parameters = weights()
     for i, prompt in enumerate(PROMPTS):

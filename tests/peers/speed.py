@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import rwkv_core
+from float32_backends import FLOAT32
 from peers import Rwkv, Transformers
 from pth_writer import write_pth
 from random_model import random_weights
@@ -54,10 +55,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    ready = [row.name for row in rwkv_core.list_backends() if row.status == "ready"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--backend", nargs="+", choices=ready, default=ready)
+    parser.add_argument("--backend", nargs="+", choices=FLOAT32, default=FLOAT32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32, help="decoded in a round")
     return parser.parse_args()

@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rwkv_core.backend import printable
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.tensor_ops import TensorOps, WKVState
+
+_MOST_THREADS = 1024
 
 
 class TorchOps(TensorOps):
@@ -23,15 +26,16 @@ class TorchOps(TensorOps):
     def __init__(
         self, dtype: str, runtime_dtype: str | None, device: str | None, threads: int | None
     ) -> None:
-        self._device = _device(device)
+        self._device = torch_device(device)
         self.device = str(self._device)
         self.dtype = dtype
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
             raise OptionError("option dtype: found float64, which mps lacks; take float32")
         if threads is not None:
-            if threads < 1:
-                raise OptionError(f"option threads: found {threads}, expected at least 1")
+            # Beyond what the system allows, OpenMP ends the process.
+            if not 1 <= threads <= _MOST_THREADS:
+                raise OptionError(f"option threads: found {threads}, expected 1 to {_MOST_THREADS}")
             torch.set_num_threads(threads)
 
     def vector(self, array: NDArray[Any]) -> Tensor:
@@ -41,7 +45,7 @@ class TorchOps(TensorOps):
         return self._place(array, self.dtype)
 
     def _place(self, array: NDArray[Any], dtype: str) -> Tensor:
-        return _tensor(array).to(self._device, getattr(torch, dtype), copy=True)
+        return as_tensor(array).to(self._device, getattr(torch, dtype), copy=True)
 
     def to_numpy(self, array: Tensor) -> NDArray[Any]:
         return array.numpy(force=True)
@@ -54,7 +58,7 @@ class TorchOps(TensorOps):
         return super().matmul(matrix, x)
 
     def embedding(self, array: NDArray[Any]) -> Tensor:
-        return _tensor(array).to(self._device, copy=True)
+        return as_tensor(array).to(self._device, copy=True)
 
     def embed(self, table: Tensor, tokens: NDArray[np.int64]) -> Tensor:
         rows = table[torch.from_numpy(tokens).to(self._device)]
@@ -107,20 +111,37 @@ class TorchOps(TensorOps):
         return torch.no_grad()(function)
 
 
-def _device(name: str | None) -> torch.device:
+def torch_device(name: str | None) -> torch.device:
+    """The device of this name, or the best there is. Raises BackendError if it is not to be had."""
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        probe(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise BackendError(f"option device: {name!r} is not to be had here: {reason}") from None
+        raise BackendError(
+            f"option device: {name!r} is not to be had here: {first_sentence(error)}"
+        ) from None
     return device
 
 
-def _tensor(array: NDArray[Any]) -> Tensor:
+def probe(device: str | torch.device) -> torch.device:
+    """The device with its number, once it has taken a tensor and given it back.
+
+    Raises torch's own errors, of several types, if it does not.
+    """
+    tensor = torch.zeros(1, device=device)
+    tensor.cpu()
+    return tensor.device
+
+
+def first_sentence(error: Exception) -> str:
+    """Of what torch says; some of its errors go on with all its backends and whom to ask."""
+    return printable(error).partition(". ")[0][:200]
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
     """A tensor over the same memory; NumPy's bfloat16 is ml_dtypes', which torch does not know."""
     array = np.ascontiguousarray(array)
     bfloat16 = array.dtype.name == "bfloat16"

@@ -8,9 +8,10 @@ from typing import Any
 
 import rwkv_core
 from rwkv_core import Backend, Option, Status, TensorOps
+from rwkv_core.backend import DTYPE, RUNTIME_DTYPE
 
 
-def _status() -> Status:
+def torch_status() -> Status:
     """What torch would find here, told from the driver's device files and torch's version."""
     try:
         torch_version = version("torch")
@@ -23,29 +24,15 @@ def _status() -> Status:
     return Status(available=True, device="cpu", score=15.0)
 
 
+DEVICE = Option("device", str, None, "cpu, cuda, cuda:1, mps, ...; by default the best there is")
+THREADS = Option("threads", int, None, "CPU threads; by default torch's own choice")
+
 _TORCH = Backend(
     name="torch",
     summary="PyTorch on CPU, CUDA or MPS",
     contract=1,
-    status=_status,
-    options=(
-        Option(
-            "dtype",
-            str,
-            "float32",
-            "type of the matrices and of products with them",
-            ("float32", "bfloat16", "float16", "float64"),
-        ),
-        Option(
-            "runtime_dtype",
-            str,
-            None,
-            "type of vectors and of the state; by default float64 with dtype=float64, else float32",
-            ("float32", "float64"),
-        ),
-        Option("device", str, None, "cpu, cuda, cuda:1, mps, ...; by default the best there is"),
-        Option("threads", int, None, "CPU threads; by default torch's own choice"),
-    ),
+    status=torch_status,
+    options=(DTYPE, RUNTIME_DTYPE, DEVICE, THREADS),
     requires=("torch",),
 )
 

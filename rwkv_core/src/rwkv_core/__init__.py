@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rwkv_core.errors import (
         BackendError,
         CheckpointError,
+        DownloadError,
         OptionError,
         RWKVError,
         StateError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rwkv_core.hookspecs import hookimpl
     from rwkv_core.model import Model, load
     from rwkv_core.plugins import list_backends
+    from rwkv_core.prequantizing import prequantize
     from rwkv_core.rwkv import RWKV
     from rwkv_core.sampling import Sampler, Sampling
     from rwkv_core.state import State
@@ -38,6 +40,7 @@ _HOME = {
     "errors": (
         "BackendError",
         "CheckpointError",
+        "DownloadError",
         "OptionError",
         "RWKVError",
         "StateError",
@@ -47,6 +50,7 @@ _HOME = {
     "hookspecs": ("hookimpl",),
     "model": ("Model", "load"),
     "plugins": ("list_backends",),
+    "prequantizing": ("prequantize",),
     "rwkv": ("RWKV",),
     "sampling": ("Sampler", "Sampling"),
     "state": ("State",),
@@ -62,6 +66,7 @@ __all__ = [
     "BackendError",
     "BackendInfo",
     "CheckpointError",
+    "DownloadError",
     "Generated",
     "GenerationStream",
     "Model",
@@ -81,6 +86,7 @@ __all__ = [
     "hookimpl",
     "list_backends",
     "load",
+    "prequantize",
 ]
 
 

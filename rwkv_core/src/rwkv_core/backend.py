@@ -56,7 +56,10 @@ class Option:
         if isinstance(value, self.type):
             return value
         if self.type is float and isinstance(value, int):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise self._wrong(value) from None
         if not isinstance(value, str):
             if self.type is list and isinstance(value, tuple):
                 return list(value)
@@ -76,13 +79,31 @@ class Option:
         return OptionError(f"option {self.name}: found {value!r}, expected {self.type.__name__}")
 
 
+# What most backends take, in the same words.
+DTYPE = Option(
+    "dtype",
+    str,
+    "float32",
+    "type of the matrices and of products with them",
+    ("float32", "bfloat16", "float16", "float64"),
+)
+RUNTIME_DTYPE = Option(
+    "runtime_dtype",
+    str,
+    None,
+    "type of vectors and of the state; by default float64 with dtype=float64, else float32",
+    ("float32", "float64"),
+)
+
+
 @dataclass(frozen=True)
 class Backend:
     """The descriptor that a plugin's `rwkv_backends` hook returns.
 
     `contract` is the `rwkv_core.CONTRACT` that the backend was built for, `requires` the pip
     requirements that a user may still have to install, and `status` a function that takes well
-    under 10 ms and imports no tensor library.
+    under 10 ms and imports no tensor library. `quantized_bits` are the widths (8, 4) at which it
+    multiplies with the matrices of prequantized files as they are, without restoring them first.
     """
 
     name: str
@@ -91,6 +112,7 @@ class Backend:
     status: Callable[[], Status]
     options: tuple[Option, ...] = ()
     requires: tuple[str, ...] = ()
+    quantized_bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,7 @@ class BackendInfo:
     reason: str
     score: float = 0.0
     options: tuple[Option, ...] = ()
+    quantized_bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("name", "distribution", "version", "device", "summary", "reason"):
@@ -153,6 +176,9 @@ def check_backend(backend: Backend) -> None:
     _expect("requires", backend.requires, tuple)
     for requirement in backend.requires:
         _expect("requires", requirement, str)
+    _expect("quantized_bits", backend.quantized_bits, tuple)
+    for bits in backend.quantized_bits:
+        _expect("quantized_bits", bits, int)
     _expect("options", backend.options, tuple)
     for option in backend.options:
         _expect("options", option, Option)

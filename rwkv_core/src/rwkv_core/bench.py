@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_core import memory, plugins, shipped
-from rwkv_core.checkpoint import BUILTIN_FORMATS, Shape, diagnose, open_checkpoint
+from rwkv_core import memory
+from rwkv_core.checkpoint import Shape, diagnose
 from rwkv_core.errors import OptionError
 from rwkv_core.model import Model, load
+from rwkv_core.model_file import open_model
 from rwkv_core.random_weights import random_values
 from rwkv_core.tensor_ops import Array, Matrix, TensorOps
 
@@ -138,7 +139,8 @@ def bench(
 def bench_decode(model: Model, shape: Shape, rounds: int) -> Decode:
     """Time single tokens in turn with products of one row and matrices as large as the model."""
     counts = memory.count_parameters(shape)
-    width = min(_STREAM_WIDTH, math.isqrt(counts.matrices))
+    # A multiple of the groups that a backend may quantize in.
+    width = min(_STREAM_WIDTH, max(64, math.isqrt(counts.matrices) // 64 * 64))
     n_stream = max(1, counts.matrices // width**2)
     matrices = tuple(_matrix(model.ops, width, width) for _ in range(n_stream))
     stream = partial(
@@ -226,8 +228,7 @@ def _in_turn(jobs: Sequence[tuple[Callable[[], object], int]], rounds: int) -> l
 
 
 def _shape_of(model: str) -> Shape:
-    formats = [*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values()]
-    with open_checkpoint(shipped.resolve(model), formats) as checkpoint:
+    with open_model(model) as checkpoint:
         return diagnose(checkpoint)
 
 

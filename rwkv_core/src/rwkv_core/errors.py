@@ -9,6 +9,10 @@ class CheckpointError(RWKVError):
     """A model file that is damaged, of another architecture, or of an unknown kind."""
 
 
+class DownloadError(RWKVError):
+    """An address that is malformed, or whose file cannot be fetched whole."""
+
+
 class BackendError(RWKVError):
     """A backend that is unknown, not installed, broken, or short of something on this machine."""
 

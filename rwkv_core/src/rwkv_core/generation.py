@@ -6,6 +6,7 @@ string never shows in part, nor half a character.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,49 +75,6 @@ class Progress:
 OnProgress = Callable[[Progress], object]
 
 
-def stream(
-    model: Model,
-    tokenizer: Tokenizer,
-    state: State,
-    max_tokens: int,
-    *,
-    sampling: Sampling | None = None,
-    stop_strings: Sequence[str] = (),
-    stop_tokens: Collection[int] = (),
-    seed: Seed = None,
-    on_progress: OnProgress | None = None,
-    processors: Sequence[Processor] = (),
-) -> GenerationStream:
-    """Continue from `state` by at most `max_tokens` tokens, as an iterator over pieces of text.
-
-    Arguments:
-        state: a single state. One that has read nothing reads token 0 first, <|endoftext|> in the
-            Pile and World vocabularies.
-        sampling: how tokens are chosen; None draws from the model's own distribution.
-        stop_strings: the text ends before the first place where one of them begins.
-        stop_tokens: the text ends before one of these, which the state does not read.
-        seed: a number, a NumPy Generator to draw from, or None for a different text each time.
-        on_progress: called with a Progress after each token. What it raises ends the generation;
-            KeyboardInterrupt, here as anywhere, ends it with what there is.
-        processors: steps of the sampling chain, run after the penalties; see `sampling.sample`.
-
-    Raises OptionError for an argument, StateError for a state that does not fit the model.
-    """
-    model.check_state(state)
-    if not is_whole(max_tokens) or max_tokens < 0:
-        raise OptionError(f"max_tokens: found {max_tokens!r}, expected a whole number >= 0")
-    if on_progress is not None and not callable(on_progress):
-        raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
-    sampling = sampling or Sampling()
-    check_vocabulary("logit_bias", sampling.logit_bias.keys(), model.n_vocab)
-    check_vocabulary("banned_tokens", sampling.banned_tokens, model.n_vocab)
-    stops = encode_stop_strings(stop_strings)
-    return GenerationStream(
-        model, tokenizer, state, max_tokens, sampling, stops,
-        _stop_tokens(stop_tokens, model.n_vocab), _generator(seed), on_progress, processors,
-    )  # fmt: skip
-
-
 def _stop_tokens(tokens: Collection[int], n_vocab: int) -> frozenset[int]:
     if isinstance(tokens, str) or not isinstance(tokens, Collection):
         raise OptionError(f"stop_tokens: found {tokens!r}, expected a list of tokens")
@@ -126,16 +84,16 @@ def _stop_tokens(tokens: Collection[int], n_vocab: int) -> frozenset[int]:
     return unique
 
 
-def _generator(seed: Seed) -> np.random.Generator:
+def _generator(model: Model, seed: Seed) -> np.random.Generator:
     if isinstance(seed, np.random.Generator):
         return seed
     if seed is not None and (not is_whole(seed) or seed < 0):
         raise OptionError(f"seed: found {seed!r}, expected a whole number >= 0 or None")
-    return np.random.default_rng(seed)
+    return np.random.default_rng(model.ops.agree(secrets.randbits(128) if seed is None else seed))
 
 
 class GenerationStream:
-    """An iterator over pieces of text, none of them empty; `stream` makes one.
+    """Continues from a state, as an iterator over pieces of text, none of them empty.
 
     Attributes:
         result: None while it runs; a Generated after the last piece or `close()`.
@@ -147,21 +105,47 @@ class GenerationStream:
         tokenizer: Tokenizer,
         state: State,
         max_tokens: int,
-        sampling: Sampling,
-        stops: tuple[bytes, ...],
-        stop_tokens: frozenset[int],
-        rng: np.random.Generator,
-        on_progress: OnProgress | None,
-        processors: Sequence[Processor],
+        *,
+        sampling: Sampling | None = None,
+        stop_strings: Sequence[str] = (),
+        stop_tokens: Collection[int] = (),
+        seed: Seed = None,
+        on_progress: OnProgress | None = None,
+        processors: Sequence[Processor] = (),
     ) -> None:
+        """Check the arguments; the first token is read when the first piece is asked for.
+
+        Arguments:
+            state: a single state. One that has read nothing reads token 0 first, <|endoftext|> in
+                the Pile and World vocabularies.
+            max_tokens: the most tokens to continue by.
+            sampling: how tokens are chosen; None draws from the model's own distribution.
+            stop_strings: the text ends before the first place where one of them begins.
+            stop_tokens: the text ends before one of these, which the state does not read.
+            seed: a number, a NumPy Generator to draw from, or None for a different text each time.
+            on_progress: called with a Progress after each token. What it raises ends the
+                generation; KeyboardInterrupt, here as anywhere, ends it with what there is.
+            processors: steps of the sampling chain, run after the penalties; see `sampling.sample`.
+
+        Raises OptionError for an argument, StateError for a state that does not fit the model.
+        """
+        model.check_state(state)
+        if not is_whole(max_tokens) or max_tokens < 0:
+            raise OptionError(f"max_tokens: found {max_tokens!r}, expected a whole number >= 0")
+        if on_progress is not None and not callable(on_progress):
+            raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
+        self._sampling = sampling or Sampling()
+        check_vocabulary("logit_bias", self._sampling.logit_bias.keys(), model.n_vocab)
+        check_vocabulary("banned_tokens", self._sampling.banned_tokens, model.n_vocab)
+        stops = encode_stop_strings(stop_strings)
+        self._stop_tokens = _stop_tokens(stop_tokens, model.n_vocab)
+        self._rng, self._processors = _generator(model, seed), processors
+        self._model, self._max_tokens, self._on_progress = model, max_tokens, on_progress
         self.result: Generated | None = None
-        self._model, self._max_tokens, self._stop_tokens = model, max_tokens, stop_tokens
-        self._sampling, self._processors, self._rng = sampling, processors, rng
-        self._on_progress = on_progress
         self._transcript = Transcript(model, tokenizer, state, stops)
         # Tokens without bytes say nothing: never sampled, unless they are asked for as a stop.
         padding = range(tokenizer.n_vocab, model.n_vocab)
-        silent = [t for t in (*tokenizer.holes, *padding) if t not in stop_tokens]
+        silent = [t for t in (*tokenizer.holes, *padding) if t not in self._stop_tokens]
         self._silent = np.array(silent, np.intp)
         self._advancing = False
         if max_tokens == 0:

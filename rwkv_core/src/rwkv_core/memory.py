@@ -123,12 +123,11 @@ def memory_of_known_models() -> list[Memory]:
 def memory_of_file(path: str | os.PathLike[str]) -> Memory:
     """The memory of the model in a file, of which no matrix is read.
 
-    Raises CheckpointError.
+    Raises CheckpointError, and DownloadError for an address.
     """
-    from rwkv_core import plugins, shipped
-    from rwkv_core.checkpoint import BUILTIN_FORMATS, diagnose, open_checkpoint
+    from rwkv_core.checkpoint import diagnose
+    from rwkv_core.model_file import open_model
 
-    formats = [*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values()]
-    with open_checkpoint(shipped.resolve(path), formats) as checkpoint:
+    with open_model(path) as checkpoint:
         shape = diagnose(checkpoint)
         return memory(str(path), shape, checkpoint.tensors["emb.weight"].dtype.itemsize)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core import plugins, recurrence, shipped
+from rwkv_core import plugins, recurrence
 from rwkv_core import state as state_file
-from rwkv_core.checkpoint import BUILTIN_FORMATS, Checkpoint, diagnose, open_checkpoint
+from rwkv_core.checkpoint import Checkpoint, diagnose
 from rwkv_core.checkpoint.doctor import Shape, check_finite
 from rwkv_core.errors import CheckpointError, OptionError, StateError
+from rwkv_core.model_file import open_model
 from rwkv_core.state import State
 from rwkv_core.tensor_ops import TensorOps
 
@@ -29,32 +31,53 @@ def load(
     model: str | os.PathLike[str],
     backend: str | None = None,
     on_progress: OnLoad | None = None,
+    lora: str | os.PathLike[str] | None = None,
+    lora_alpha: float | None = None,
     **options: Any,
 ) -> Model:
     """Load a model file onto a backend.
 
     Arguments:
-        model: path of a checkpoint (.pth, .safetensors, rwkv.cpp .bin: told from the content), or
-            "prose" for the small model that ships with rwkv-core.
+        model: a checkpoint (.pth, .pqth, .safetensors, rwkv.cpp .bin: told from the content): its
+            path, its address (hf://owner/repo/file, http or https), or "prose" for the small model
+            that ships with rwkv-core.
         backend: a name from `list_backends()`; None takes the best one ready on this machine.
         on_progress: called with the bytes read so far and in all, after each tensor.
+        lora: a file of LoRA weights, as RWKV-LM-LoRA saves them, to merge into the model.
+        lora_alpha: the alpha that they were trained with, which that file does not hold. Without
+            `lora` it merges those in the model's own file.
         options: the backend's own, such as dtype="bfloat16"; `list_backends()` describes them.
 
     Raises CheckpointError for the file, BackendError for the backend, OptionError for an option.
     """
-    path = shipped.resolve(model)
-    formats = [*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values()]
-    with open_checkpoint(path, formats) as checkpoint:
+    try:
+        return _load(model, backend, on_progress, lora, lora_alpha, options)
+    except BaseException as error:
+        # Whoever keeps the error would keep what its frames hold: the matrices loaded so far.
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def _load(
+    model: str | os.PathLike[str],
+    backend: str | None,
+    on_progress: OnLoad | None,
+    lora: str | os.PathLike[str] | None,
+    lora_alpha: float | None,
+    options: dict[str, Any],
+) -> Model:
+    with open_model(model, lora, lora_alpha) as checkpoint:
         shape = diagnose(checkpoint)
         name = plugins.default_backend() if backend is None else backend
         ops = plugins.tensor_ops(name, options)
+        ops.prepare(shape)
         reader = _Reader(checkpoint, ops, on_progress)
         return Model(
             path=checkpoint.path,
             backend=name,
             ops=ops,
             shape=shape,
-            fingerprint=_fingerprint(checkpoint, shape),
+            fingerprint=fingerprint_of(checkpoint, shape),
             table=ops.embedding(reader.array("emb.weight")),
             parameters=reader.parameters(shape.n_layer),
         )
@@ -73,20 +96,33 @@ class _Reader:
 
     def array(self, name: str) -> NDArray[Any]:
         array = self._checkpoint.read(name)
+        self._check(name, array)
+        self._count(name)
+        return array
+
+    def _check(self, name: str, array: NDArray[Any]) -> None:
         try:
             check_finite(name, array)
         except CheckpointError as error:
             raise CheckpointError(f"{self._checkpoint.path}: {error}") from None
+
+    def _count(self, name: str) -> None:
         self._done += self._sizes[name]
         if self._on_progress:
             self._on_progress(self._done, self._total)
-        return array
 
     def vector(self, name: str) -> Any:
         return self._ops.vector(self.array(name).reshape(-1))
 
     def matrix(self, name: str) -> Any:
-        return self._ops.matrix(self.array(name + ".weight"))
+        name += ".weight"
+        quantized = self._checkpoint.read_quantized(name)
+        if quantized is None:
+            return self._ops.matrix(self.array(name))
+        for part in (quantized.scales, quantized.offsets):
+            self._check(name, part)
+        self._count(name)
+        return self._ops.quantized_matrix(quantized)
 
     def layer_norm(self, name: str) -> recurrence.LayerNorm:
         return recurrence.LayerNorm(self.vector(name + ".weight"), self.vector(name + ".bias"))
@@ -118,15 +154,18 @@ class _Reader:
         )
 
 
-def _fingerprint(checkpoint: Checkpoint, shape: Shape) -> str:
+def fingerprint_of(checkpoint: Checkpoint, shape: Shape) -> str:
     """Sixteen hex digits over a sample of every tensor's values, whatever kind of file holds them.
 
-    Without time_decay, which rwkv.cpp's files hold in another form, equal but for rounding.
+    Without time_decay, which rwkv.cpp's files hold in another form, equal but for rounding. A
+    prequantized file has that of the model it was made from.
     """
+    if checkpoint.fingerprint is not None:
+        return checkpoint.fingerprint
     digest = hashlib.sha256(repr(tuple(shape)).encode())
     for name in sorted(checkpoint.tensors):
         if not name.endswith("time_decay"):
-            digest.update(checkpoint.read(name).reshape(-1)[:64].astype("<f4").tobytes())
+            digest.update(checkpoint.sample(name).astype("<f4").tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -217,7 +217,7 @@ def _row(name: str, offer: _Offer) -> BackendInfo:
         reason = f"{reason}; install it with: {install_line(*backend.requires)}".lstrip("; ")
     return BackendInfo(
         name, offer.distribution, offer.version, backend.contract, word, status.device,
-        backend.summary, reason, status.score, backend.options,
+        backend.summary, reason, status.score, backend.options, backend.quantized_bits,
     )  # fmt: skip
 
 
@@ -311,10 +311,10 @@ def why_not(name: str) -> str:
         advice = f"install it with: {install_line(f'rwkv-core[{name}]')}"
     else:
         close = difflib.get_close_matches(name, [*extras, *(row.name for row in rows)], 1)
-        advice = f"did you mean {close[0]}?" if close else (
-            f"the project's own come with: {install_line(f'rwkv-core[{next(iter(extras))}]')}"
-            f" (extras: {', '.join(extras)})"
-        )  # fmt: skip
+        advice = (
+            f"{f'did you mean {close[0]}? ' if close else ''}the project's own come with: "
+            f"{install_line(f'rwkv-core[{next(iter(extras))}]')} (extras: {', '.join(extras)})"
+        )
     return f"no backend {name!r} is installed (ready here: {ready}{plugin_limit()}); {advice}"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core.checkpoint import Shape
+from rwkv_core.checkpoint.doctor import expected_shapes
 
 # A prime: repeats of the block never line up with the rows of a matrix.
 _BLOCK = 1_000_003
@@ -26,7 +27,7 @@ def random_values(count: int, seed: int) -> NDArray[np.float32]:
 
 def write_random_model(path: str | os.PathLike[str], shape: Shape) -> None:
     """Write a random RWKV-4 of `shape` as float16 safetensors, 2 bytes a parameter."""
-    sizes = tensor_sizes(shape)
+    sizes = expected_shapes(shape)
     header, offset = {}, 0
     for name, size in sizes.items():
         end = offset + 2 * math.prod(size)
@@ -40,33 +41,6 @@ def write_random_model(path: str | os.PathLike[str], shape: Shape) -> None:
             count = math.prod(size)
             block = center + spread * random_values(min(count, _BLOCK), seed=i)
             _write_repeated(file, block.astype("<f2").tobytes(), 2 * count)
-
-
-def tensor_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Every tensor of an RWKV-4 of this shape, by BlinkDL's names."""
-    n_layer, d, f, v = shape
-    vectors = {
-        **{f"ln{i}.{part}": (d,) for i in (1, 2) for part in ("weight", "bias")},
-        **{f"att.time_{name}": (d,) for name in ("decay", "first")},
-        **{f"att.time_mix_{name}": (1, 1, d) for name in "kvr"},
-        **{f"ffn.time_mix_{name}": (1, 1, d) for name in "kr"},
-    }
-    matrices = {
-        **{f"att.{name}.weight": (d, d) for name in ("key", "value", "receptance", "output")},
-        "ffn.key.weight": (f, d),
-        "ffn.receptance.weight": (d, d),
-        "ffn.value.weight": (d, f),
-    }
-    block: dict[str, tuple[int, ...]] = {**vectors, **matrices}
-    return {
-        "emb.weight": (v, d),
-        "blocks.0.ln0.weight": (d,),
-        "blocks.0.ln0.bias": (d,),
-        **{f"blocks.{i}.{name}": size for i in range(n_layer) for name, size in block.items()},
-        "ln_out.weight": (d,),
-        "ln_out.bias": (d,),
-        "head.weight": (v, d),
-    }
 
 
 def _distribution(name: str, size: tuple[int, ...]) -> tuple[float, float]:

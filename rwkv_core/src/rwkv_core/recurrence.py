@@ -78,19 +78,23 @@ def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> A
     return ops.sigmoid(r) * ops.matmul(p.value, ops.relu_squared(k))
 
 
+def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Array]:
+    """`x` [B, T, D] and this layer's part of the state [B, 5, D] through a block; the same shapes.
+
+    Pure, and the same function for every layer: see `TensorOps.layers`.
+    """
+    rows = [state[:, j, :] for j in range(STATE_ROWS)]
+    time_x = ops.layer_norm(x, *p.ln1)
+    y, scan = time_mixing(ops, p.time, time_x, rows[TIME_X], (rows[AA], rows[BB], rows[PP]))
+    x = x + y
+    channel_x = ops.layer_norm(x, *p.ln2)
+    x = x + channel_mixing(ops, p.channel, channel_x, rows[CHANNEL_X])
+    return x, ops.xp.stack([channel_x[:, -1, :], time_x[:, -1, :], *scan], axis=1)
+
+
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
     """Embeddings `x` [B, T, D] and state [B, L, 5, D] through all blocks; the same shapes."""
-    x = ops.layer_norm(x, *p.ln0)
-    states = []
-    for i, block in enumerate(p.blocks):
-        rows = [state[:, i, j, :] for j in range(STATE_ROWS)]
-        time_x = ops.layer_norm(x, *block.ln1)
-        y, scan = time_mixing(ops, block.time, time_x, rows[TIME_X], (rows[AA], rows[BB], rows[PP]))
-        x = x + y
-        channel_x = ops.layer_norm(x, *block.ln2)
-        x = x + channel_mixing(ops, block.channel, channel_x, rows[CHANNEL_X])
-        states.append(ops.xp.stack([channel_x[:, -1, :], time_x[:, -1, :], *scan], axis=1))
-    return x, ops.xp.stack(states, axis=1)
+    return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state)
 
 
 def all_logits(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:

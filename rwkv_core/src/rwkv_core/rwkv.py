@@ -6,15 +6,17 @@ import difflib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkv_core import plugins
+from rwkv_core import plugins, shipped
 from rwkv_core.errors import OptionError
-from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed, stream
+from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed
 from rwkv_core.model import Model, load
 from rwkv_core.sampling import Processor, Sampling, check_tokens
 from rwkv_core.state import State
-from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, find_tokenizer, load_tokenizer
+from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
+from rwkv_core.tokenizer.search import find_tokenizer
 from rwkv_core.transcript import read
 
 if TYPE_CHECKING:
@@ -42,10 +44,11 @@ class RWKV:
         """Load what is not loaded yet.
 
         Arguments:
-            model: a Model, or what `load` takes: a model file, or "prose" for the shipped one.
-            backend, backend_options: as for `load`.
-            tokenizer: a Tokenizer, one of the `tokenizers` library, or a file; None takes the one
-                beside the model file.
+            model: a Model, or what `load` takes: a model file's path or address, or "prose" for
+                the shipped one.
+            backend, backend_options: as for `load`, which takes lora and lora_alpha too.
+            tokenizer: a Tokenizer, one of the `tokenizers` library, or a file's path or address;
+                None takes the one beside the model file, for a Pile model else the hub's.
 
         Raises TokenizerError for the tokenizer, and what `load` raises.
         """
@@ -57,7 +60,7 @@ class RWKV:
         # The tokenizer first where it can be: its mistakes show before a long load.
         given = None if tokenizer is None else as_tokenizer(tokenizer)
         self.model = model if isinstance(model, Model) else load(model, backend, **backend_options)
-        self.tokenizer = given or load_tokenizer(find_tokenizer(self.model.path))
+        self.tokenizer = given or load_tokenizer(_tokenizer_of(self.model))
         check_fits(self.tokenizer, self.model.n_vocab)
         self._state = self.model.empty_state()
         self._stream: GenerationStream | None = None
@@ -94,7 +97,7 @@ class RWKV:
             sampling: a Sampling that these start from.
             processors: functions (logits [V], tokens so far) -> logits, or names of samplers that
                 plugins offer.
-            stop_strings, stop_tokens, seed, on_progress: see `generation.stream`.
+            stop_strings, stop_tokens, seed, on_progress: see `GenerationStream`.
 
         Raises OptionError for an argument. The running state moves on when the call returns.
         """
@@ -132,7 +135,7 @@ class RWKV:
 
         To stop early, leave the loop: the running state is then that of the pieces received.
         """
-        running = stream(
+        running = GenerationStream(
             self.model,
             self.tokenizer,
             self.get_state(),
@@ -176,6 +179,12 @@ class RWKV:
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Go on from a saved state. Raises StateError if the file is not one of this model's."""
         self.set_state(self.model.load_state(path))
+
+
+def _tokenizer_of(model: Model) -> Path:
+    if model.fingerprint == shipped.FINGERPRINT:
+        return shipped.TOKENIZER
+    return find_tokenizer(model.path, model.n_vocab)
 
 
 def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -109,6 +109,8 @@ def _check_logit_bias(bias: object) -> None:
 
 def check_tokens(name: str, tokens: Collection[object]) -> None:
     """Raise OptionError unless the option `name` holds only whole numbers >= 0."""
+    if not isinstance(tokens, Iterable):
+        raise OptionError(f"{name}: found {tokens!r}, expected a list of token numbers")
     for token in tokens:
         if not is_whole(token) or token < 0:  # type: ignore[operator]
             raise OptionError(f"{name}: found {token!r}, expected token numbers >= 0")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rwkv_core.errors import StateError
+from rwkv_core.replacing import replacing
 from rwkv_core.stop_strings import unfinished_character
 
 _FORMAT = "rwkv-core state 1"
@@ -51,20 +50,9 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
         tensors["logits"] = state.logits
     metadata = {"format": _FORMAT, "model": state.model, "pending": state.pending.hex()}
     data = save(tensors, metadata)
-    # Through a symbolic link and not onto it.
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise StateError(f"{path}: no regular file; name one that a state can be written to")
     try:
-        descriptor, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(beside, _mode(target))
-            os.replace(beside, target)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        with replacing(path) as file:
+            file.write(data)
     except OSError as error:
         raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -72,15 +60,6 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
 def _check_path(path: object) -> None:
     if not isinstance(path, str | os.PathLike) or "\0" in str(path) or not str(path):
         raise StateError(f"found {path!r}, expected the path of a state file")
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file that is replaced, or those a new file gets."""
-    if target.exists():
-        return stat.S_IMODE(target.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
 
 
 def load_state(path: str | os.PathLike[str]) -> State:

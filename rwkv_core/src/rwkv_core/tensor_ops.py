@@ -13,12 +13,15 @@ is what lets a backend quantize, stream or split it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from rwkv_core.checkpoint import Shape
+    from rwkv_core.quantization import QuantizedMatrix
 
 # Raised whenever a backend written for the present number would no longer work or be right.
 CONTRACT = 1
@@ -50,6 +53,13 @@ class TensorOps(ABC):
     runtime_dtype: str = "float32"
     fixed_shapes: bool = False
 
+    def prepare(self, shape: Shape) -> None:  # noqa: B027
+        """A model of these sizes is to be loaded; by default that is no matter.
+
+        Its matrices then come in the order in which a token uses them. Raise OptionError here,
+        before anything is read, for a model that the options leave no room for.
+        """
+
     @abstractmethod
     def vector(self, array: NDArray[Any]) -> Array:
         """`array`, of any shape and float type, on the device in `runtime_dtype`.
@@ -63,6 +73,15 @@ class TensorOps(ABC):
 
         The result shares no memory with `array`, which may be a view of a file.
         """
+
+    def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
+        """A matrix of a prequantized file as this backend multiplies with it.
+
+        By default it is restored and loaded like any other. A backend with a kernel for it
+        overrides this, and names the bits it does so for in `Backend.quantized_bits`. The result
+        shares no memory with `matrix`, which may be a view of a file.
+        """
+        return self.matrix(matrix.dequantize())
 
     @abstractmethod
     def to_numpy(self, array: Array) -> NDArray[Any]:
@@ -138,12 +157,33 @@ class TensorOps(ABC):
             aa, bb, pp = before * aa + now * vt, before * bb + now, top
         return xp.stack(means, axis=1), (aa, bb, pp)
 
+    def layers(
+        self, block: Callable[..., Any], blocks: Sequence[Any], x: Array, state: Array
+    ) -> tuple[Array, Array]:
+        """`x` [B, T, D] and `state` [B, L, 5, D] through all layers; the same shapes.
+
+        `block(ops, p, x, state)` is pure: a layer's parameters `p`, its state [B, 5, D]. Where to
+        compile is to wait, a backend overrides this to compile one layer instead of all of them.
+        """
+        rows = []
+        for i, p in enumerate(blocks):
+            x, after = block(self, p, x, state[:, i, :, :])
+            rows.append(after)
+        return x, self.xp.stack(rows, axis=1)
+
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, made faster where the library can (jax.jit, a CUDA graph, ...).
 
         It is pure; its arguments and results are arrays, matrices and named tuples of them.
         """
         return function
+
+    def agree(self, number: int) -> int:
+        """`number`, or where several processes compute one model together, the first one's.
+
+        Seeds go through here, so that all of them choose the same tokens.
+        """
+        return number
 
     def chunks(self, n_tokens: int) -> list[int]:
         """Lengths, `n_tokens` in sum, of the pieces in which a prompt is read."""

@@ -18,8 +18,18 @@ from typing import Any, NoReturn
 import rwkv_core
 from rwkv_core import plugins
 from rwkv_core.backend import one_line
-from rwkv_core.cli import bench, chat, generate, list_backends, perplexity, verify, vram
+from rwkv_core.cli import (
+    bench,
+    chat,
+    generate,
+    list_backends,
+    perplexity,
+    prequantize,
+    verify,
+    vram,
+)
 from rwkv_core.cli.command import Command
+from rwkv_core.cli.processes import as_one_program
 from rwkv_core.errors import OptionError, RWKVError
 
 __all__ = ["BUILTIN_COMMANDS", "Command", "main"]
@@ -28,6 +38,7 @@ BUILTIN_COMMANDS: tuple[Command, ...] = (
     list_backends.COMMAND,
     generate.COMMAND,
     chat.COMMAND,
+    prequantize.COMMAND,
     vram.COMMAND,
     perplexity.COMMAND,
     verify.COMMAND,
@@ -66,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Generated text may hold a character that a terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
     try:
-        status = _run(argv)
+        with as_one_program():
+            status = _run(argv)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

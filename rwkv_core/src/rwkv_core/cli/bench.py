@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_backend_arguments, backend_options
+from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import OptionError
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("-m", "--model", metavar="MODEL", help="time this model file")
+    which.add_argument(
+        "-m", "--model", metavar="MODEL", help="time this model (a file or its address)"
+    )
     which.add_argument(
         "--shape", metavar="SHAPE", default="169M",
         help="time random weights of this shape: 169M, 430M, ... or LAYERSxWIDTH (default 169M)",
@@ -94,12 +96,8 @@ def _check_room(shape: Shape) -> None:
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
     """A folder that is removed at the end, also where SIGTERM is the end."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with tempfile.TemporaryDirectory(prefix="rwkv-core-bench-") as folder:
-            yield Path(folder)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with ending_in_order(), tempfile.TemporaryDirectory(prefix="rwkv-core-bench-") as folder:
+        yield Path(folder)
 
 
 def _show_stage(stage: str) -> None:

@@ -16,6 +16,7 @@ from rwkv_core.cli.model_arguments import (
     filled,
     load_rwkv,
 )
+from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options, unescape
 from rwkv_core.errors import OptionError, RWKVError
 
@@ -51,6 +52,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    refuse_stdin("chat", "start a single one")
     options = sampling_options(args)
     rwkv = load_rwkv(args)
     import numpy as np
@@ -122,8 +124,9 @@ class _Chat:
     def _print_answer(self, begin: Callable[[], GenerationStream]) -> None:
         """Print an answer as it comes; Ctrl-C ends it, with the state of what was printed."""
         running = begin()
-        print(f"{self._bot}:", end="", flush=True)
         try:
+            # Once it is shown, a Ctrl-C is meant for the answer.
+            print(f"{self._bot}:", end="", flush=True)
             for piece in running:
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from rwkv_core.cli.model_arguments import (
     filled,
     load_rwkv,
 )
+from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
 
@@ -94,6 +95,8 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt not in (None, "-"):
         return str(args.prompt)
     source = args.prompt_file or "-"
+    if source == "-":
+        refuse_stdin("generate -", "give PROMPT or --prompt-file FILE")
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         return data.decode()

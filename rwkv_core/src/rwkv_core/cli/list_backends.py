@@ -44,12 +44,14 @@ def _print_all(rows: list[BackendInfo]) -> None:
         lines = " or ".join(install_line(f"rwkv-core[{extra}]") for extra in plugins.own_extras())
         print(f"no backend is installed; {lines}{plugins.plugin_limit()}")
         return
-    header = ("name", "distribution", "version", "contract", "status", "device", "summary")
+    header = (
+        "name", "distribution", "version", "contract", "status", "device", "prequantized", "summary"
+    )  # fmt: skip
     print_table(
         header,
         [
             (row.name, row.distribution, row.version, "-" if row.contract is None else row.contract,
-             row.status, row.device or "-", row.summary)
+             row.status, row.device or "-", _prequantized(row), row.summary)
             for row in rows
         ],
     )  # fmt: skip
@@ -64,10 +66,20 @@ def _print_one(row: BackendInfo) -> None:
     print(f" on {row.device}" if row.device else "")
     if row.reason:
         print(row.reason)
+    if row.status == "ready":
+        print(f"matrices of prequantized files: {_prequantized(row)}")
     if row.options:
         print("\noptions, each given as -o name=value:")
         header = ("name", "type", "default", "choices", "what it is")
         print_table(header, [_option_cells(option) for option in row.options])
+
+
+def _prequantized(row: BackendInfo) -> str:
+    """What becomes of a prequantized file's matrices on this backend."""
+    if row.status != "ready":
+        return "-"
+    kept = " and ".join(map(str, row.quantized_bits))
+    return f"kept in {kept} bits" if kept else "restored"
 
 
 def _option_cells(option: Option) -> tuple[str, ...]:
@@ -88,7 +100,11 @@ def _as_json(row: BackendInfo) -> dict[str, Any]:
         for option in row.options
     ]
     names = ("name", "distribution", "version", "contract", "status", "device", "summary", "reason")
-    return {**{name: getattr(row, name) for name in names}, "options": options}
+    return {
+        **{name: getattr(row, name) for name in names},
+        "quantized_bits": list(row.quantized_bits),
+        "options": options,
+    }
 
 
 COMMAND = Command(
@@ -96,7 +112,8 @@ COMMAND = Command(
     "list the installed backends, their status and their options",
     _add_arguments,
     _run,
-    "Imports no tensor library.\n\n"
+    "Imports no tensor library. The column prequantized says what becomes of the matrices of a\n"
+    "prequantized file: kept as they are, or restored when they are loaded.\n\n"
     "  rwkv-core list-backends          all of them\n"
     "  rwkv-core list-backends torch    one, with the options that -o takes",
 )

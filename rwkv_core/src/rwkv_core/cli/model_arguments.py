@@ -1,4 +1,4 @@
-"""The arguments -m, -b, -o and --tokenizer, which mean the same in every command."""
+"""The arguments -m, -b, -o, --lora and --tokenizer, which mean the same in every command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rwkv_core.rwkv import RWKV
 
 # What `load` itself takes by name, so that no backend's option can be called so.
-_RESERVED = ("model", "backend", "on_progress")
+_RESERVED = ("model", "backend", "on_progress", "lora", "lora_alpha")
 
 
 def filled(text: str) -> str:
@@ -26,14 +26,14 @@ def filled(text: str) -> str:
     return text
 
 
-def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare -b and -o."""
+def add_backend_arguments(parser: argparse.ArgumentParser, default: str = "the fastest") -> None:
+    """Declare -b and -o; `default` is what the help calls what runs without -b."""
     parser.add_argument(
         "-b",
         "--backend",
         type=filled,
         metavar="NAME",
-        help="see list-backends; by default the fastest",
+        help=f"see list-backends; by default {default}",
     )
     parser.add_argument(
         "-o", "--option", metavar="KEY=VALUE", action="append", default=[], dest="options",
@@ -41,20 +41,35 @@ def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare --lora and --lora-alpha."""
+    parser.add_argument(
+        "--lora", type=filled, metavar="FILE",
+        help="merge these LoRA weights, as RWKV-LM-LoRA saves them, into the model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lora-alpha", type=float, metavar="A",
+        help="the alpha of their training; alone, for LoRA weights in the model's own file",
+    )  # fmt: skip
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare -m, -b and -o."""
+    """Declare -m, -b, -o, --lora and --lora-alpha."""
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help=f"a model file, or {shipped.NAME} for the small model that ships with rwkv-core",
+        help="a model file; its address, hf://owner/repo/file or http(s)://...; or "
+        f"{shipped.NAME} for the small model that ships with rwkv-core",
     )  # fmt: skip
     add_backend_arguments(parser)
+    add_lora_arguments(parser)
 
 
 def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
     """Declare --tokenizer."""
     parser.add_argument(
         "--tokenizer", type=filled, metavar="FILE",
-        help="by default the tokenizer.json beside the model file",
+        help="a file or its address; by default the tokenizer beside the model file, and for a "
+        "Pile model without one that of EleutherAI/gpt-neox-20b on the hub",
     )  # fmt: skip
 
 
@@ -66,7 +81,9 @@ def backend_options(pairs: list[str]) -> dict[str, str]:
         if not equals or not name:
             raise OptionError(f"-o {pair}: expected KEY=VALUE, such as -o dtype=float32")
         if name in _RESERVED:
-            raise OptionError(f"-o {name}: not an option of a backend; -m and -b name those two")
+            raise OptionError(
+                f"-o {name}: not an option of a backend; -m, -b, --lora and --lora-alpha give those"
+            )
         if name in options:
             raise OptionError(f"-o {name}: given twice, as {options[name]!r} and {value!r}")
         options[name] = value
@@ -80,7 +97,7 @@ def load_model(args: argparse.Namespace) -> Model:
     from rwkv_core.model import load
 
     with progress_line("loading") as progress:
-        model = load(name, args.backend, progress, **options)
+        model = load(name, args.backend, progress, args.lora, args.lora_alpha, **options)
     if name == shipped.NAME:
         name += " (ships with rwkv-core; -m names another)" if args.model is None else ""
     print(f"model: {name}  backend: {model.backend} on {model.device}", file=sys.stderr)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rwkv_core import plugins, shipped
+from rwkv_core import shipped
 from rwkv_core.errors import OptionError
 
-_PATTERNS = ("*.pth", "*.safetensors", "*.bin")
+_PATTERNS = ("*.pth", "*.pqth", "*.safetensors", "*.bin")
 
 
 def choose_model(named: str | None) -> str:
@@ -37,8 +37,8 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def _looks_like_a_model(path: Path) -> bool:
-    from rwkv_core.checkpoint import BUILTIN_FORMATS
     from rwkv_core.checkpoint.opening import HEAD_BYTES
+    from rwkv_core.model_file import known_formats
 
     try:
         if not path.is_file():
@@ -47,8 +47,7 @@ def _looks_like_a_model(path: Path) -> bool:
             head = file.read(HEAD_BYTES)
     except OSError:
         return False
-    formats = (*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values())
-    return any(known.matches(path, head) for known in formats)
+    return any(known.matches(path, head) for known in known_formats())
 
 
 def _ask(names: list[str]) -> str:

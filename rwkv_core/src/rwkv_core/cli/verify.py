@@ -19,7 +19,7 @@ _HEADER = ("backend", "dtype", "device", "result", "error", "tolerance")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_backend_arguments(parser)
+    add_backend_arguments(parser, default="all")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
 

@@ -1,4 +1,4 @@
-"""`rwkv-core vram`: how much memory models take."""
+"""`rwkv-core vram`: how much memory models take, and what of them stays within a target."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core.cli.command import Command
-from rwkv_core.cli.model_arguments import filled
+from rwkv_core.cli.model_arguments import backend_options, filled
 from rwkv_core.cli.table import print_table, readable_bytes
+from rwkv_core.errors import OptionError
 
 if TYPE_CHECKING:
     from rwkv_core.memory import Memory
+    from rwkv_core.residency import Residency
 
 _HEADER = ("model", "parameters", "float32", "16 bits", "8 bits", "4 bits", "state", "prefill")
+_HEADER_OF_TARGET = ("model", "matrices", "resident", "slots", "total", "streamed", "least target")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help="this model file alone; without it the known sizes",
+        help="this model (a file or its address) alone; without it the known sizes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", type=float, metavar="GB",
+        help="what stays on a device if weights may take so many GB (10^9 bytes) there",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--option", metavar="KEY=VALUE", action="append", default=[], dest="options",
+        help="with --target: dtype=float16, the type of the matrices; by default float32",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print a list of objects, in bytes")
 
@@ -27,12 +38,76 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from rwkv_core.memory import memory_of_file, memory_of_known_models
 
+    options = backend_options(args.options)
+    if args.target is None and options:
+        raise OptionError("-o: goes with --target; without it every type is shown")
     rows = [memory_of_file(args.model)] if args.model is not None else memory_of_known_models()
-    if args.json:
+    if args.target is not None:
+        _print_residencies(rows, args.target, options, args.json)
+    elif args.json:
         print(json.dumps([_as_json(row) for row in rows], indent=2))
     else:
         print_table(_HEADER, [_cells(row) for row in rows], right=range(1, len(_HEADER)))
     return 0
+
+
+def _print_residencies(
+    rows: list[Memory], target: float, options: dict[str, str], as_json: bool
+) -> None:
+    from rwkv_core.memory import BYTES_PER_WEIGHT
+    from rwkv_core.residency import model_bytes, residency, smallest_target, target_bytes
+
+    dtype = options.pop("dtype", "float32")
+    if options:
+        raise OptionError(f"-o {next(iter(options))}: vram takes dtype alone")
+    if dtype not in BYTES_PER_WEIGHT:
+        known = ", ".join(BYTES_PER_WEIGHT)
+        raise OptionError(f"option dtype: found {dtype!r}, expected one of: {known}")
+    limit = target_bytes(target)
+    found: list[tuple[Memory, Residency | None, int]] = []
+    for row in rows:
+        sizes, vectors = model_bytes(
+            row.shape, dtype, "float64" if dtype == "float64" else "float32"
+        )
+        least = smallest_target(sizes, vectors)
+        # A single model that does not fit is an error, which `residency` words.
+        fits = limit >= least or len(rows) == 1
+        found.append((row, residency(sizes, vectors, limit) if fits else None, least))
+    if as_json:
+        print(json.dumps([_residency_as_json(*one, dtype, limit) for one in found], indent=2))
+    else:
+        cells = [_residency_cells(*one) for one in found]
+        print_table(_HEADER_OF_TARGET, cells, right=range(1, len(_HEADER_OF_TARGET)))
+
+
+def _residency_cells(row: Memory, chosen: Residency | None, least: int) -> tuple[str, ...]:
+    from rwkv_core.residency import GB, as_target
+
+    if chosen is None:
+        return (row.name, *["-"] * 5, as_target(least))
+    sizes = (chosen.resident, 2 * chosen.slot, chosen.total, chosen.streamed)
+    matrices = f"{sum(chosen.stays)} of {len(chosen.stays)}"
+    return (row.name, matrices, *(f"{size / GB:.3f}" for size in sizes), as_target(least))
+
+
+def _residency_as_json(
+    row: Memory, chosen: Residency | None, least: int, dtype: str, target: int
+) -> dict[str, Any]:
+    about = {
+        "model": row.name, **row.shape._asdict(), "dtype": dtype, "target": target,
+        "least_target": least, "fits": chosen is not None,
+    }  # fmt: skip
+    if chosen is None:
+        return about
+    return {
+        **about,
+        "matrices": len(chosen.stays),
+        "resident_matrices": sum(chosen.stays),
+        "resident": chosen.resident,
+        "slot": chosen.slot,
+        "total": chosen.total,
+        "streamed": chosen.streamed,
+    }
 
 
 def _cells(row: Memory) -> tuple[str, ...]:
@@ -69,6 +144,17 @@ Computed from the model's shapes:
                     and of its channel mixing
 A tensor library's own share, such as a CUDA context, comes on top.
 
+With --target, for a backend that copies the matrices beyond it to the device ahead of their use;
+columns in GB:
+  matrices      how many stay on the device, of all
+  resident      what those take
+  slots         two buffers for the others
+  total         all of that and the vectors; the embedding is in host memory
+  streamed      what is copied to the device for each token: this over the rate of the bus is the
+                least time that a token takes
+  least target  the smallest with which the model runs
+
   rwkv-core vram
+  rwkv-core vram --target 8 -o dtype=float16
   rwkv-core vram -m RWKV-4-Pile-430M.pth""",
 )

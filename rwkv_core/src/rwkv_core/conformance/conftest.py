@@ -21,7 +21,7 @@ from rwkv_core.tensor_ops import TensorOps
 
 pytest.register_assert_rewrite("rwkv_core.conformance.closeness")
 
-VARIED = ("dtype", "runtime_dtype")
+VARIED = ("dtype", "bits", "runtime_dtype")
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rwkv_core.conformance.closeness import assert_close, effective, of_matmul
+from rwkv_core.quantization import QuantizedMatrix, quantize
 from rwkv_core.tensor_ops import TensorOps
 
 all_shapes = pytest.mark.parametrize(
@@ -67,3 +68,44 @@ def test_a_row_of_zeros_gives_zeros(ops: TensorOps, rng: np.random.Generator) ->
     matrix = ops.matrix(random_matrix(rng, (64, 64)))
     found = ops.to_numpy(ops.matmul(matrix, ops.vector(np.zeros((2, 3, 64)))))
     assert np.array_equal(found, np.zeros((2, 3, 64)))
+
+
+@all_shapes
+@pytest.mark.parametrize("group_size", [64, 32])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_product_is_that_of_the_restored_matrix(
+    ops: TensorOps, rng: np.random.Generator, shape: tuple[int, int], bits: int, group_size: int
+) -> None:
+    quantized = quantize(random_matrix(rng, shape), bits, group_size)
+    matrix = ops.quantized_matrix(quantized)
+    restored = quantized.dequantize().astype(np.float64)
+    for n_batch, n_time in ((1, 1), (1, 17), (3, 2)):
+        x = rng.normal(size=(n_batch, n_time, shape[1])).astype(np.float32)
+        found = ops.to_numpy(ops.matmul(matrix, ops.vector(x)))
+        assert found.dtype == ops.runtime_dtype
+        assert_close(found, x @ restored.T, of_matmul(ops), f"[{n_batch}, {n_time}]")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_matrix_with_float32_scales(
+    ops: TensorOps, rng: np.random.Generator, bits: int
+) -> None:
+    narrow = quantize(random_matrix(rng, (64, 64)), bits, 32)
+    scales, offsets = (part.astype(np.float32) * 1.01 for part in (narrow.scales, narrow.offsets))
+    quantized = QuantizedMatrix(bits, narrow.codes, scales, offsets)
+    x = rng.normal(size=(1, 2, 64)).astype(np.float32)
+    found = ops.to_numpy(ops.matmul(ops.quantized_matrix(quantized), ops.vector(x)))
+    assert_close(found, x @ quantized.dequantize().astype(np.float64).T, of_matmul(ops))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_matrix_outlives_its_file(
+    ops: TensorOps, rng: np.random.Generator, bits: int
+) -> None:
+    given = quantize(random_matrix(rng, (64, 64)), bits, 32)
+    x = ops.vector(rng.normal(size=(1, 2, 64)))
+    matrix = ops.quantized_matrix(given)
+    expected = ops.to_numpy(ops.matmul(matrix, x)).copy()
+    for part in (given.codes, given.scales, given.offsets):
+        part[:] = 0
+    assert np.array_equal(ops.to_numpy(ops.matmul(matrix, x)), expected)

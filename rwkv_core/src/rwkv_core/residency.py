@@ -1,0 +1,121 @@
+"""Which matrices of a model stay on a device that holds only part of it, computed from sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rwkv_core.errors import OptionError
+from rwkv_core.memory import BYTES_PER_WEIGHT, count_parameters
+
+if TYPE_CHECKING:
+    from rwkv_core.checkpoint import Shape
+
+GB = 10**9
+"""Bytes in the unit that a target is given in."""
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What of a model is on a device, in bytes.
+
+    Attributes:
+        stays: for each matrix, in the order in which a token uses them, whether it stays.
+        slot: size of each of the two buffers that the others are copied to; 0 where all stay.
+        resident: the matrices that stay.
+        streamed: the other matrices, which are copied once a token.
+        total: all that is on the device: vectors, resident matrices and the two slots.
+    """
+
+    stays: tuple[bool, ...]
+    slot: int
+    resident: int
+    streamed: int
+    total: int
+
+
+def target_bytes(target: float) -> int:
+    """A target of so many GB in bytes. Raises OptionError if it is none."""
+    if not 0 <= target * GB < math.inf:
+        raise OptionError(f"option target: found {target}, expected GB of a device, such as 5.5")
+    return round(target * GB)
+
+
+def matrix_shapes(shape: Shape) -> list[tuple[int, int]]:
+    """[out, in] of each matrix of an RWKV-4, in the order in which a token uses them."""
+    n_layer, d, f, v = shape
+    time, channel = [(d, d)] * 4, [(f, d), (d, d), (d, f)]
+    return [*(time + channel) * n_layer, (v, d)]
+
+
+def model_bytes(shape: Shape, dtype: str, runtime_dtype: str) -> tuple[list[int], int]:
+    """Bytes of each matrix of an RWKV-4, in the order in which a token uses them; of its vectors.
+
+    The types are from `memory.BYTES_PER_WEIGHT`.
+    """
+    vectors = count_parameters(shape).vectors * BYTES_PER_WEIGHT[runtime_dtype]
+    sizes = [round(rows * width * BYTES_PER_WEIGHT[dtype]) for rows, width in matrix_shapes(shape)]
+    return sizes, round(vectors)
+
+
+def residency(sizes: Sequence[int], vectors: int, target: float) -> Residency:
+    """What stays of matrices of `sizes` bytes, in the order of their use, within `target` bytes.
+
+    `vectors` are the bytes of all else that is on the device. Raises OptionError if the target is
+    below `smallest_target`.
+    """
+    # A token reads every matrix once, so what is not resident, over the rate of the bus, is the
+    # time it takes: as many bytes as possible shall stay. Two slots as large as the largest
+    # streamed matrix are lost to that. So the largest (the head, where the vocabulary is large)
+    # stay first if the smaller slots pay for it: every size is tried as the slots'. Of equal
+    # matrices those that stay lie evenly between those that do not, whose copies then have
+    # products of resident ones to hide behind.
+    if vectors + sum(sizes) <= target:
+        return _within([True] * len(sizes), sizes, vectors)
+    tried = [_choose(sizes, target - vectors - 2 * slot, slot) for slot in sorted(set(sizes))]
+    found = [_within(stays, sizes, vectors) for stays in tried if stays is not None]
+    if not found:
+        least = smallest_target(sizes, vectors)
+        raise OptionError(
+            f"option target: found {target / GB:.6g} GB, expected at least {as_target(least)} "
+            "for this model's vectors, two slots for streamed matrices and what exceeds a slot"
+        )
+    return max(found, key=lambda choice: (choice.resident, -choice.slot))
+
+
+def smallest_target(sizes: Sequence[int], vectors: int) -> int:
+    """The fewest bytes on the device with which a model runs."""
+    needs = [2 * slot + sum(s for s in sizes if s > slot) for slot in set(sizes)]
+    return vectors + min([*needs, sum(sizes)])
+
+
+def as_target(n_bytes: int) -> str:
+    """`n_bytes` in GB, rounded up: a target that is enough for them."""
+    if n_bytes >= GB:
+        return f"{math.ceil(n_bytes / 1e6) / 1e3:.3f}"
+    return f"{math.ceil(n_bytes / 1e3) / 1e6:.6f}"
+
+
+def _choose(sizes: Sequence[int], room: float, slot: int) -> list[bool] | None:
+    """Which stay in `room` bytes if none above `slot` is streamed; None if those alone do not."""
+    stays = [size > slot for size in sizes]
+    room -= sum(size for size in sizes if size > slot)
+    if room < 0:
+        return None
+    for size in sorted({size for size in sizes if size <= slot}, reverse=True):
+        equal = [i for i, other in enumerate(sizes) if other == size]
+        n_stay = min(len(equal), int(room // size))
+        room -= n_stay * size
+        n_streamed = len(equal) - n_stay
+        for j, i in enumerate(equal):
+            stays[i] = (j + 1) * n_streamed // len(equal) == j * n_streamed // len(equal)
+    return stays
+
+
+def _within(stays: Sequence[bool], sizes: Sequence[int], vectors: int) -> Residency:
+    resident = sum(size for size, stay in zip(sizes, stays, strict=True) if stay)
+    slot = max((size for size, stay in zip(sizes, stays, strict=True) if not stay), default=0)
+    streamed = sum(sizes) - resident
+    return Residency(tuple(stays), slot, resident, streamed, vectors + resident + 2 * slot)
