@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -111,6 +112,30 @@ def test_a_sampler_of_a_plugin_is_found_by_name(generate, install_plugin):
     install_plugin("only", source)
     out = generate("ab", "-n", "3", "--json", "--sampler", "only-70")[1]
     assert json.loads(out)["tokens"] == [70, 70, 70]
+
+
+def test_a_ctrl_c_that_is_lost_in_a_library_ends_the_text_all_the_same(generate, install_plugin):
+    source = (
+        "import contextlib, signal, rwkv_core\n"
+        "from rwkv_core.sampling import Sampler\n"
+        "def lose_it(logits, tokens):\n"
+        "    if len(tokens) == 2:\n"
+        "        with contextlib.suppress(KeyboardInterrupt):\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "    return logits\n"
+        "@rwkv_core.hookimpl\n"
+        "def rwkv_samplers():\n"
+        "    return [Sampler('deaf', 'clears errors', lose_it)]\n"
+    )
+    install_plugin("deaf", source)
+    # A test run in the background may ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, out, _ = generate("ab", "-n", "1000", "--json", "--sampler", "deaf")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 130
+    assert json.loads(out)["stop_reason"] == "interrupted" and len(json.loads(out)["tokens"]) < 10
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rwkv_core.cli.model_arguments import (
     filled,
     load_rwkv,
 )
+from rwkv_core.cli.printing import print_pieces
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options, unescape
 from rwkv_core.errors import OptionError, RWKVError
@@ -125,17 +126,11 @@ class _Chat:
         """Print an answer as it comes; Ctrl-C ends it, with the state of what was printed."""
         running = begin()
         try:
-            # Once it is shown, a Ctrl-C is meant for the answer.
-            print(f"{self._bot}:", end="", flush=True)
-            for piece in running:
-                print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            running.close()
+            # Once the name is shown, a Ctrl-C is meant for the answer.
+            print_pieces(running, label=f"{self._bot}:")
         except RWKVError:
-            print()
             self._conversation.undo()
             raise
-        print(flush=True)
         if running.result is not None and running.result.stop_reason == "interrupted":
             print("(interrupted)", file=sys.stderr)
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import (
@@ -16,12 +16,10 @@ from rwkv_core.cli.model_arguments import (
     filled,
     load_rwkv,
 )
+from rwkv_core.cli.printing import print_pieces
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
-
-if TYPE_CHECKING:
-    from rwkv_core.generation import Generated, GenerationStream
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +51,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.echo and not args.json:
         print(prompt, end="", flush=True)
     began = time.perf_counter()
-    result = _print_pieces(rwkv.stream(args.max_tokens, **options), quiet=args.json)
+    running = rwkv.stream(args.max_tokens, **options)
+    print_pieces(running, quiet=args.json)
+    result = running.result
+    assert result is not None
     seconds = time.perf_counter() - began
     if args.save_state is not None:
         rwkv.save_state(args.save_state)
@@ -104,20 +105,6 @@ def _prompt(args: argparse.Namespace) -> str:
         raise OptionError(f"{source}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise OptionError(f"{source}: not UTF-8 at byte {error.start}; expected a text") from None
-
-
-def _print_pieces(running: GenerationStream, quiet: bool) -> Generated:
-    """Print the text as it comes, then a newline; after Ctrl-C, what there is."""
-    try:
-        for piece in running:
-            if not quiet:
-                print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        running.close()
-    if not quiet:
-        print(flush=True)
-    assert running.result is not None
-    return running.result
 
 
 COMMAND = Command(
