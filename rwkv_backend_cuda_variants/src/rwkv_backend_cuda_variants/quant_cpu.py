@@ -14,10 +14,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.quant_kernels import TensorKernel
+from rwkv_backend_cuda_variants.quant_kernels import TensorKernel, aligned_bytes, rounded_up
 from rwkv_core.quantization import QuantizedMatrix
 
 # Rows that are repacked at a time, so that a large matrix needs little memory beside itself; a
@@ -28,6 +29,8 @@ _ROWS = 2048
 _HIGH, _LOW_RANGE = 63, 128
 _LEVELS = _HIGH * _LOW_RANGE
 _ZERO_POINT = 64
+# `_weight_int8pack_mm` wants a multiple of it: with AVX-512 it is wrong, or crashes, at others.
+_INT8_WIDTH = 16
 
 
 class Int8Rows:
@@ -44,6 +47,8 @@ class Int8Rows:
         scale = torch.from_numpy(scales)
         self._center = torch.from_numpy(offsets + 128 * scales)
         zero_points = torch.zeros(len(scales), dtype=torch.int64)
+        # Beside the codes four numbers a row: scale, zero point, FBGEMM's sum of codes, center.
+        self.nbytes = codes.nbytes + 16 * len(scales)
         with _fbgemm():
             weight = torch._make_per_channel_quantized_tensor(
                 torch.from_numpy(signed), scale.double(), zero_points, 0
@@ -73,21 +78,25 @@ class Int8RowsInBfloat16(TensorKernel):
 
     def __init__(self, matrix: QuantizedMatrix) -> None:
         codes, scales, offsets = _by_rows(matrix)
+        self._width = codes.shape[1]
+        padded = np.zeros((len(codes), rounded_up(self._width, _INT8_WIDTH)), np.int8)
+        padded[:, : self._width] = (codes ^ 128).view(np.int8)
         self.tensors = (
             torch.from_numpy(offsets + 128 * scales),
             torch.from_numpy(scales).bfloat16(),
-            torch.from_numpy((codes ^ 128).view(np.int8)),
+            torch.from_numpy(padded),
         )
 
     @staticmethod
     def n_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
         """Bytes of the tensors of a matrix [out, in], whatever its bits and groups."""
         rows, width = shape
-        return rows * (4 + 2 + width)
+        return aligned_bytes([4 * rows, 2 * rows, rows * rounded_up(width, _INT8_WIDTH)])
 
     def product(self, x: Tensor) -> Tensor:
         center, scales, codes = self.tensors
-        y = torch._weight_int8pack_mm(x.bfloat16(), codes, scales).float()
+        padded = F.pad(x.bfloat16(), (0, codes.shape[1] - self._width))
+        y = torch._weight_int8pack_mm(padded, codes, scales).float()
         return y.addcmul_(x.sum(-1, keepdim=True), center)
 
 
@@ -119,7 +128,8 @@ class Int4Groups(TensorKernel):
     def n_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
         """Bytes of the tensors of a matrix [out, in] in groups of that size."""
         rows, width = shape
-        return _padded(rows) * (width // 2 + 4 * width // _int4_group_size(group_size))
+        padded, groups = _padded(rows), width // _int4_group_size(group_size)
+        return aligned_bytes([4 * padded * groups, padded * width // 2])
 
     def product(self, x: Tensor) -> Tensor:
         scales_and_zeros, packed = self.tensors
@@ -148,7 +158,7 @@ def _int4_group_size(group_size: int) -> int:
 
 def _padded(rows: int) -> int:
     """Rows as the 4-bit kernel wants them."""
-    return -(-rows // 16) * 16
+    return rounded_up(rows, 16)
 
 
 def _by_rows(

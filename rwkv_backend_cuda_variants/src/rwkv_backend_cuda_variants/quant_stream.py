@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rwkv_backend_cuda_variants.quant import QuantOps
 from rwkv_backend_cuda_variants.quant_cpu import tensor_kernel
-from rwkv_backend_cuda_variants.quant_kernels import TensorKernel
+from rwkv_backend_cuda_variants.quant_kernels import ALIGNMENT, TensorKernel
 from rwkv_backend_cuda_variants.stream_store import MatrixStore, Placed
 from rwkv_core.checkpoint import Shape
 from rwkv_core.quantization import QuantizedMatrix
@@ -71,9 +71,11 @@ class StreamedQuantOps(QuantOps):
         def split(whole: Tensor, most: int) -> list[Tensor]:
             if len(whole) <= most:
                 return [whole]
+            # Each of a part's tensors may be padded.
+            most -= ALIGNMENT * len(kernels[0].tensors)
             kernels.clear()
             n_rows = matrix.shape[0]
-            step = most * n_rows // len(whole) // _ROWS * _ROWS
+            step = max(0, most) * n_rows // len(whole) // _ROWS * _ROWS
             return [to_bytes(slice(i, i + step)) for i in range(0, n_rows, step)] if step else []
 
         placed = self.store.place(to_bytes(slice(None)), torch.uint8, split)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.quant_kernels import TensorKernel
+from rwkv_backend_cuda_variants.quant_kernels import TensorKernel, aligned_bytes
 from rwkv_backend_torch.ops import as_tensor
 from rwkv_core.errors import BackendError
 from rwkv_core.quantization import QuantizedMatrix
@@ -81,7 +81,8 @@ class TritonMatrix(TensorKernel):
         """Bytes of the tensors of a matrix [out, in], with scales and offsets in float16."""
         rows, width = shape
         per_byte = 2 if _is_packed(bits, group_size) else 1
-        return rows * (width // per_byte + 4 * (width // group_size))
+        scales = 2 * rows * (width // group_size)
+        return aligned_bytes([scales, scales, rows * width // per_byte])
 
     def product(self, x: Tensor) -> Tensor:
         """`x` [rows, in], of any float type, times the matrix, transposed: float32 [rows, out]."""

@@ -29,16 +29,24 @@ class StreamOps(TorchOps):
     ) -> None:
         super().__init__(dtype, runtime_dtype, device, threads)
         self.store = MatrixStore(self._device, target, pin_memory)
+        # On a CPU without a target nothing is streamed, nor to be counted.
+        self._as_torch = self._device.type == "cpu" and target is None
 
     def prepare(self, shape: Shape) -> None:
         self.store.prepare(*model_bytes(shape, self.dtype, self.runtime_dtype))
 
-    def matrix(self, array: NDArray[Any]) -> Placed:
+    def matrix(self, array: NDArray[Any]) -> Any:
+        if self._as_torch:
+            return super().matrix(array)
         return self.store.place(as_tensor(array), getattr(torch, self.dtype))
 
-    def matmul(self, matrix: Placed, x: Tensor) -> Tensor:
+    def matmul(self, matrix: Any, x: Tensor) -> Tensor:
+        if not isinstance(matrix, Placed):
+            return super().matmul(matrix, x)
         product = super().matmul
-        return self.store.product(matrix, lambda on_device: product(on_device, x))
+        # Packed for each product, where torch packs at all: streaming within a CPU's own memory is
+        # for trying it out, and is to give torch's very bits.
+        return self.store.product(matrix, lambda on_device: product(self.packed(on_device), x))
 
     def embedding(self, array: NDArray[Any]) -> Tensor:
         # In host memory: a token needs one row of it.
