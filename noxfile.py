@@ -12,7 +12,7 @@ import nox
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "yes"
 
-TEST_TOOLS = ("pytest", "hypothesis")
+TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 # Tests run many small products, where a second thread costs more than it brings.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What each backend distribution needs beside the core, and the backends it brings.
@@ -33,7 +33,8 @@ def install(session: nox.Session, *what: str) -> None:
 
 
 def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
-    session.run("python", "-m", "pytest", *arguments, env=ONE_THREAD | variables)
+    processes = ("-n", "auto", "--maxprocesses", "4")
+    session.run("python", "-m", "pytest", *processes, *arguments, env=ONE_THREAD | variables)
 
 
 def conformance(session: nox.Session, backend: str, *options: str) -> None:
@@ -111,6 +112,6 @@ def packaging(session: nox.Session) -> None:
     wheels = [f"{core_wheel}[numpy]", str(numpy_wheel)]
     pip = str(clean / "bin" / "pip")
     session.run(pip, "install", "-q", "-c", "constraints.txt", *wheels, external=True)
-    session.install("pytest")
+    install(session, *TEST_TOOLS)
     # The clean environment is what is tested: this one has no rwkv_core for tests/conftest.py.
     pytest(session, "--confcutdir=tests/packaging", "tests/packaging", CLEAN_ENV=str(clean))
