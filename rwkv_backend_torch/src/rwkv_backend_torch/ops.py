@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
+from rwkv_backend_torch.wkv import wkv
 from rwkv_core.backend import printable
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.tensor_ops import TensorOps, WKVState
@@ -32,6 +34,10 @@ class TorchOps(TensorOps):
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
             raise OptionError("option dtype: found float64, which mps lacks; take float32")
+        # glibc hands blocks above a limit back to the system, and new pages cost more than what is
+        # done with them; the limit rises, up to 32 MB, to the largest block it has seen freed.
+        torch.empty(31 << 20, dtype=torch.uint8)
+        self._packs = packs(self._device, getattr(torch, dtype))
         if threads is not None:
             # Beyond what the system allows, OpenMP ends the process.
             if not 1 <= threads <= _MOST_THREADS:
@@ -41,8 +47,15 @@ class TorchOps(TensorOps):
     def vector(self, array: NDArray[Any]) -> Tensor:
         return self._place(array, self.runtime_dtype)
 
-    def matrix(self, array: NDArray[Any]) -> Tensor:
+    def matrix(self, array: NDArray[Any]) -> Tensor | PackedMatrix:
+        if self._packs:
+            # Packing copies.
+            return self.packed(as_tensor(array).to(getattr(torch, self.dtype)))
         return self._place(array, self.dtype)
+
+    def packed(self, matrix: Tensor) -> Tensor | PackedMatrix:
+        """The matrix as it is multiplied with fastest on the device that it is on."""
+        return PackedMatrix(matrix) if self._packs else matrix
 
     def _place(self, array: NDArray[Any], dtype: str) -> Tensor:
         return as_tensor(array).to(self._device, getattr(torch, dtype), copy=True)
@@ -50,12 +63,18 @@ class TorchOps(TensorOps):
     def to_numpy(self, array: Tensor) -> NDArray[Any]:
         return array.numpy(force=True)
 
-    def matmul(self, matrix: Tensor, x: Tensor) -> Tensor:
+    def matmul(self, matrix: Tensor | PackedMatrix, x: Tensor) -> Tensor:
+        if isinstance(matrix, PackedMatrix):
+            return matrix.product(x)
         if matrix.dtype == x.dtype:
             return F.linear(x, matrix)
+        if widens(matrix, x):
+            return widened_product(matrix, x)
         if matrix.dtype != torch.float16:
             return F.linear(x.to(matrix.dtype), matrix).to(x.dtype)
-        return super().matmul(matrix, x)
+        # float16 ends at 65504: see TensorOps.matmul.
+        scale = x.abs().amax(-1, keepdim=True).clamp_(min=1.0)
+        return F.linear((x / scale).to(matrix.dtype), matrix).to(x.dtype).mul_(scale)
 
     def embedding(self, array: NDArray[Any]) -> Tensor:
         return as_tensor(array).to(self._device, copy=True)
@@ -67,6 +86,11 @@ class TorchOps(TensorOps):
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.layer_norm(x, weight.shape, weight, bias, 1e-5)
 
+    def token_shift(self, x: Tensor, last: Tensor) -> Tensor:
+        if x.shape[1] == 1:
+            return last[:, None]
+        return torch.cat([last[:, None], x[:, :-1]], dim=1)
+
     def mix(self, x: Tensor, previous: Tensor, mix: Tensor) -> Tensor:
         return torch.lerp(previous, x, mix)
 
@@ -74,37 +98,14 @@ class TorchOps(TensorOps):
         return torch.sigmoid(x)
 
     def relu_squared(self, x: Tensor) -> Tensor:
-        return torch.relu(x).square()
+        # square() goes by way of pow, which takes several times as long.
+        x = torch.relu(x)
+        return x.mul_(x)
 
     def wkv(
         self, k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState
     ) -> tuple[Tensor, WKVState]:
-        # Only three recurrences depend on the step before: pp, aa and bb. The loops do those, in
-        # place; every exponential and quotient is taken for all steps at once.
-        n_batch, n_time, n_embd = k.shape
-        pp = k.new_empty(n_time + 1, n_batch, n_embd)
-        pp[0] = state[2]
-        # Time first, so that a step is one contiguous row.
-        k, v = k.transpose(0, 1), v.transpose(0, 1)
-        tops, keys = pp.unbind(), k.unbind()
-        for t in range(n_time):
-            torch.add(tops[t], decay, out=tops[t + 1])
-            torch.maximum(tops[t + 1], keys[t], out=tops[t + 1])
-        kept = torch.exp(pp[:-1] + decay - pp[1:])
-        added = torch.exp(k - pp[1:])
-        totals = k.new_empty(n_time + 1, 2, n_batch, n_embd)
-        totals[0, 0], totals[0, 1] = state[0], state[1]
-        torch.mul(added, v, out=totals[1:, 0])
-        totals[1:, 1] = added
-        sums, factors = totals.unbind(), kept.unbind()
-        for t in range(n_time):
-            sums[t + 1].addcmul_(sums[t], factors[t])
-        aa, bb = totals[:-1, 0], totals[:-1, 1]
-        bonus = first + k
-        top = torch.maximum(pp[:-1], bonus)
-        before, now = torch.exp(pp[:-1] - top), torch.exp(bonus - top)
-        means = (before * aa + now * v) / (before * bb + now)
-        return means.transpose(0, 1), (totals[-1, 0], totals[-1, 1], pp[-1])
+        return wkv(k, v, decay, first, state)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # Not inference_mode, whose results nobody else may change: a caller may ban a token.

@@ -1,0 +1,115 @@
+"""The WKV scan of the RWKV paper in few operations on large tensors.
+
+Time is cut into blocks. What each block adds to the state is summed up for all blocks at once, the
+state is carried from block to block, and then all blocks are run through at the same time, each
+from the state that it begins with. So of 256 tokens 32 steps wait for each other, not 256.
+Exponents are taken relative to a running maximum all along, as in `TensorOps.wkv`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rwkv_core.tensor_ops import WKVState
+
+_BLOCK = 16
+# exp(60) times any value is in float32's range, and 1 beside it below float64's last digit.
+_MOST = 60.0
+_LOG2_E = 1 / math.log(2)
+
+
+def wkv(
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState
+) -> tuple[Tensor, WKVState]:
+    """`TensorOps.wkv`."""
+    n_time = k.shape[1]
+    if n_time == 1:
+        return _one_token(k, v, decay, first, state)
+    whole = n_time // _BLOCK * _BLOCK
+    if whole in (0, n_time):
+        return _blocks(k, v, decay, first, state, min(n_time, _BLOCK))
+    head, state = _blocks(k[:, :whole], v[:, :whole], decay, first, state, _BLOCK)
+    tail, state = wkv(k[:, whole:], v[:, whole:], decay, first, state)
+    return torch.cat([head, tail], dim=1), state
+
+
+def _one_token(
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState
+) -> tuple[Tensor, WKVState]:
+    aa, bb, pp = state
+    k, v = k[:, 0], v[:, 0]
+    mean = _means(k, v, first, state)
+    pp = pp + decay
+    top = torch.maximum(pp, k)
+    # Plain exp: for so few numbers one operation less counts for more.
+    kept, added = pp.sub_(top).exp_(), (k - top).exp_()
+    return mean[:, None], (torch.addcmul(added * v, kept, aa), added.addcmul_(kept, bb), top)
+
+
+def _blocks(
+    k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState, length: int
+) -> tuple[Tensor, WKVState]:
+    n_batch, n_time, n_embd = k.shape
+    shape = n_batch, n_time // length, length, n_embd
+    k, v = k.reshape(shape), v.reshape(shape)
+    if shape[1] == 1:
+        starts = tuple(part[:, None] for part in state)
+    else:
+        starts = _starts(k[:, :-1], v[:, :-1], decay, state)
+    aa, bb, pp = _scan(k, v, 1.0, decay, starts)
+    after = aa[:, -1, -1], bb[:, -1, -1], pp[:, -1, -1]
+    means = _means(k, v, first, (aa[:, :, :-1], bb[:, :, :-1], pp[:, :, :-1]))
+    return means.view(n_batch, n_time, n_embd), after
+
+
+def _starts(k: Tensor, v: Tensor, decay: Tensor, state: WKVState) -> WKVState:
+    """The state before each of N blocks [B, N, D], given the first N - 1 [B, N - 1, length, D]."""
+    length = k.shape[2]
+    # What a block adds, in units of its largest exponent, as old as it is at the block's end.
+    ages = torch.arange(length - 1, -1, -1, dtype=k.dtype, device=k.device)[:, None]
+    exponents = torch.addcmul(k, ages, decay)
+    tops = exponents.amax(2)
+    weights = _exp_(exponents.sub_(tops[:, :, None]))
+    return _scan(tops, (weights * v).sum(2), weights.sum(2), length * decay, state)
+
+
+def _scan(
+    keys: Tensor, values: Tensor, counts: Tensor | float, decay: Tensor, state: WKVState
+) -> WKVState:
+    """The state before each of n steps and after the last: aa, bb, pp [..., n + 1, D].
+
+    A step adds `values` to aa and `counts` to bb, both in units of exp(`keys`): [..., n, D].
+    """
+    n_steps, n_embd = keys.shape[-2:]
+    aa, bb, pp = keys.new_empty(3, *keys.shape[:-2], n_steps + 1, n_embd)
+    aa[..., 0, :], bb[..., 0, :], pp[..., 0, :] = state
+    # Only these two loops wait from step to step: every exponential is taken for all at once.
+    tops = pp.unbind(-2)
+    for before, after, key in zip(tops, tops[1:], keys.unbind(-2), strict=False):
+        torch.add(before, decay, out=after)
+        torch.maximum(after, key, out=after)
+    tops = pp[..., 1:, :]
+    added = _exp_(keys - tops)
+    torch.mul(added, values, out=aa[..., 1:, :])
+    torch.mul(added, counts, out=bb[..., 1:, :])
+    kept = _exp_((pp[..., :-1, :] + decay).sub_(tops)).unbind(-2)
+    for sums in (aa.unbind(-2), bb.unbind(-2)):
+        for before, after, factor in zip(sums, sums[1:], kept, strict=False):
+            after.addcmul_(before, factor)
+    return aa, bb, pp
+
+
+def _means(k: Tensor, v: Tensor, first: Tensor, state: WKVState) -> Tensor:
+    aa, bb, pp = state
+    # The present token's weight in units of exp(pp). Where it is beyond all measure bb, which is at
+    # least 1, or 0 where nothing has been read, does not count: no need for a larger one.
+    now = _exp_((first + k).sub_(pp).clamp_(max=_MOST))
+    return torch.addcmul(aa, now, v).div_(now.add_(bb))
+
+
+def _exp_(exponents: Tensor) -> Tensor:
+    """exp in place. MKL's, which torch.exp takes, is 10 to 50 times slower where it underflows."""
+    return exponents.mul_(_LOG2_E).exp2_()

@@ -1,0 +1,92 @@
+"""torch on a CPU: whichever layouts and detours its products take, and its scan in blocks."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("rwkv_backend_torch.ops")
+
+import rwkv_core  # noqa: E402
+from rwkv_core import plugins  # noqa: E402
+from rwkv_core.tensor_ops import TensorOps  # noqa: E402
+
+TOKENS = [5, 9, 100, 7, 0, 31, 77, 3]
+# Largest deviation of logits from float64's, as a share of their deviation among themselves.
+DEVIATIONS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
+
+
+def torch_ops(**options):
+    return plugins.tensor_ops("torch", {"device": "cpu", **options})
+
+
+# What an older processor, or a newer torch, chooses must be as right as what is chosen here.
+PROGRAM = """
+import json, sys
+import rwkv_core
+model, tokens = sys.argv[1], json.loads(sys.argv[2])
+found = {}
+for dtype in ("float64", "float32", "float16", "bfloat16"):
+    loaded = rwkv_core.load(model, "torch", device="cpu", dtype=dtype)
+    logits, state = loaded.forward(tokens)
+    found[dtype] = [logits.tolist(), loaded.forward([1], state)[0].tolist()]
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_logits_are_right_whatever_the_processor_can(small_model, capability):
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(small_model), json.dumps(TOKENS)],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = {dtype: np.array(logits) for dtype, logits in json.loads(run.stdout).items()}
+    expected = found["float64"]
+    for dtype, most in DEVIATIONS.items():
+        assert np.abs(found[dtype] - expected).max() < most * expected.std()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 40])
+def test_matrices_of_any_height_are_multiplied_with(dtype, n_rows):
+    rng = np.random.default_rng(0)
+    array = rng.normal(size=(2100, 40)).astype(np.float32)
+    x = rng.normal(size=(1, n_rows, 40)).astype(np.float32)
+    ops = torch_ops(dtype=dtype)
+    found = ops.to_numpy(ops.matmul(ops.matrix(array), ops.vector(x)))
+    expected = x.astype(np.float64) @ array.T.astype(np.float64)
+    assert np.abs(found - expected).max() < 0.03 * expected.std()
+
+
+@pytest.mark.parametrize("n_time", [1, 2, 15, 16, 17, 32, 33, 47, 100])
+def test_the_scan_is_the_step_by_step_one_at_any_length(n_time):
+    rng = np.random.default_rng(n_time)
+    ops = torch_ops(dtype="float64")
+    # Decays from 0.003 to 20 a step, and keys far apart: many exponentials underflow.
+    arrays = [
+        rng.normal(size=(2, n_time, 30)) * 30,
+        rng.normal(size=(2, n_time, 30)),
+        -np.exp(np.linspace(-6, 3, 30)),
+        rng.normal(size=30),
+    ]
+    vectors = [ops.vector(array) for array in arrays]
+    state = tuple(ops.vector(rng.uniform(1, 2, (2, 30))) for _ in range(3))
+    means, after = ops.wkv(*vectors, state)
+    expected, expected_after = TensorOps.wkv(ops, *vectors, state)
+    for one, other in zip((means, *after), (expected, *expected_after), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_a_callers_changes_to_logits_and_states_are_its_own(small_model):
+    model = rwkv_core.load(small_model, "torch", device="cpu")
+    logits, state = model.forward(TOKENS)
+    expected = model.forward([1], state)[0].clone()
+    logits[:] = 0
+    assert torch.equal(model.forward([1], state)[0], expected)
