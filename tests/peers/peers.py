@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Peer(ABC):
-    """A model of a peer, in float32 on the CPU."""
+    """A model of a peer on the CPU, in float32 unless something else is asked for."""
 
     @abstractmethod
     def forward(self, tokens: list[int], state: Any = None) -> tuple[np.ndarray, Any]:
@@ -20,53 +20,66 @@ class Peer(ABC):
 
 
 class Transformers(Peer):
-    """RwkvForCausalLM, from a configuration and a state dict."""
+    """RwkvForCausalLM, from a configuration and a state dict, or from a folder."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
         import torch
         from transformers import RwkvConfig, RwkvForCausalLM
 
-        n_vocab, n_embd = weights["emb.weight"].shape
-        config = RwkvConfig(
-            vocab_size=n_vocab,
-            hidden_size=n_embd,
-            num_hidden_layers=sum(name.endswith("ln1.weight") for name in weights),
-            intermediate_size=len(weights["blocks.0.ffn.key.weight"]),
-            tie_word_embeddings=False,
-            # It halves the residual stream every so many layers, for the sake of float16 alone.
-            rescale_every=0,
-        )
-        self.model = RwkvForCausalLM(config).eval()
+        self.model = RwkvForCausalLM(RwkvConfig(**transformers_config(weights))).eval()
         state_dict = {name: torch.from_numpy(a) for name, a in transformers_names(weights).items()}
         self.model.load_state_dict(state_dict, strict=True)
+
+    @classmethod
+    def of_folder(cls, folder: Path, dtype: str) -> Transformers:
+        """As its users load one, with the weights in `dtype`."""
+        from transformers import RwkvForCausalLM
+
+        peer = cls.__new__(cls)
+        peer.model = RwkvForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        return peer
 
     def forward(self, tokens: list[int], state: Any = None) -> tuple[np.ndarray, Any]:
         import torch
 
         with torch.inference_mode():
             out = self.model(torch.tensor([tokens]), state=state, use_cache=True, logits_to_keep=1)
-        return out.logits[0, -1].numpy(), out.state
+        return out.logits[0, -1].float().numpy(), out.state
 
 
 class Rwkv(Peer):
     """The `rwkv` package of the model's author, from a .pth file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, strategy: str = "cpu fp32") -> None:
         # Read when the package is imported. TorchScript, which torch warns of, is off unless
         # asked for: it changes the speed and not the logits.
         os.environ.setdefault("RWKV_JIT_ON", "0")
         os.environ.setdefault("RWKV_CUDA_ON", "0")
         from rwkv.model import RWKV
 
-        self.model = RWKV(model=str(path), strategy="cpu fp32", verbose=False)
+        self.model = RWKV(model=str(path), strategy=strategy, verbose=False)
 
     def forward(self, tokens: list[int], state: Any = None) -> tuple[np.ndarray, Any]:
         logits, state = self.model.forward(tokens, state)
-        return logits.numpy(), state
+        return logits.float().numpy(), state
 
 
 PARTS = {"att": "attention", "ffn": "feed_forward"}
 MIXES = {"k": "key", "v": "value", "r": "receptance"}
+
+
+def transformers_config(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What a RwkvConfig says of a model with BlinkDL's state dict `weights`."""
+    n_vocab, n_embd = weights["emb.weight"].shape
+    return {
+        "vocab_size": n_vocab,
+        "hidden_size": n_embd,
+        "num_hidden_layers": sum(name.endswith("ln1.weight") for name in weights),
+        "intermediate_size": len(weights["blocks.0.ffn.key.weight"]),
+        "tie_word_embeddings": False,
+        # It halves the residual stream every so many layers, for the sake of float16 alone.
+        "rescale_every": 0,
+    }
 
 
 def transformers_names(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

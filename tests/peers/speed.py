@@ -1,111 +1,183 @@
-"""Decoding and prefill in float32, ours and the peers' in turn, as a table in Markdown.
+"""Our backends and the peers from PyPI, timed side by side, as a table, a plot and JSON.
 
-    PYTHONPATH=tests python tests/peers/speed.py [--shape small|169M] [--backend NAME ...]
+    PYTHONPATH=tests python tests/peers/speed.py [--shape 169M] [--only torch] [--output FOLDER]
 
-The weights are random. Rounds alternate between the models, so that a busy moment of the machine
-hits all of them; what is printed is the median over the rounds.
+All have the same random weights. Each is a process of its own that is started once; those of one
+precision take turns, round after round, so that a busy moment of the machine hits all of them.
+Figures are medians over the rounds. What takes long is measured with fewer tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+from contender_process import ContenderProcess, Failed
+from contenders import GROUPS, Contender, Files, all_contenders, write_files
+from machine import NumpyRates, describe
+from speed_report import README, RESULTS, write_report, write_summary
 
-import rwkv_core
-from float32_backends import FLOAT32
-from peers import Rwkv, Transformers
-from pth_writer import write_pth
-from random_model import random_weights
-
-# Layers, width, vocabulary.
-SHAPES = {"small": (6, 512, 8192), "169M": (12, 768, 50277)}
-N_PREFILL = 256
-Forward = Callable[[list[int], Any], tuple[Any, Any]]
+PREFILL, LONG_PREFILL = 256, 1024
+# A prompt is tried at growing lengths, as long as the next should take at most so many seconds.
+_LENGTHS, _LONGEST = (16, 64, PREFILL, LONG_PREFILL), 15.0
+# In so many rounds at most the long prompt is read, too.
+_LONG_ROUNDS = 2
 
 
-class Rates(NamedTuple):
-    """Tokens per second."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    rates = NumpyRates()
+    rates.measure()
+    results: dict[str, Any] = {"machine": describe(), "rounds": args.rounds, "shapes": {}}
+    numpy_rates = []
+    contenders = [
+        one for one in all_contenders() if any(part in one.label for part in args.only or [""])
+    ]
+    for shape in args.shape or ["169M", "430M"]:
+        results["shapes"][shape] = rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            files = write_files(Path(folder), shape)
+            for group in GROUPS:
+                members = [one for one in contenders if one.group == group]
+                if not members:
+                    continue
+                timed = Group(members, files, args, rates)
+                rows += timed.run(shape)
+                numpy_rates += timed.numpy_rates
+        read, multiplied = zip(*numpy_rates, strict=True)
+        results["numpy"] = {
+            "read_bytes_per_second": median(read), "gemm_flops_per_second": median(multiplied)
+        }  # fmt: skip
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_report(results, args.output)
+    if args.output == RESULTS:
+        write_summary(results, README)
+    print((args.output / "speed.md").read_text())
 
-    decode: float
-    prefill: float
 
-
-def main() -> None:
-    arguments = parse_arguments()
-    # The `rwkv` package at its fastest.
-    os.environ.setdefault("RWKV_JIT_ON", "1")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pth"
-        models = load(path, SHAPES[arguments.shape], arguments.backend)
-        rates: dict[str, list[Rates]] = {name: [] for name in models}
-        for forward in models.values():
-            measure(forward, n_decode=2)  # warms up
-        for _ in range(arguments.rounds):
-            for name, forward in models.items():
-                rates[name].append(measure(forward, arguments.tokens))
-    print_table(arguments.shape, rates)
-
-
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--backend", nargs="+", choices=FLOAT32, default=FLOAT32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=32, help="decoded in a round")
-    return parser.parse_args()
-
-
-def load(path: Path, shape: tuple[int, int, int], backends: list[str]) -> dict[str, Forward]:
-    """Every model's forward by name, over the same weights."""
-    weights = random_weights(*shape)
-    write_pth(path, weights)
-    models: dict[str, Forward] = {
-        f"rwkv-core, {name}": rwkv_core.load(path, name, dtype="float32").forward
-        for name in backends
-    }
-    models["transformers"] = Transformers(weights).forward
-    models["rwkv"] = Rwkv(path).forward
-    return models
-
-
-def measure(forward: Forward, n_decode: int) -> Rates:
-    """Read a prompt of 256 from nothing, then go on one token at a time."""
-    prompt = np.random.default_rng(0).integers(0, 8192, N_PREFILL).tolist()
-    start = time.perf_counter()
-    logits, state = forward(prompt, None)
-    np.asarray(logits)
-    read = time.perf_counter()
-    for token in prompt[:n_decode]:
-        logits, state = forward([token], state)
-        # What was computed has to arrive before the clock is looked at.
-        np.asarray(logits)
-    return Rates(n_decode / (time.perf_counter() - read), N_PREFILL / (read - start))
-
-
-def print_table(shape: str, rates: dict[str, list[Rates]]) -> None:
-    medians = {
-        name: Rates(median(r.decode for r in rows), median(r.prefill for r in rows))
-        for name, rows in rates.items()
-    }
-    ours = [name for name in medians if name.startswith("rwkv-core")]
-    best = Rates(
-        max(medians[name].decode for name in ours), max(medians[name].prefill for name in ours)
+    parser.add_argument(
+        "--shape", action="append", metavar="SHAPE",
+        help="169M, 430M, ... or LAYERSxWIDTH; may be repeated (default: 169M and 430M)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT",
+        help="contenders whose name has this in it, such as float32; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default 5)")
+    parser.add_argument(
+        "--tokens", type=int, default=24, help="decoded in a turn, at most (default 24)"
     )
-    layers, width, vocabulary = SHAPES[shape]
-    print(f"\n{layers} layers of {width}, vocabulary of {vocabulary}, float32; tokens/s\n")
-    print(f"| | decode | prefill of {N_PREFILL} | best of rwkv-core / this: decode | prefill |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for name, rate in medians.items():
-        ratios = f"{best.decode / rate.decode:.2f} | {best.prefill / rate.prefill:.2f}"
-        print(f"| {name} | {rate.decode:.1f} | {rate.prefill:.0f} | {ratios} |")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of decoding in a turn, at most (default 4)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, metavar="FOLDER",
+        help="for speed.json, speed.md and speed.png (default: results, beside this script, "
+        "and then a summary goes into the README)",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+class Group:
+    """Contenders of one precision, in memory together.
+
+    Attributes:
+        numpy_rates: what NumPy reached, round for round.
+    """
+
+    def __init__(
+        self, contenders: list[Contender], files: Files, args: argparse.Namespace, rates: NumpyRates
+    ) -> None:
+        self._contenders, self._files, self._args, self._rates = contenders, files, args, rates
+        self.numpy_rates: list[tuple[float, float]] = []
+
+    def run(self, shape: str) -> list[dict[str, Any]]:
+        """A row of the results for each contender."""
+        timed = [Timed(one, self._files, self._args) for one in self._contenders]
+        try:
+            for one in timed:
+                show(f"{shape}: {one.contender.label}: loading, warming up")
+                one.attempt(one.begin)
+            for i in range(self._args.rounds):
+                show(f"{shape}: round {i + 1} of {self._args.rounds}")
+                self.numpy_rates.append(self._rates.measure())
+                for one in timed:
+                    one.attempt(one.take_turn)
+        finally:
+            for one in timed:
+                one.process.end()
+        return [one.row() for one in timed]
+
+
+class Timed:
+    """A contender and what was measured of it."""
+
+    def __init__(self, contender: Contender, files: Files, args: argparse.Namespace) -> None:
+        self.contender, self._args = contender, args
+        self.process = ContenderProcess(contender, files)
+        self._error: str | None = None
+        self._about: dict[str, Any] = {}
+        self._decode: list[float] = []
+        self._prefill: dict[int, list[float]] = {}
+
+    def attempt(self, step: Any) -> None:
+        """Do a step, unless one has failed before."""
+        try:
+            if self._error is None:
+                step()
+        except Failed as error:
+            show(f"{self.contender.label}: {error}")
+            self._error = str(error)
+
+    def begin(self) -> None:
+        loaded = self.process.load()
+        self._about = {"load_seconds": loaded.seconds, "peak_bytes": loaded.peak_bytes}
+        self.process.prompt(_LENGTHS[0])
+        lengths, a_token = [], 0.0
+        for length in _LENGTHS:
+            if a_token * length > _LONGEST:
+                break
+            a_token = self.process.prompt(length) / length
+            lengths.append(length)
+        self.process.decode(2, self._args.seconds)
+        # The longest up to the usual length, and the long one.
+        usual = max(length for length in lengths if length <= PREFILL)
+        self._prefill = {usual: []} | ({LONG_PREFILL: []} if LONG_PREFILL in lengths else {})
+
+    def take_turn(self) -> None:
+        for length, rates in self._prefill.items():
+            if length <= PREFILL or len(rates) < _LONG_ROUNDS:
+                rates.append(length / self.process.prompt(length))
+        self._decode.append(self.process.decode(self._args.tokens, self._args.seconds))
+
+    def row(self) -> dict[str, Any]:
+        """Medians, with what each round gave."""
+        contender = self.contender
+        about = {
+            "name": contender.name, "precision": contender.precision, "group": contender.group,
+            "ours": contender.ours, **self._about,
+        }  # fmt: skip
+        if self._error is not None:
+            return about | {"error": self._error}
+        prefill = [
+            {"tokens": length, "tokens_per_second": median(rates), "rounds": rates}
+            for length, rates in self._prefill.items()
+        ]
+        decode = {"tokens_per_second": median(self._decode), "rounds": self._decode}
+        return about | {"decode": decode, "prefill": prefill}
+
+
+def show(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

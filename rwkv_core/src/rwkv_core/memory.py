@@ -32,7 +32,8 @@ BYTES_PER_WEIGHT: Mapping[str, float] = {
     "int8": 1 + _PER_GROUP,
     "int4": 0.5 + _PER_GROUP,
 }
-"""Bytes that one weight of a matrix takes, by dtype."""
+"""Bytes that one weight of a matrix takes, by dtype; of int8 and int4 in groups of 64, which a
+backend need not keep to: see `TensorOps.matrix_bytes`."""
 _FLOAT32 = 4
 
 

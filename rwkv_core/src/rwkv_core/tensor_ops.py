@@ -83,6 +83,17 @@ class TensorOps(ABC):
         """
         return self.matrix(matrix.dequantize())
 
+    def matrix_bytes(self, matrix: Matrix) -> int | None:
+        """Bytes of `matrix` that a product with one row reads; None where that is not known.
+
+        By default what it says as `nbytes`, as arrays do, or if it is a tuple what its parts say
+        that are no plain numbers.
+        """
+        if not isinstance(matrix, tuple):
+            return getattr(matrix, "nbytes", None)
+        parts = [self.matrix_bytes(part) for part in matrix if not isinstance(part, int | float)]
+        return None if None in parts else sum(filter(None, parts))
+
     @abstractmethod
     def to_numpy(self, array: Array) -> NDArray[Any]:
         """An array of this backend as NumPy, with its shape and dtype."""
@@ -164,6 +175,8 @@ class TensorOps(ABC):
 
         `block(ops, p, x, state)` is pure: a layer's parameters `p`, its state [B, 5, D]. Where to
         compile is to wait, a backend overrides this to compile one layer instead of all of them.
+        One that has `recurrence.block` as a kernel of its own uses it for that block alone: others
+        are given for measuring.
         """
         rows = []
         for i, p in enumerate(blocks):

@@ -10,73 +10,136 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkv_core.cli.command import Command
-from rwkv_core.cli.model_arguments import add_backend_arguments, backend_options
+from rwkv_core.cli.model_arguments import add_option_argument, backend_options, filled
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
-from rwkv_core.errors import OptionError
+from rwkv_core.errors import BackendError, OptionError, RWKVError
 
 if TYPE_CHECKING:
-    from rwkv_core.bench import Report
+    from rwkv_core.bench import Combination, Report
     from rwkv_core.checkpoint import Shape
+
+_YARDSTICKS = {"NumPy float32": "NumPy's W @ x, GB/s", "own": "own W @ x, GB/s"}
+
+
+class _Outcome(NamedTuple):
+    """What became of one combination: a report, or why there is none."""
+
+    combination: Combination
+    report: Report | None
+    error: str
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "-m", "--model", metavar="MODEL", help="time this model (a file or its address)"
-    )
+        "-m", "--model", type=filled, metavar="MODEL",
+        help="time this model (a file, its address, or prose)",
+    )  # fmt: skip
     which.add_argument(
         "--shape", metavar="SHAPE", default="169M",
         help="time random weights of this shape: 169M, 430M, ... or LAYERSxWIDTH (default 169M)",
     )  # fmt: skip
-    add_backend_arguments(parser)
+    parser.add_argument(
+        "-b", "--backend", type=filled, metavar="NAME", action="append",
+        help="see list-backends; by default the fastest; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", type=filled, metavar="DTYPE", action="append",
+        help="type of the matrices: float32, bfloat16, int8, ...; by default the backend's own; "
+        "may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=int, metavar="N", action="append",
+        help="CPU threads; by default the libraries' own choice; may be repeated",
+    )  # fmt: skip
+    add_option_argument(parser)
     parser.add_argument(
         "--prefill", type=int, metavar="N", action="append",
-        help="tokens of the prompt to time (default 256); may be repeated",
+        help="tokens of the prompt to time (default 256 and 1024); may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=int, metavar="N", default=9,
-        help="turns of each measurement and its yardstick (default 9)",
+        help="turns of each measurement and its yardstick, fewer where they take long (default 9)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one object; of several combinations a list"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
     options = backend_options(args.options)
-    lengths = args.prefill or [256]
-    from rwkv_core.bench import bench, parse_shape
+    combinations = _combinations(args)
+    arguments = {"lengths": args.prefill or [256, 1024], "rounds": args.rounds}
+    with ending_in_order(), _model_file(args) as (name, path):
+        outcomes = [
+            _outcome(one, path, options, name=name, on_progress=_show_stage, **arguments)
+            for one in combinations
+        ]
+    if len(outcomes) == 1 and outcomes[0].report is None:
+        raise BackendError(outcomes[0].error)
+    if args.json:
+        found = [_as_json(outcome) for outcome in outcomes]
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+    else:
+        _print(outcomes)
+    if all(outcome.report is None for outcome in outcomes):
+        raise BackendError(f"none of the {len(outcomes)} combinations could be timed")
+    return 0
+
+
+def _combinations(args: argparse.Namespace) -> list[Combination]:
+    """All that the arguments name, in the order in which they do."""
+    from rwkv_core.bench import Combination, available_threads
+
+    most = available_threads()
+    for threads in args.threads or ():
+        if not 1 <= threads <= most:
+            raise OptionError(f"--threads: found {threads}, expected 1 to {most}, the cores here")
+    named = (args.backend or [None], args.dtype or [None], args.threads or [None])
+    return list(dict.fromkeys(Combination(*one) for one in product(*named)))
+
+
+def _outcome(
+    combination: Combination, path: str, options: dict[str, str], **arguments: Any
+) -> _Outcome:
+    from rwkv_core.bench import bench_alone
+
+    try:
+        return _Outcome(combination, bench_alone(combination, path, options, **arguments), "")
+    except RWKVError as error:
+        return _Outcome(combination, None, str(error))
+
+
+@contextmanager
+def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """What the model is called, and its file; one of random weights is removed at the end."""
+    from rwkv_core.bench import parse_shape
+    from rwkv_core.memory import memory_of_file
     from rwkv_core.random_weights import write_random_model
 
     if args.model is not None:
-        report = bench(
-            args.model, args.backend, options, lengths, args.rounds, on_progress=_show_stage
-        )
-    else:
-        shape = parse_shape(args.shape)
-        _check_room(shape)
-        with _temporary_folder() as folder:
-            path = folder / "random.safetensors"
-            _show_stage("writing random weights")
-            try:
-                write_random_model(path, shape)
-            except OSError as error:
-                raise OptionError(
-                    f"{path}: cannot be written: {error.strerror or error}; TMPDIR names a folder "
-                    "with room"
-                ) from None
-            name = f"random {args.shape}"
-            report = bench(
-                str(path), args.backend, options, lengths, args.rounds, name, _show_stage
-            )
-    if args.json:
-        print(json.dumps(asdict(report), indent=2))
-    else:
-        _print(report)
-    return 0
+        memory_of_file(args.model)  # what is wrong with it shows here, once
+        yield args.model, args.model
+        return
+    shape = parse_shape(args.shape)
+    _check_room(shape)
+    with tempfile.TemporaryDirectory(prefix="rwkv-core-bench-") as folder:
+        path = Path(folder) / "random.safetensors"
+        _show_stage("writing random weights")
+        try:
+            write_random_model(path, shape)
+        except OSError as error:
+            raise OptionError(
+                f"{path}: cannot be written: {error.strerror or error}; TMPDIR names a folder "
+                "with room"
+            ) from None
+        yield f"random {args.shape}", str(path)
 
 
 def _check_room(shape: Shape) -> None:
@@ -93,49 +156,74 @@ def _check_room(shape: Shape) -> None:
         )
 
 
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder that is removed at the end, also where SIGTERM is the end."""
-    with ending_in_order(), tempfile.TemporaryDirectory(prefix="rwkv-core-bench-") as folder:
-        yield Path(folder)
-
-
 def _show_stage(stage: str) -> None:
     if sys.stderr.isatty():
         print(f"{stage} ...", file=sys.stderr)
 
 
-def _print(report: Report) -> None:
-    decode = report.decode
-    peak = report.peak_memory
-    memory = "" if peak is None else f", peak memory {readable_bytes(peak)}"
-    print(f"{report.model}: {report.parameters / 1e6:,.1f} M parameters")
-    print(f"{report.backend} on {report.device}, {report.dtype}")
-    print(f"loaded in {report.load_seconds:.1f} s{memory}\n")
-    rows = [
-        (
-            "decode",
-            f"{decode.tokens_per_second:.1f}",
-            _rate(decode.bytes_per_second, "GB/s"),
-            _rate(decode.stream_bytes_per_second, "GB/s"),
-            _percent(decode.share),
-        )
-    ]
-    rows += [
-        (
-            f"prefill {prefill.tokens}",
-            f"{prefill.tokens_per_second:.1f}",
-            _rate(prefill.flops_per_second, "GFLOP/s"),
-            _rate(prefill.gemm_flops_per_second, "GFLOP/s"),
-            _percent(prefill.share),
-        )
-        for prefill in report.prefill
-    ]
-    print_table(("", "tokens/s", "rate", "yardstick", "share"), rows, right=range(1, 5))
+def _as_json(outcome: _Outcome) -> dict[str, Any]:
+    combination, report, error = outcome
+    if report is None:
+        return {**asdict(combination), "error": error}
+    return {**asdict(report), "threads": combination.threads}
 
 
-def _rate(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value / 1e9:.1f} {unit}"
+def _print(outcomes: list[_Outcome]) -> None:
+    """A column for each combination, and below the table why some have none."""
+    found = [(combination, report) for combination, report, _ in outcomes if report is not None]
+    if found:
+        first = found[0][1]
+        print(f"{first.model}: {first.parameters / 1e6:,.1f} M parameters\n")
+        columns = [_column(*one) for one in found]
+        rows = [(cells[0][0], *(cell for _, cell in cells)) for cells in zip(*columns, strict=True)]
+        print_table(rows[0], rows[1:], right=range(1, len(columns) + 1))
+    for combination, report, error in outcomes:
+        if report is None:
+            print(f"{_named(combination)}: {error}")
+
+
+def _column(combination: Combination, report: Report) -> list[tuple[str, str]]:
+    """Labels, the same for all combinations, and this one's cells."""
+    first, decode, peak = report.first_token, report.decode, report.peak_memory
+    threads = combination.threads
+    cells = [
+        ("backend", report.backend),
+        ("dtype", report.dtype),
+        ("threads", "-" if threads is None else str(threads)),
+        ("load, s", f"{report.load_seconds:.1f}"),
+        ("peak memory", "-" if peak is None else readable_bytes(peak)),
+        (f"first token after {first.tokens}, s", f"{first.seconds:.2f}"),
+        ("  when cold", f"{first.cold_seconds:.2f}"),
+        ("decode, tokens/s", f"{decode.tokens_per_second:.1f}"),
+        ("  reads, GB/s", _giga(decode.bytes_per_second)),
+        (f"  {_YARDSTICKS[decode.yardstick]}", _giga(decode.stream_bytes_per_second)),
+        ("  share", _percent(decode.share)),
+        ("  overhead, ms", f"{1e3 * decode.overhead_seconds:.2f}"),
+        ("    of it sampling", f"{1e3 * decode.sampling_seconds:.2f}"),
+    ]
+    for prefill in report.prefill:
+        cells += [
+            (f"prefill {prefill.tokens}, tokens/s", f"{prefill.tokens_per_second:.0f}"),
+            ("  GFLOP/s", _giga(prefill.flops_per_second)),
+            ("  bare products", _giga(prefill.gemm_flops_per_second)),
+            ("  share", _percent(prefill.share)),
+        ]
+    for batch in report.batches:
+        cells += [
+            (f"batch of {batch.sequences}, tokens/s", f"{batch.tokens_per_second:.1f}"),
+            ("  times one's", f"{batch.ratio:.1f}"),
+        ]
+    return cells
+
+
+def _named(combination: Combination) -> str:
+    backend, dtype, threads = combination.backend, combination.dtype, combination.threads
+    parts = (backend, dtype, f"threads {threads}" if threads else None)
+    return ", ".join(filter(None, parts)) or "the fastest backend"
+
+
+def _giga(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1e9:.1f}"
 
 
 def _percent(share: float | None) -> str:
@@ -144,16 +232,27 @@ def _percent(share: float | None) -> str:
 
 COMMAND = Command(
     "bench",
-    "time a model, beside what the backend's own products reach",
+    "time a model, beside what reading its weights and its bare products take",
     _add_arguments,
     _run,
     """\
-Decoding reads all weights once a token: its rate is bytes a second, and its yardstick the bare
-matrix-vector product of the backend over large matrices that are as big as the model together.
-Reading a prompt is matrix products: its rate is operations a second, and its yardstick the bare
-products of the model's own shapes for as many tokens. Each is timed in turn with its yardstick in
-one process; figures are medians. Twice the model's memory is needed.
+Each combination of the backends, dtypes and numbers of threads given is timed in a process of its
+own; they are the columns of one table, and one that fails is a line below it. Figures are medians:
+  load, peak memory  until the model is ready, the memory being all of the process's
+  first token        from a prompt given to the first token's text; when cold: the first time in the
+                     process, which is when libraries compile
+  decode             one sequence, a token at a time, the model alone
+    reads            the weights as they are stored, once a token
+    NumPy's W @ x    the yardstick: NumPy's products of large float32 matrices, timed in turn; the
+                     same for all backends. Where a device is no CPU, the backend's own such product
+    overhead         what a token of a generation takes (sampling with top_p 0.9, detokenizing)
+                     beyond the bare products with the model's own matrices
+    of it sampling   what it takes beyond the model's step: sampling, detokenizing, bookkeeping
+  prefill            a prompt: operations a second of its matrix products, beside the same products
+                     bare, with the model's own matrices, timed in turn
+  batch              sequences decoded together: tokens of all, and as a multiple of one's
 
-  rwkv-core bench --shape 430M -b numpy
+  rwkv-core bench --shape 430M -b numpy -b torch
+  rwkv-core bench -b torch --dtype float32 --dtype bfloat16 --threads 1 --threads 2
   rwkv-core bench -m model.pth -b torch -o dtype=bfloat16 --prefill 64 --prefill 512""",
 )

@@ -35,6 +35,11 @@ def add_backend_arguments(parser: argparse.ArgumentParser, default: str = "the f
         metavar="NAME",
         help=f"see list-backends; by default {default}",
     )
+    add_option_argument(parser)
+
+
+def add_option_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare -o."""
     parser.add_argument(
         "-o", "--option", metavar="KEY=VALUE", action="append", default=[], dest="options",
         help="an option of the backend, such as dtype=bfloat16; may be repeated",

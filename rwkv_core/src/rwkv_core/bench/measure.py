@@ -1,0 +1,203 @@
+"""A bench of one model on one backend, in this process."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import chain, count
+from operator import sub
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rwkv_core import memory
+from rwkv_core.bench.report import Batch, Decode, FirstToken, Prefill, Report
+from rwkv_core.bench.timing import in_turn, seconds
+from rwkv_core.bench.yardsticks import bare_products, matrix_bytes, stream_for
+from rwkv_core.checkpoint import Shape, diagnose
+from rwkv_core.errors import OptionError
+from rwkv_core.model import Model, load
+from rwkv_core.model_file import open_model
+from rwkv_core.rwkv import RWKV
+from rwkv_core.sampling import Sampling
+from rwkv_core.tokenizer import Tokenizer
+
+_BATCHES = (1, 4, 16)
+# Timed in a round of decoding.
+_TOKENS = 5
+_SAMPLING = Sampling(top_p=0.9)
+_ENDLESS = 10**9
+
+
+def parse_shape(text: str) -> Shape:
+    """The shape that "430M", one of the published sizes, or "24x1024" (layers x width) names.
+
+    Raises OptionError.
+    """
+    known = memory.known_shapes()
+    if text in known:
+        return known[text]
+    layers, _, width = text.partition("x")
+    if not (layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+        raise OptionError(f"shape: found {text!r}, expected {', '.join(known)}, or such as 24x1024")
+    return Shape(int(layers), int(width), 4 * int(width), next(iter(known.values())).n_vocab)
+
+
+def bench(
+    model: str,
+    backend: str | None,
+    options: dict[str, Any],
+    lengths: Sequence[int] = (256, 1024),
+    rounds: int = 9,
+    name: str | None = None,
+    on_progress: Callable[[str], object] = lambda stage: None,
+) -> Report:
+    """Load a model file and time it.
+
+    Arguments:
+        lengths: of the prompts; the first is that of the time to the first token, too.
+        rounds: how often a measurement and its yardstick take turns; fewer where that takes long.
+        name: what the report calls the model, by default as `model` does.
+        on_progress: called with a word for what is being done.
+
+    Raises what `load` raises, and OptionError for no length and for a number below 1.
+    """
+    if not lengths or min([rounds, *lengths]) < 1:
+        raise OptionError("bench: prompt lengths and rounds are at least 1")
+    with open_model(model) as checkpoint:
+        shape = diagnose(checkpoint)
+    on_progress("loading")
+    began = time.perf_counter()
+    loaded = load(model, backend, **options)
+    load_seconds = time.perf_counter() - began
+    peak = peak_memory()
+    on_progress("first token")
+    first_token = _bench_first_token(loaded, lengths[0], rounds)
+    on_progress("decoding")
+    decode = bench_decode(loaded, shape, rounds)
+    prefill = []
+    for length in lengths:
+        on_progress(f"prompt of {length}")
+        prefill.append(_bench_prefill(loaded, shape, length, rounds))
+    on_progress("batches")
+    return Report(
+        name or model, loaded.backend, loaded.device, loaded.ops.dtype,
+        memory.count_parameters(shape).total, load_seconds, peak, first_token, decode,
+        tuple(prefill), _bench_batches(loaded, rounds),
+    )  # fmt: skip
+
+
+class _NumberTokenizer(Tokenizer):
+    """Every token is its number: of use where there is no text to encode."""
+
+    def __init__(self, n_vocab: int) -> None:
+        super().__init__({token: b" %d" % token for token in range(n_vocab)}, "numbers")
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        return [int(word) for word in data.split()]
+
+
+def _bench_first_token(model: Model, length: int, rounds: int) -> FirstToken:
+    rwkv = RWKV(model, tokenizer=_NumberTokenizer(model.n_vocab))
+
+    def first_token() -> None:
+        rwkv.reset_state()
+        rwkv.load_context(_prompt(model, length))
+        next(rwkv.stream(1, sampling=_SAMPLING, seed=0))
+
+    cold = seconds(first_token)
+    (warm,) = in_turn([first_token], rounds)
+    return FirstToken(length, cold, median(warm))
+
+
+def bench_decode(model: Model, shape: Shape, rounds: int) -> Decode:
+    """Time single tokens, of the model alone and of a generation, in turn with their yardsticks."""
+    counts = memory.count_parameters(shape)
+    stream = stream_for(model, counts.matrices)
+    rwkv = RWKV(model, tokenizer=_NumberTokenizer(model.n_vocab))
+    rwkv.load_context([1, 2, 3])
+    state = rwkv.get_state()
+    text = rwkv.stream(_ENDLESS, sampling=_SAMPLING, seed=0)
+
+    def step() -> None:
+        nonlocal state
+        logits, state = model.forward([1], state)
+        model.to_numpy(logits)
+
+    jobs = [step, lambda: next(text), bare_products(model, 1)]
+    # More tokens than passes: a token's time varies more.
+    *times, reads = in_turn(jobs * _TOKENS + [stream.run], rounds)
+    steps, generated, products = (list(chain(*times[i :: len(jobs)])) for i in range(len(jobs)))
+    token = median(steps)
+    matrices = matrix_bytes(model, counts.matrices)
+    vectors = counts.vectors * memory.BYTES_PER_WEIGHT[model.ops.runtime_dtype]
+    n_bytes = None if matrices is None else round(matrices + vectors)
+    rate, stream_rate = n_bytes and n_bytes / token, stream.n_bytes / median(reads)
+    return Decode(
+        tokens_per_second=1 / token,
+        bytes_per_token=n_bytes,
+        bytes_per_second=rate,
+        stream_bytes_per_second=stream_rate,
+        share=rate and rate / stream_rate,
+        yardstick=stream.name,
+        product_seconds=median(products),
+        overhead_seconds=median(map(sub, generated, products)),
+        sampling_seconds=median(map(sub, generated, steps)),
+    )
+
+
+def _bench_prefill(model: Model, shape: Shape, length: int, rounds: int) -> Prefill:
+    """Time a prompt in turn with its bare products."""
+    tokens = _prompt(model, length)
+
+    def prompt() -> None:
+        model.to_numpy(model.forward(tokens)[0])
+
+    taken, products = map(median, in_turn([prompt, bare_products(model, length)], rounds))
+    counts = memory.count_parameters(shape)
+    # The head is multiplied with the last token alone.
+    flops = 2 * (counts.block_matrices * length + counts.head)
+    return Prefill(length, length / taken, flops / taken, flops / products, products / taken)
+
+
+def _bench_batches(model: Model, rounds: int) -> tuple[Batch, ...]:
+    """Time a token of several sequences, each number of them in turn."""
+
+    def step_of(n_batch: int) -> Callable[[], None]:
+        state = model.empty_state(n_batch)
+        tokens = count(1)
+
+        def step() -> None:
+            nonlocal state
+            token = next(tokens) % model.n_vocab
+            logits, state = model.forward([[token]] * n_batch, state)
+            model.to_numpy(logits)
+
+        return step
+
+    taken = list(map(median, in_turn(list(map(step_of, _BATCHES)), rounds)))
+    return tuple(
+        Batch(n, n / time_of_n, n * taken[0] / time_of_n)
+        for n, time_of_n in zip(_BATCHES, taken, strict=True)
+    )
+
+
+def _prompt(model: Model, length: int) -> list[int]:
+    return [i % model.n_vocab for i in range(length)]
+
+
+def peak_memory() -> int | None:
+    """The largest resident memory of this process so far, in bytes; None where it is not told."""
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux ru_maxrss counts what the process was before it became this program, too.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return found[0] if found else None

@@ -1,0 +1,120 @@
+"""What a model's time is compared with: bare products, and reading large matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core import memory, recurrence
+from rwkv_core.model import Model
+from rwkv_core.random_weights import random_values
+from rwkv_core.tensor_ops import Array, Matrix, TensorOps
+
+_WIDTH = 2048
+# Of NumPy's matrices together; several times the cache that one core reaches on a large server.
+_STREAM_BYTES = 2**28
+
+
+class Stream(NamedTuple):
+    """One pass over large matrices: what it is called, how many bytes it reads, and the pass."""
+
+    name: str
+    n_bytes: float
+    run: Callable[[], object]
+
+
+def stream_for(model: Model, n_weights: int) -> Stream:
+    """The yardstick of decoding on the model's device; `n_weights` are the model's in matrices.
+
+    On a CPU it is the same for all backends and dtypes, so that their shares can be compared.
+    """
+    return _numpy_stream() if model.device.startswith("cpu") else _own_stream(model, n_weights)
+
+
+def _numpy_stream() -> Stream:
+    # Not zeros: a page that was never written need not be read either.
+    matrices = np.full((_STREAM_BYTES // (4 * _WIDTH**2), _WIDTH, _WIDTH), 1e-3, np.float32)
+    x = np.ones(_WIDTH, np.float32)
+
+    def run() -> NDArray[np.float32]:
+        y = x
+        for matrix in matrices:
+            y = matrix @ x
+        return y
+
+    return Stream("NumPy float32", matrices.nbytes, run)
+
+
+def _own_stream(model: Model, n_weights: int) -> Stream:
+    ops = model.ops
+    # A multiple of the groups that a backend may quantize in.
+    width = min(_WIDTH, max(64, int(n_weights**0.5) // 64 * 64))
+    # Of variance 1 / in, so that a chain of any length neither grows nor fades.
+    values = random_values(width**2, seed=1).reshape(width, width) * np.float32(width**-0.5)
+    matrices = tuple(ops.matrix(values) for _ in range(max(1, n_weights // width**2)))
+    n_bytes = _stored_bytes(ops, matrices, width**2 * len(matrices)) or 0.0
+    run = ops.compile(partial(_chain, ops))
+    x = ops.vector(random_values(width, seed=0).reshape(1, 1, width))
+    return Stream("own", n_bytes, lambda: ops.to_numpy(run(matrices, x)))
+
+
+def _chain(ops: TensorOps, matrices: tuple[Matrix, ...], x: Array) -> Array:
+    """`x` [1, 1, in] through all `matrices` in turn, so that no library can leave one out."""
+    for matrix in matrices:
+        x = ops.matmul(matrix, x)
+    return x
+
+
+def bare_products(model: Model, n_tokens: int) -> Callable[[], object]:
+    """A function that runs the products of `n_tokens` with the model's own matrices, and no more.
+
+    They go through `layers` and `compile` as the model's own do, and depend on each other likewise.
+    """
+    ops = model.ops
+    run = ops.compile(partial(_products, ops))
+    x = ops.vector(random_values(n_tokens * model.n_embd, seed=0).reshape(1, n_tokens, -1))
+    state = model.empty_state(1).array
+    return lambda: ops.to_numpy(run(model._parameters, x, state))
+
+
+def _products(ops: TensorOps, p: recurrence.Parameters, x: Array, state: Array) -> Array:
+    x, _ = ops.layers(_block_products, p.blocks, x, state)
+    return ops.matmul(p.head, ops.layer_norm(x[:, -1:, :], *p.ln_out))
+
+
+def _block_products(
+    ops: TensorOps, p: recurrence.Block, x: Array, state: Array
+) -> tuple[Array, Array]:
+    # The norm keeps the numbers in range, whose extremes would be slower.
+    x = ops.layer_norm(x, *p.ln1)
+    k, v, r = (ops.matmul(matrix, x) for matrix in (p.time.key, p.time.value, p.time.receptance))
+    x = ops.matmul(p.time.output, k + v + r)
+    k = ops.matmul(p.channel.key, x)
+    r = ops.matmul(p.channel.receptance, x)
+    return r + ops.matmul(p.channel.value, k), state
+
+
+def matrix_bytes(model: Model, n_weights: int) -> float | None:
+    """Bytes of the model's matrices as they are stored; `n_weights` are in them.
+
+    An estimate by the dtype where the backend does not tell; None for an unknown dtype there.
+    """
+    p = model._parameters
+    matrices = [p.head]
+    for block in p.blocks:
+        time, channel = block.time, block.channel
+        matrices += [time.key, time.value, time.receptance, time.output]
+        matrices += [channel.key, channel.receptance, channel.value]
+    return _stored_bytes(model.ops, tuple(matrices), n_weights)
+
+
+def _stored_bytes(ops: TensorOps, matrices: tuple[Matrix, ...], n_weights: int) -> float | None:
+    told = ops.matrix_bytes(matrices)
+    if told is not None:
+        return told
+    size = memory.BYTES_PER_WEIGHT.get(ops.dtype)
+    return None if size is None else n_weights * size
