@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from rwkv_core import OptionError, RWKVError
 from rwkv_core import sampling_steps as steps
-from rwkv_core.sampling import Sampling, sample
+from rwkv_core.sampling import Sampling, TokenCounts, sample
 
 # Few distinct values among many tokens: ties are common.
 LOGITS = st.one_of(
@@ -24,73 +24,174 @@ LOGITS = st.one_of(
 FRACTION = st.floats(0.001, 0.9999)
 
 
-def tokens_kept(logits: np.ndarray) -> list[int]:
-    return np.flatnonzero(logits > -np.inf).tolist()
+def scaled(logits: np.ndarray) -> np.ndarray:
+    return logits - logits.max()
 
 
-def plain_mass(key: np.ndarray, probabilities: np.ndarray, mass: float) -> list[int]:
-    """The first tokens by key, then by number, until their probabilities add up to `mass`."""
-    kept, total = [], 0.0
-    for token in sorted(range(len(key)), key=lambda token: (key[token], token)):
-        kept.append(token)
-        total += probabilities[token]
-        if total >= mass:
-            break
-    return sorted(kept)
+def surprise_key(logits: np.ndarray) -> np.ndarray:
+    """How far each token's surprise is from the entropy, in whole 2**-52."""
+    logs, weights = np.maximum(logits, -745), np.exp(logits)
+    away = np.abs(logs - (weights * logs).sum() / weights.sum())
+    return np.floor(away * 2.0**52)
+
+
+def plain_mass(key: np.ndarray, weights: np.ndarray, mass: float) -> list[int]:
+    """The first tokens by key, then by number, until they have `mass` of the weights together."""
+    ranked = np.lexsort((np.arange(len(key)), key))
+    reached = np.cumsum(weights[ranked])
+    return sorted(ranked[: np.searchsorted(reached, mass * reached[-1]) + 1].tolist())
+
+
+def kept(weights: np.ndarray) -> list[int]:
+    return np.flatnonzero(weights).tolist()
 
 
 @given(logits=LOGITS, mass=FRACTION)
 def test_top_p_keeps_what_sorting_everything_keeps(logits: np.ndarray, mass: float) -> None:
-    probabilities = steps.softmax(logits)
-    expected = plain_mass(-probabilities, probabilities, mass)
-    assert tokens_kept(steps.top_p(logits, mass)) == expected
+    weights = np.exp(scaled(logits))
+    assert kept(steps.top_p(weights, mass)) == plain_mass(-weights, weights, mass)
 
 
 @given(logits=LOGITS, mass=FRACTION)
 def test_typical_keeps_what_sorting_everything_keeps(logits: np.ndarray, mass: float) -> None:
-    probabilities = steps.softmax(logits)
-    surprise = -np.log(probabilities)
-    entropy = (probabilities * surprise).sum()
-    expected = plain_mass(np.abs(surprise - entropy), probabilities, mass)
-    assert tokens_kept(steps.typical(logits, mass)) == expected
+    logits = scaled(logits)
+    weights = np.exp(logits)
+    expected = plain_mass(surprise_key(logits), weights, mass)
+    assert kept(steps.typical(logits, weights, mass)) == expected
 
 
 @given(logits=LOGITS, k=st.integers(1, 400))
 def test_top_k_keeps_what_sorting_everything_keeps(logits: np.ndarray, k: int) -> None:
+    k = min(k, len(logits))
     ranked = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
-    assert tokens_kept(steps.top_k(logits, k)) == sorted(ranked[:k])
+    assert steps.top_k(logits, k).tolist() == sorted(ranked[:k])
 
 
 @given(logits=LOGITS, fraction=FRACTION)
 def test_min_p_keeps_tokens_by_their_share_of_the_likeliest(
     logits: np.ndarray, fraction: float
 ) -> None:
-    probabilities = steps.softmax(logits)
-    share = probabilities / probabilities.max()
-    kept = steps.min_p(logits, fraction) > -np.inf
-    assert kept[share > fraction * (1 + 1e-9)].all()
-    assert not kept[share < fraction * (1 - 1e-9)].any()
+    weights = np.exp(scaled(logits))
+    left = steps.min_p(weights, fraction) > 0
+    assert left[weights > fraction * (1 + 1e-9)].all()
+    assert not left[weights < fraction * (1 - 1e-9)].any()
 
 
-@given(logits=LOGITS, k=st.integers(1, 300), mass=FRACTION, fraction=FRACTION)
-def test_filters_compose_and_leave_logits_of_kept_tokens_alone(
-    logits: np.ndarray, k: int, mass: float, fraction: float
+@given(logits=LOGITS, mass=FRACTION, fraction=FRACTION)
+def test_filters_compose_and_leave_weights_of_kept_tokens_alone(
+    logits: np.ndarray, mass: float, fraction: float
 ) -> None:
-    before = logits.copy()
-    left = steps.min_p(steps.top_p(steps.typical(steps.top_k(logits, k), mass), mass), fraction)
-    kept = tokens_kept(left)
-    assert 1 <= len(kept) <= k
-    assert np.array_equal(left[kept], logits[kept])
-    assert np.array_equal(logits, before)
+    logits = scaled(logits)
+    weights = np.exp(logits)
+    before = weights.copy()
+    left = steps.min_p(steps.top_p(steps.typical(logits, weights, mass), mass), fraction)
+    assert kept(left)
+    assert np.array_equal(left[kept(left)], weights[kept(left)])
+    assert np.array_equal(weights, before)
+
+
+N_VOCAB = 20_000
+
+
+def large(kind: str) -> np.ndarray:
+    """Logits of a real vocabulary's size."""
+    rng = np.random.default_rng(len(kind))
+    wide = rng.normal(0, 2.5, N_VOCAB)
+    if kind == "peaked":
+        wide[rng.integers(0, N_VOCAB, 20)] += rng.uniform(8, 16, 20)
+    if kind == "ties":
+        wide = np.round(wide)
+    if kind == "mostly ruled out":
+        wide[rng.random(N_VOCAB) < 0.9] = -np.inf
+    if kind == "far apart":
+        wide **= 5
+    if kind == "one far below":
+        wide[7] = -1e300
+    scale = {"nearly flat": 0.04, "almost equal": 1e-8, "all equal": 0.0}
+    return wide * scale.get(kind, 1.0)
+
+
+KINDS = [
+    "wide", "peaked", "ties", "mostly ruled out", "far apart", "one far below", "nearly flat",
+    "almost equal", "all equal",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mass", [1e-9, 0.2, 0.8, 0.95, 1 - 1e-9])
+def test_a_large_vocabulary_is_cut_where_sorting_it_cuts(kind: str, mass: float) -> None:
+    logits = scaled(large(kind))
+    weights = np.exp(logits)
+    possible = set(kept(weights))
+    likeliest = set(plain_mass(-weights, weights, mass))
+    assert set(kept(steps.top_p(weights, mass))) == possible & likeliest
+    most_typical = set(plain_mass(surprise_key(logits), weights, mass))
+    assert set(kept(steps.typical(logits, weights, mass))) == possible & most_typical
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [1, 40, 1000, 15_000, N_VOCAB])
+def test_the_k_likeliest_of_a_large_vocabulary(kind: str, k: int) -> None:
+    logits = large(kind)
+    ranked = np.lexsort((np.arange(N_VOCAB), -logits))
+    assert steps.top_k(logits, k).tolist() == sorted(ranked[:k].tolist())
+
+
+def plain_sample(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
+    """The chain by its definition: everything sorted, one running sum over all."""
+    scores = (logits - logits.max()) / sampling.temperature
+    if sampling.top_k:
+        ruled_out = np.lexsort((np.arange(N_VOCAB), -scores))[sampling.top_k :]
+        scores[ruled_out] = -np.inf
+    weights = np.exp(scores)
+    if sampling.typical_p < 1:
+        left = plain_mass(surprise_key(scores), weights, sampling.typical_p)
+        weights = np.where(np.isin(np.arange(N_VOCAB), left), weights, 0.0)
+    if sampling.top_p < 1:
+        left = plain_mass(-weights, weights, sampling.top_p)
+        weights = np.where(np.isin(np.arange(N_VOCAB), left), weights, 0.0)
+    weights[weights < sampling.min_p * weights.max()] = 0.0
+    cumulative = np.cumsum(weights)
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"temperature": 0.7}, {"top_k": 40}, {"top_p": 0.8}, {"typical_p": 0.2},
+        {"typical_p": 0.9}, {"min_p": 0.05},
+        {"temperature": 1.3, "top_k": 9000, "typical_p": 0.95, "top_p": 0.9, "min_p": 0.01},
+    ],
+)  # fmt: skip
+def test_a_seed_gives_the_tokens_of_the_plain_chain(kind: str, options: dict[str, Any]) -> None:
+    logits, sampling = large(kind), Sampling(**options)
+    rng, again = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(4):
+        assert sample(logits, sampling, [], rng) == plain_sample(logits, sampling, again)
 
 
 def test_penalties_follow_their_formulas() -> None:
     logits = np.array([2.0, -2.0, 1.0, 0.5])
-    history = [0, 1, 1]
-    assert steps.repetition_penalty(logits, history, 2.0).tolist() == [1.0, -4.0, 1.0, 0.5]
-    assert steps.presence_penalty(logits, history, 0.5).tolist() == [1.5, -2.5, 1.0, 0.5]
-    assert steps.frequency_penalty(logits, history, 0.5).tolist() == [1.5, -3.0, 1.0, 0.5]
+    tokens, counts = np.array([0, 1]), np.array([1, 2])
+    assert steps.repetition_penalty(logits, tokens, 2.0).tolist() == [1.0, -4.0, 1.0, 0.5]
+    assert steps.presence_penalty(logits, tokens, 0.5).tolist() == [1.5, -2.5, 1.0, 0.5]
+    assert steps.frequency_penalty(logits, tokens, counts, 0.5).tolist() == [1.5, -3.0, 1.0, 0.5]
     assert logits.tolist() == [2.0, -2.0, 1.0, 0.5]
+
+
+def test_counts_kept_from_token_to_token_are_those_of_the_whole_history() -> None:
+    counts, history = TokenCounts(), [5, 1]
+    for token in (5, 5, 2):
+        history.append(token)
+        assert counts.of(history, 7).tolist() == np.bincount(history, minlength=7).tolist()
+    logits, penalized = np.array([1.0, 5.0, 3.0, 2.0]), Sampling(temperature=0, frequency_penalty=2)
+    counts, history, rng = TokenCounts(), [], np.random.default_rng(0)
+    for _ in range(9):
+        token = sample(logits, penalized, history, rng, counts=counts)
+        assert token == sample(logits, penalized, history, rng)
+        history.append(token)
+    assert history[:6] == [1, 1, 2, 3, 0, 1]
 
 
 def choose(logits: Any, history: Sequence[int] = (), seed: int = 0, **options: Any) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rwkv_core.errors import OptionError, StateError
-from rwkv_core.sampling import Processor, Sampling, check_tokens, is_whole, sample
+from rwkv_core.sampling import Processor, Sampling, TokenCounts, check_tokens, is_whole, sample
 from rwkv_core.sampling_steps import check_vocabulary
 from rwkv_core.state import State
 from rwkv_core.stop_strings import encode_stop_strings
@@ -146,7 +146,10 @@ class GenerationStream:
         # Tokens without bytes say nothing: never sampled, unless they are asked for as a stop.
         padding = range(tokenizer.n_vocab, model.n_vocab)
         silent = [t for t in (*tokenizer.holes, *padding) if t not in self._stop_tokens]
-        self._silent = np.array(silent, np.intp)
+        self._sampling = replace(
+            self._sampling, banned_tokens=(*self._sampling.banned_tokens, *silent)
+        )
+        self._counts = TokenCounts()
         self._advancing = False
         if max_tokens == 0:
             self._end("length")
@@ -213,9 +216,14 @@ class GenerationStream:
 
     def _sample(self) -> int:
         transcript = self._transcript
-        logits = np.array(self._model.to_numpy(transcript.state.logits), np.float64)
-        logits[self._silent] = -np.inf
-        return sample(logits, self._sampling, transcript.tokens, self._rng, self._processors)
+        return sample(
+            self._model.to_numpy(transcript.state.logits),
+            self._sampling,
+            transcript.tokens,
+            self._rng,
+            self._processors,
+            self._counts,
+        )
 
     def _report(self, piece: str) -> None:
         if self._on_progress is None:

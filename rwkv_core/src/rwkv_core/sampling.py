@@ -10,7 +10,7 @@ import math
 import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,25 @@ class Sampling:
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         object.__setattr__(self, "banned_tokens", tuple(self.banned_tokens))
 
+    # Kept, since the conversion of a long list takes longer than all else that a token needs.
+    @cached_property
+    def bias_arrays(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """The tokens of `logit_bias`, and what is added to their logits."""
+        n = len(self.logit_bias)
+        return np.fromiter(self.logit_bias, np.intp, n), np.fromiter(
+            self.logit_bias.values(), np.float64, n
+        )
+
+    @cached_property
+    def banned_array(self) -> NDArray[np.intp]:
+        """`banned_tokens`."""
+        return np.array(self.banned_tokens, np.intp)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens generated already change the choice."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
 
 def is_whole(value: object) -> bool:
     """Whether `value` is an integer of Python's or NumPy's, and not a bool."""
@@ -112,8 +131,27 @@ def check_tokens(name: str, tokens: Collection[object]) -> None:
     if not isinstance(tokens, Iterable):
         raise OptionError(f"{name}: found {tokens!r}, expected a list of token numbers")
     for token in tokens:
-        if not is_whole(token) or token < 0:  # type: ignore[operator]
+        if not is_whole(token) or not 0 <= token < 2**63:  # type: ignore[operator]
             raise OptionError(f"{name}: found {token!r}, expected token numbers >= 0")
+
+
+class TokenCounts:
+    """How often each token occurs in a history that grows, such as one generation's.
+
+    To count anew at each token would take the longer the more there is.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(0, np.int64)
+        self._n_counted = 0
+
+    def of(self, history: Sequence[int], n_vocab: int) -> NDArray[np.int64]:
+        """Counts [V] of `history`, which begins with that of the call before."""
+        if len(self._counts) != n_vocab:
+            self._counts, self._n_counted = np.zeros(n_vocab, np.int64), 0
+        np.add.at(self._counts, np.asarray(history[self._n_counted :], np.intp), 1)
+        self._n_counted = len(history)
+        return self._counts
 
 
 def sample(
@@ -122,6 +160,7 @@ def sample(
     history: Sequence[int],
     rng: np.random.Generator,
     processors: Sequence[Processor] = (),
+    counts: TokenCounts | None = None,
 ) -> int:
     """The next token.
 
@@ -130,77 +169,88 @@ def sample(
         history: the tokens generated so far in this call, which the penalties go by.
         rng: gives one uniform number a token; none at temperature 0.
         processors: the user's own steps, run after the penalties.
+        counts: where counts of this history are kept from token to token; None counts anew.
 
     Raises RWKVError for logits that are not numbers, OptionError for penalties that make them so,
     or if nothing is left to choose.
     """
-    scores = np.asarray(logits, np.float64)
-    _check_scores(scores, "the model's logits hold", "the model file or its dtype is at fault")
-    scores = adjusted(scores, sampling, history)
-    _check_scores(
-        scores, "bias and penalties gave", "use values nearer 0 (repetition: 1)", OptionError
-    )
+    given = np.asarray(logits, np.float64)
+    top = _checked_top(given, "the model's logits hold", "the model file or its dtype is at fault")
+    scores = adjusted(given, sampling, history, counts or TokenCounts())
+    if scores is not given:
+        top = _checked_top(
+            scores, "bias and penalties gave", "use values nearer 0 (repetition: 1)", OptionError
+        )
     if processors:
-        scores = scores.copy()  # a processor may work in place
+        scores = _processed(scores, processors, history)
+        top = _checked_top(
+            scores, "processors gave", "rule a token out with -inf, and all others to force one"
+        )
+    if top == -np.inf:
+        raise OptionError("every token is banned, expected at least one to be left")
+    if sampling.temperature == 0:
+        return int(np.argmax(scores))
+    scores = steps.temperature(scores, sampling.temperature, top)
+    tokens = None  # None for all of them
+    if 0 < sampling.top_k < len(scores):
+        tokens = steps.top_k(scores, sampling.top_k)
+        scores = scores[tokens]
+    weights = np.exp(scores)
+    if sampling.typical_p < 1:
+        weights = steps.typical(scores, weights, sampling.typical_p)
+    if sampling.top_p < 1:
+        weights = steps.top_p(weights, sampling.top_p)
+    if sampling.min_p:
+        weights = steps.min_p(weights, sampling.min_p)
+    place = steps.draw(weights, rng)
+    return place if tokens is None else int(tokens[place])
+
+
+def _checked_top(
+    scores: Logits, where: str, advice: str, error: type[RWKVError] = RWKVError
+) -> float:
+    """The largest. Raises `error` if it, or any, is no number that can be drawn by."""
+    top = float(scores.max())
+    if math.isnan(top) or top == math.inf:
+        raise error(f"{where} {top}, expected finite logits (or -inf): {advice}")
+    return top
+
+
+def adjusted(
+    logits: Logits, sampling: Sampling, history: Sequence[int], counts: TokenCounts
+) -> Logits:
+    """Bias, bans and penalties applied, those that are set; `logits` itself where none is."""
+    if sampling.logit_bias:
+        tokens, added = sampling.bias_arrays
+        steps.check_vocabulary("logit_bias", tokens, len(logits))
+        logits = steps.bias(logits, tokens, added)
+    if sampling.banned_tokens:
+        steps.check_vocabulary("banned_tokens", sampling.banned_array, len(logits))
+        logits = steps.ban(logits, sampling.banned_array)
+    if not history or not sampling.has_penalties:
+        return logits
+    found = counts.of(history, len(logits))
+    tokens = np.flatnonzero(found)
+    # An overflow to -inf rules the token out, as asked; one to inf, or NaN, is found by `sample`.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if sampling.repetition_penalty != 1:
+            logits = steps.repetition_penalty(logits, tokens, sampling.repetition_penalty)
+        if sampling.presence_penalty:
+            logits = steps.presence_penalty(logits, tokens, sampling.presence_penalty)
+        if sampling.frequency_penalty:
+            logits = steps.frequency_penalty(
+                logits, tokens, found[tokens], sampling.frequency_penalty
+            )
+    return logits
+
+
+def _processed(scores: Logits, processors: Sequence[Processor], history: Sequence[int]) -> Logits:
+    size = scores.shape
+    scores = scores.copy()  # a processor may work in place
     for process in processors:
-        size = scores.shape
         scores = np.asarray(process(scores, history), np.float64)
         if scores.shape != size:
             raise OptionError(
                 f"processors: found logits of shape {list(scores.shape)}, expected {list(size)}"
             )
-    _check_scores(
-        scores, "processors gave", "rule a token out with -inf, and all others to force one"
-    )
-    if scores.max() == -np.inf:
-        raise OptionError("every token is banned, expected at least one to be left")
-    if sampling.temperature == 0:
-        return int(np.argmax(scores))
-    tokens = None  # None for all of them
-    scores = steps.temperature(scores, sampling.temperature)
-    for keep in filters(sampling):
-        scores = keep(scores)
-        # What is ruled out goes, so that the next filter has little to do.
-        left = np.flatnonzero(scores > -np.inf)
-        tokens, scores = left if tokens is None else tokens[left], scores[left]
-    place = steps.draw(scores, rng)
-    return place if tokens is None else int(tokens[place])
-
-
-def _check_scores(
-    scores: Logits, where: str, advice: str, error: type[RWKVError] = RWKVError
-) -> None:
-    top = scores.max()
-    if np.isnan(top) or top == np.inf:
-        raise error(f"{where} {top}, expected finite logits (or -inf): {advice}")
-
-
-def adjusted(logits: Logits, sampling: Sampling, history: Sequence[int]) -> Logits:
-    """Bias, bans and penalties applied, those that are set."""
-    logits = steps.bias(logits, sampling.logit_bias)
-    logits = steps.ban(logits, sampling.banned_tokens)
-    if not history:
-        return logits
-    # An overflow to -inf rules the token out, as asked; one to inf, or NaN, is found by `sample`.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if sampling.repetition_penalty != 1:
-            logits = steps.repetition_penalty(logits, history, sampling.repetition_penalty)
-        if sampling.presence_penalty:
-            logits = steps.presence_penalty(logits, history, sampling.presence_penalty)
-        if sampling.frequency_penalty:
-            logits = steps.frequency_penalty(logits, history, sampling.frequency_penalty)
-    return logits
-
-
-def filters(sampling: Sampling) -> list[Callable[[Logits], Logits]]:
-    """The filters that are set, in their order."""
-    chain: list[Callable[[Logits], Logits]] = []
-    if sampling.top_k:
-        chain.append(partial(steps.top_k, k=sampling.top_k))
-    if sampling.typical_p < 1:
-        chain.append(partial(steps.typical, mass=sampling.typical_p))
-    if sampling.top_p < 1:
-        chain.append(partial(steps.top_p, mass=sampling.top_p))
-    if sampling.min_p:
-        chain.append(partial(steps.min_p, fraction=sampling.min_p))
-    return chain
+    return scores

@@ -1,12 +1,18 @@
-"""The steps of the sampling chain, each a pure function: float64 logits [V] in, logits [V] out.
+"""The steps of the sampling chain, each a pure function over a vocabulary of V tokens.
 
-A token that a step rules out has the logit -inf. `sampling` puts the steps in order.
+Up to top-k they take logits, float64 [V], and a token that is ruled out has the logit -inf. The
+filters after it take weights, float64 [V]: probabilities but for a factor, at most 1, and a token
+that is ruled out has 0. `sampling` puts the steps in order.
+
+A vocabulary has 50,000 tokens and more, and to sort them takes milliseconds a token. So the filters
+narrow down where their edge is by sums over the whole, and sort the few tokens that are near it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,159 +20,174 @@ from numpy.typing import NDArray
 from rwkv_core.errors import OptionError
 
 Logits = NDArray[np.float64]
+Weights = NDArray[np.float64]
+Tokens = NDArray[np.integer[Any]]
+
+_FEW = 1024
+"""Tokens that are sorted as they are."""
+_BUCKET_BITS = 10
+_BLOCK = 256
+_LEAST_LOGIT = -745.0
+"""Of weight 0, as are all below it."""
+_ONE = np.float64(1).view(np.int64)
 
 
 def check_vocabulary(name: str, tokens: Collection[int], n_vocab: int) -> None:
     """Raise OptionError if the option `name` holds a token that is not below `n_vocab`."""
-    if tokens and max(tokens) >= n_vocab:
-        raise OptionError(f"{name}: found token {max(tokens)}, expected 0 to {n_vocab - 1}")
+    if len(tokens) and (top := max(tokens)) >= n_vocab:
+        raise OptionError(f"{name}: found token {top}, expected 0 to {n_vocab - 1}")
 
 
-def bias(logits: Logits, added: Mapping[int, float]) -> Logits:
-    """logits[t] + added[t] for each token t of `added`."""
-    if not added:
-        return logits
-    check_vocabulary("logit_bias", added.keys(), len(logits))
+def bias(logits: Logits, tokens: Tokens, added: NDArray[np.float64]) -> Logits:
+    """logits[t] + a for each token t of `tokens` [n], which differ, and its a of `added` [n]."""
     logits = logits.copy()
-    logits[list(added)] += list(added.values())
+    logits[tokens] += added
     return logits
 
 
-def ban(logits: Logits, tokens: Collection[int]) -> Logits:
-    """-inf for each of `tokens`."""
-    if not tokens:
-        return logits
-    check_vocabulary("banned_tokens", tokens, len(logits))
+def ban(logits: Logits, tokens: Tokens) -> Logits:
+    """-inf for each of `tokens` [n]."""
     logits = logits.copy()
-    logits[list(tokens)] = -np.inf
+    logits[tokens] = -np.inf
     return logits
 
 
-def repetition_penalty(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
-    """x / penalty where x > 0, x * penalty elsewhere, for tokens of `history`.
+def repetition_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits:
+    """x / penalty where x > 0, x * penalty elsewhere, for `tokens` [n], which have occurred.
 
     Keskar et al. 2019 (CTRL, section 4.1) divide by the penalty. That would favour tokens whose
     logit is negative, so these are multiplied, as has become usual.
     """
-    tokens = np.unique(history)
     logits = logits.copy()
     old = logits[tokens]
     logits[tokens] = np.where(old > 0, old / penalty, old * penalty)
     return logits
 
 
-def presence_penalty(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
-    """x - penalty for tokens of `history`, however often they occur (OpenAI's API reference)."""
-    tokens = np.unique(history)
+def presence_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits:
+    """x - penalty for `tokens` [n], which have occurred, however often (OpenAI's API reference)."""
     logits = logits.copy()
     logits[tokens] -= penalty
     return logits
 
 
-def frequency_penalty(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
-    """x - penalty * the token's count in `history` (OpenAI's API reference)."""
-    tokens, counts = np.unique(history, return_counts=True)
+def frequency_penalty(logits: Logits, tokens: Tokens, counts: Tokens, penalty: float) -> Logits:
+    """x - penalty * the token's count, for `tokens` [n] and their `counts` [n] (OpenAI's API
+    reference)."""
     logits = logits.copy()
     logits[tokens] -= penalty * counts
     return logits
 
 
-def temperature(logits: Logits, value: float) -> Logits:
-    """(x - max x) / value: softmax of it is softmax of x / value, and it cannot overflow up."""
-    scaled = logits - logits.max()
-    with np.errstate(over="ignore"):
-        scaled /= value
+def temperature(logits: Logits, value: float, top: float) -> Logits:
+    """(x - top) / value, `top` being the largest: softmax of it is softmax of x / value, and it
+    cannot overflow up."""
+    scaled = logits - top
+    if value != 1:
+        with np.errstate(over="ignore"):
+            scaled /= value
     return scaled
 
 
-def softmax(logits: Logits) -> Logits:
-    """Probabilities [V], which sum to 1."""
-    weights = _weights(logits)
-    weights /= weights.sum()
-    return weights
+def top_k(logits: Logits, k: int) -> Tokens:
+    """The `k` likeliest tokens, k <= V, ascending; among equal ones the lowest numbers."""
+    # The k-th of these maxima is a lower bound: k of them reach it.
+    width = max(1, len(logits) // (8 * k))
+    rows = len(logits) // width
+    maxima = logits[: rows * width].reshape(width, rows).max(axis=0)
+    candidates = np.flatnonzero(logits >= np.partition(maxima, -k)[-k])
+    values = logits[candidates]
+    edge = np.partition(values, -k)[-k]
+    kept = values > edge
+    level = np.flatnonzero(values == edge)
+    kept[level[: k - np.count_nonzero(kept)]] = True
+    return candidates[kept]
 
 
-def _weights(logits: Logits) -> Logits:
-    """exp(x - max x). In place: fresh memory of a vocabulary's size costs more than the exp."""
-    weights = logits - logits.max()
-    np.exp(weights, out=weights)
-    return weights
-
-
-def top_k(logits: Logits, k: int) -> Logits:
-    """Keep the `k` largest; among equal ones the lowest token numbers."""
-    if k >= len(logits):
-        return logits
-    edge = np.partition(logits, -k)[-k]
-    above = np.flatnonzero(logits > edge)
-    level = np.flatnonzero(logits == edge)[: k - len(above)]
-    return _keep(logits, np.concatenate([above, level]))
-
-
-def top_p(logits: Logits, mass: float) -> Logits:
+def top_p(weights: Weights, mass: float) -> Weights:
     """Keep the likeliest tokens, as few as have together at least `mass` of the probability.
 
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
-    probabilities = softmax(logits)
-    return _keep(logits, _first_of_mass(-probabilities, probabilities, mass))
+    total = float(weights.sum())
+    # The bits of a positive float, read as an integer, grow with it, about as its logarithm does.
+    key = _ONE - weights.view(np.int64)
+    last = _ONE - np.float64(_least_that_matters(weights, total, mass)).view(np.int64)
+    return weights * _first_of_mass(key, weights, mass * total, int(last))
 
 
-def typical(logits: Logits, mass: float) -> Logits:
+def typical(logits: Logits, weights: Weights, mass: float) -> Weights:
     """Keep the tokens whose surprise is nearest the expected one, as few as have `mass`.
+
+    `logits` are the logarithms of `weights`.
 
     Surprise is -log p, its expectation the entropy. Meister et al. 2022, "Locally Typical
     Sampling", section 3.
     """
-    probabilities = softmax(logits)
-    with np.errstate(divide="ignore"):
-        surprise = -np.log(probabilities)
-    possible = probabilities > 0
-    entropy = (probabilities[possible] * surprise[possible]).sum()
-    return _keep(logits, _first_of_mass(np.abs(surprise - entropy), probabilities, mass))
+    logs = np.maximum(logits, _LEAST_LOGIT)
+    # Surprise and entropy are both off by the logarithm of the sum, their difference is not.
+    total = float(weights.sum())
+    mean = float(np.einsum("i,i->", weights, logs)) / total
+    last = max(abs(math.log(_least_that_matters(weights, total, mass)) - mean), abs(mean))
+    # Whole numbers of 2**-52, the rounding of a logarithm.
+    logs -= mean
+    np.abs(logs, out=logs)
+    logs *= 2.0**52
+    key = logs.astype(np.int64)
+    return weights * _first_of_mass(key, weights, mass * total, int(last * 2.0**52))
 
 
-def min_p(logits: Logits, fraction: float) -> Logits:
+def min_p(weights: Weights, fraction: float) -> Weights:
     """Keep tokens at least `fraction` as likely as the likeliest (Nguyen et al. 2024)."""
-    return np.where(logits >= logits.max() + math.log(fraction), logits, -np.inf)
+    return weights * (weights >= fraction * weights.max())
 
 
-def _first_of_mass(key: Logits, probabilities: Logits, mass: float) -> NDArray[np.intp]:
-    """The first tokens by ascending `key`, then by number, as few as have `mass` together.
+def _least_that_matters(weights: Weights, total: float, mass: float) -> float:
+    """Tokens of less weight than this have together less than 1 - `mass` of the probability."""
+    return (1 - mass) * total / len(weights)
 
-    Sorting a vocabulary takes milliseconds, and few tokens are wanted as a rule: so only the
-    smallest keys are sorted, as many as have the mass.
+
+def _first_of_mass(
+    key: NDArray[np.int64], weights: Weights, wanted: float, last: int
+) -> NDArray[np.bool]:
+    """Which tokens are the first by ascending `key`, then by number, as few as weigh `wanted`.
+
+    That is reached at a key of at most `last`.
     """
-    size = 64
-    while size < len(key):
-        candidates = np.flatnonzero(key <= np.partition(key, size)[size])
-        if probabilities[candidates].sum() > mass:
-            break
-        size *= 8
-    else:
-        candidates = np.arange(len(key))
-    ranked = candidates[np.argsort(key[candidates])]
-    cumulative = np.cumsum(probabilities[ranked])
-    count = min(int(np.searchsorted(cumulative, mass)) + 1, len(ranked))
-    # The sort leaves equal keys in any order: of those at the edge, take the lowest numbers.
-    edge = key[ranked[count - 1]]
-    before = np.flatnonzero(key < edge)
-    level = np.flatnonzero(key == edge)[: count - len(before)]
-    return np.concatenate([before, level])
-
-
-def _keep(logits: Logits, tokens: NDArray[np.intp]) -> Logits:
-    kept = np.full_like(logits, -np.inf)
-    kept[tokens] = logits[tokens]
+    # By sums over buckets of keys: the tokens among which it is reached.
+    near, keys, masses, before = None, key, weights, 0.0
+    while len(keys) > _FEW and (low := int(keys.min())) < (high := min(int(keys.max()), last)):
+        buckets = keys - low
+        buckets >>= max(0, (high - low).bit_length() - _BUCKET_BITS)
+        # Buckets after the last are not needed, but adding all the rest to one would be slow.
+        np.minimum(buckets, 4 << _BUCKET_BITS, out=buckets)
+        reached = before + np.cumsum(np.bincount(buckets, masses))
+        edge = min(int(np.searchsorted(reached, wanted)), len(reached) - 1)
+        before = reached[edge - 1] if edge else before
+        inside = buckets == edge
+        near = np.flatnonzero(inside) if near is None else near[inside]
+        keys, masses = keys[inside], masses[inside]
+    order = np.argsort(keys, kind="stable")
+    reached = before + np.cumsum(masses[order])
+    ranked = order[: np.searchsorted(reached, wanted) + 1]
+    kept = key < keys[ranked[-1]]
+    kept[ranked if near is None else near[ranked]] = True
     return kept
 
 
-def draw(logits: Logits, rng: np.random.Generator) -> int:
+def draw(weights: Weights, rng: np.random.Generator) -> int:
     """A token at random, by inverse CDF in the order of token numbers.
 
     That order does not depend on the logits, so logits that agree to rounding give the same
     token for the same random number.
     """
-    cumulative = _weights(logits)
-    np.cumsum(cumulative, out=cumulative)
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    # A running sum over the whole takes as long as all else here: first which block, then where.
+    blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
+    target = rng.random() * blocks[-1]
+    block = int(np.searchsorted(blocks, target, side="right"))
+    start = block * _BLOCK
+    within = np.cumsum(weights[start : start + _BLOCK])
+    target -= blocks[block - 1] if block else 0.0
+    # The two sums of a block differ by rounding: a target beyond its end is at its end.
+    target = min(target, np.nextafter(within[-1], 0.0))
+    return start + int(np.searchsorted(within, target, side="right"))
