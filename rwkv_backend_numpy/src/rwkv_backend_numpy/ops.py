@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core.tensor_ops import TensorOps, WKVState
+from rwkv_backend_numpy.slabs import Slabs
+from rwkv_core.tensor_ops import Matrix, TensorOps, WKVState
 
 Floats = NDArray[np.floating[Any]]
 
@@ -21,17 +22,20 @@ class NumpyOps(TensorOps):
 
     def __init__(self, dtype: str) -> None:
         self.dtype = self.runtime_dtype = dtype
+        self._slabs = Slabs()
 
     def vector(self, array: NDArray[Any]) -> Floats:
         return array.astype(self.runtime_dtype)
 
-    def matrix(self, array: NDArray[Any]) -> Floats:
-        return array.astype(self.dtype, order="C")
+    def matrix(self, array: NDArray[Any]) -> Matrix:
+        rows = self._slabs.empty(array.shape, self.dtype)
+        rows[...] = array
+        return rows
 
     def to_numpy(self, array: Floats) -> Floats:
         return array
 
-    def matmul(self, matrix: Floats, x: Floats) -> Floats:
+    def matmul(self, matrix: Matrix, x: Floats) -> Floats:
         # One product over all B * T rows; for a single row NumPy takes BLAS's matrix-vector one.
         rows = x.reshape(-1, x.shape[-1])
         return np.matmul(rows, matrix.T).reshape(*x.shape[:-1], matrix.shape[0])

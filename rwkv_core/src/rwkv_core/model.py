@@ -7,6 +7,7 @@ import math
 import os
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,39 +67,52 @@ def _load(
     lora_alpha: float | None,
     options: dict[str, Any],
 ) -> Model:
-    with open_model(model, lora, lora_alpha) as checkpoint:
+    with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
         shape = diagnose(checkpoint)
         name = plugins.default_backend() if backend is None else backend
         ops = plugins.tensor_ops(name, options)
         ops.prepare(shape)
-        reader = _Reader(checkpoint, ops, on_progress)
+        reader = _Reader(checkpoint, ops, on_progress, pool)
         return Model(
             path=checkpoint.path,
             backend=name,
             ops=ops,
             shape=shape,
             fingerprint=fingerprint_of(checkpoint, shape),
-            table=ops.embedding(reader.array("emb.weight")),
+            table=reader.embedding(),
             parameters=reader.parameters(shape.n_layer),
         )
 
 
 class _Reader:
-    """Hands the tensors of a checkpoint to a backend, one at a time."""
+    """Hands the tensors of a checkpoint to a backend, one at a time.
 
-    def __init__(self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnLoad | None) -> None:
+    With `map`, as a comprehension over `self` would keep it, and the matrices, in the traceback of
+    an error.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnLoad | None, pool: Executor
+    ) -> None:
         self._checkpoint, self._ops, self._on_progress = checkpoint, ops, on_progress
+        self._pool = pool
         self._sizes = {
             name: tensor.dtype.itemsize * math.prod(tensor.shape)
             for name, tensor in checkpoint.tensors.items()
         }
         self._total, self._done = sum(self._sizes.values()), 0
 
-    def array(self, name: str) -> NDArray[Any]:
+    def _made(self, name: str, make: Callable[[NDArray[Any]], Any]) -> Any:
+        """What `make` makes of a tensor, which another thread looks for NaN meanwhile."""
         array = self._checkpoint.read(name)
-        self._check(name, array)
+        checked = self._pool.submit(self._check, name, array)
+        try:
+            made = make(array)
+        finally:
+            # Of an error here and one that NaN has caused in the backend, this one is raised.
+            checked.result()
         self._count(name)
-        return array
+        return made
 
     def _check(self, name: str, array: NDArray[Any]) -> None:
         try:
@@ -111,14 +125,23 @@ class _Reader:
         if self._on_progress:
             self._on_progress(self._done, self._total)
 
+    def embedding(self) -> Any:
+        return self._made("emb.weight", self._ops.embedding)
+
+    def row(self, name: str) -> NDArray[Any]:
+        """A tensor as one row. The doctor has looked it through."""
+        array = self._checkpoint.read(name).reshape(-1)
+        self._count(name)
+        return array
+
     def vector(self, name: str) -> Any:
-        return self._ops.vector(self.array(name).reshape(-1))
+        return self._ops.vector(self.row(name))
 
     def matrix(self, name: str) -> Any:
         name += ".weight"
         quantized = self._checkpoint.read_quantized(name)
         if quantized is None:
-            return self._ops.matrix(self.array(name))
+            return self._made(name, self._ops.matrix)
         for part in (quantized.scales, quantized.offsets):
             self._check(name, part)
         self._count(name)
@@ -130,25 +153,28 @@ class _Reader:
     def block(self, prefix: str) -> recurrence.Block:
         att, ffn = prefix + "att.", prefix + "ffn."
         # In float64, so that a float64 backend gets the decay to its own precision.
-        decay = -np.exp(self.array(att + "time_decay").astype(np.float64).reshape(-1))
-        time = recurrence.TimeMixing(
-            **{f"mix_{name}": self.vector(f"{att}time_mix_{name}") for name in "kvr"},
-            decay=self._ops.vector(decay),
-            first=self.vector(att + "time_first"),
-            **{name: self.matrix(att + name) for name in ("key", "value", "receptance", "output")},
-        )
-        channel = recurrence.ChannelMixing(
-            **{f"mix_{name}": self.vector(f"{ffn}time_mix_{name}") for name in "kr"},
-            **{name: self.matrix(ffn + name) for name in ("key", "receptance", "value")},
-        )
+        decay = -np.exp(self.row(att + "time_decay").astype(np.float64))
+        time = [
+            *map(self.vector, [f"{att}time_mix_{name}" for name in "kvr"]),
+            self._ops.vector(decay),
+            self.vector(att + "time_first"),
+            *map(self.matrix, [att + name for name in ("key", "value", "receptance", "output")]),
+        ]
+        channel = [
+            *map(self.vector, [f"{ffn}time_mix_{name}" for name in "kr"]),
+            *map(self.matrix, [ffn + name for name in ("key", "receptance", "value")]),
+        ]
         return recurrence.Block(
-            self.layer_norm(prefix + "ln1"), time, self.layer_norm(prefix + "ln2"), channel
+            self.layer_norm(prefix + "ln1"),
+            recurrence.TimeMixing._make(time),
+            self.layer_norm(prefix + "ln2"),
+            recurrence.ChannelMixing._make(channel),
         )
 
     def parameters(self, n_layer: int) -> recurrence.Parameters:
         return recurrence.Parameters(
             self.layer_norm("blocks.0.ln0"),
-            tuple(self.block(f"blocks.{i}.") for i in range(n_layer)),
+            tuple(map(self.block, [f"blocks.{i}." for i in range(n_layer)])),
             self.layer_norm("ln_out"),
             self.matrix("head"),
         )

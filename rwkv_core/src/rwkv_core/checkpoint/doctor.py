@@ -30,9 +30,9 @@ class Shape(NamedTuple):
     n_vocab: int
 
 
-# NaN and the infinities have an exponent of all ones. Comparing words is several times faster than
-# NumPy's isfinite is on 16-bit values.
-_EXPONENT_BITS = {FLOAT16: np.uint16(0x7C00), BFLOAT16: np.uint16(0x7F80)}
+# The words of infinity in 16 bits. NaN has greater ones, and every finite value has smaller ones.
+_INFINITY = {FLOAT16: 0x7C00, BFLOAT16: 0x7F80}
+_MINUS = 0x8000
 
 _BLOCK = re.compile(r"^blocks\.([0-9]{1,4})\.")
 
@@ -93,19 +93,23 @@ def check_finite(name: str, array: np.ndarray[Any, Any]) -> None:
     """
     rows = np.atleast_1d(array)
     step = max(1, 2**16 * len(rows) // max(rows.size, 1))
-    bad = sum(_count_not_finite(rows[i : i + step]) for i in range(0, len(rows), step))
-    if bad:
+    parts = [rows[i : i + step] for i in range(0, len(rows) if rows.size else 0, step)]
+    if not all(map(_is_finite, parts)):
+        bad = sum(part.size - int(np.isfinite(part).sum()) for part in parts)
         raise CheckpointError(
             f"{name} holds {bad} NaN or infinite of {array.size} values: the file is damaged or "
             "its training diverged; download it again or use an earlier checkpoint"
         )
 
 
-def _count_not_finite(array: np.ndarray[Any, Any]) -> int:
-    exponent = _EXPONENT_BITS.get(array.dtype)
-    if exponent is not None:
-        return int(np.count_nonzero((array.view(np.uint16) & exponent) == exponent))
-    return array.size - int(np.count_nonzero(np.isfinite(array)))
+def _is_finite(array: np.ndarray[Any, Any]) -> bool:
+    """Whether all values are. By their extremes, which are found at the speed of reading them."""
+    infinity = _INFINITY.get(array.dtype)
+    if infinity is None:
+        return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+    # As integers: positive values are the greatest with a sign, negative ones without.
+    signed, unsigned = array.view(np.int16), array.view(np.uint16)
+    return bool(signed.max() < infinity and unsigned.max() < _MINUS + infinity)
 
 
 def _check_architecture(checkpoint: Checkpoint) -> None:
