@@ -13,11 +13,13 @@ nox.options.error_on_missing_interpreters = True
 nox.options.reuse_venv = "yes"
 
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
+# The other implementations, what draws the comparison with them, and what a backend needs for it.
+PEERS = ("rwkv", "transformers", "matplotlib", "numba")
 # Tests run many small products, where a second thread costs more than it brings.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # What each backend distribution needs beside the core, and the backends it brings.
 BACKENDS = {
-    "numpy": (("numpy",), ("numpy",)),
+    "numpy": (("numpy[numba]",), ("numpy", "numba")),
     "torch": (("torch",), ("torch",)),
     "jax": (("jax",), ("jax",)),
     "tf": (("tf",), ("tf",)),
@@ -77,10 +79,23 @@ def backend(session: nox.Session, distribution: str) -> None:
 def peers(session: nox.Session) -> None:
     """All backends together, against `rwkv` and `transformers` from PyPI, side by side."""
     install(session, *(f"./{name}" for name in DISTRIBUTIONS))
-    install(session, "rwkv", "transformers", *TEST_TOOLS)
+    install(session, *PEERS, *TEST_TOOLS)
     checkpoints = [f"tests/test_checkpoint_{name}.py" for name in ("pth", "names", "safetensors")]
     pytest(session, "tests/test_across_backends.py", *checkpoints, "tests/peers")
-    session.run("python", "tests/peers/speed.py", env={"PYTHONPATH": "tests"})
+    some = ["--shape", "4x256", "--rounds", "2", "--only", "float32", "--only", "cpu fp32"]
+    speed(session, *some, "--output", session.create_tmp())
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """The speed of all backends and the peers, side by side, into tests/peers/results."""
+    install(session, *(f"./{name}" for name in DISTRIBUTIONS))
+    install(session, *PEERS)
+    speed(session, *session.posargs)
+
+
+def speed(session: nox.Session, *arguments: str) -> None:
+    session.run("python", "tests/peers/speed.py", *arguments, env={"PYTHONPATH": "tests"})
 
 
 @nox.session

@@ -1,6 +1,7 @@
-"""Describes the backend to rwkv-core; the operations are imported when one is built."""
+"""Describes the backends to rwkv-core; the operations are imported when they are built."""
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import rwkv_core
@@ -18,13 +19,52 @@ _NUMPY = Backend(
 )
 
 
+def _numba_status() -> Status:
+    try:
+        version("numba")
+    except PackageNotFoundError:
+        return Status(available=False, reason="numba is not installed")
+    return Status(available=True, device="cpu", score=40.0)
+
+
+_NUMBA = Backend(
+    name="numba",
+    summary="NumPy with compiled kernels, for matrices in 32, 16, 8 and 4 bits, on any CPU",
+    contract=1,
+    status=_numba_status,
+    options=(
+        Option(
+            "dtype",
+            str,
+            "float32",
+            "type of the matrices; those of a prequantized file keep their bits",
+            ("float32", "bfloat16", "int8", "int4"),
+        ),
+        Option(
+            "group_size",
+            int,
+            None,
+            "of int8 and int4: weights of a row that share a scale; by default 64",
+        ),
+    ),
+    requires=("numba",),
+    quantized_bits=(8, 4),
+)
+
+
 @rwkv_core.hookimpl
 def rwkv_backends() -> list[Backend]:
-    return [_NUMPY]
+    return [_NUMPY, _NUMBA]
 
 
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
-    from rwkv_backend_numpy.ops import NumpyOps
+    if backend == _NUMPY.name:
+        from rwkv_backend_numpy.ops import NumpyOps
 
-    return NumpyOps(options["dtype"]) if backend == _NUMPY.name else None
+        return NumpyOps(**options)
+    if backend == _NUMBA.name:
+        from rwkv_backend_numpy.numba_ops import NumbaOps
+
+        return NumbaOps(**options)
+    return None

@@ -148,12 +148,16 @@ class Precisions:
 
 
 def _dtypes(backend: str) -> list[str]:
-    """The dtypes that a backend offers, of those whose size is known. Raises BackendError."""
+    """The dtypes of floats that a backend offers, of those whose size is known.
+
+    Raises BackendError.
+    """
     ready = {row.name: row for row in plugins.list_backends() if row.status == "ready"}
     if backend not in ready:
         raise BackendError(plugins.why_not(backend))
     dtypes = [option.choices for option in ready[backend].options if option.name == "dtype"]
-    return [dtype for choices in dtypes for dtype in choices if dtype in BYTES_PER_WEIGHT]
+    known = BYTES_PER_WEIGHT.keys() - _BITS.keys()
+    return [dtype for choices in dtypes for dtype in choices if dtype in known]
 
 
 def _backend_with_float32() -> str:

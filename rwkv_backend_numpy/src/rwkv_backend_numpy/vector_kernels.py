@@ -1,0 +1,130 @@
+"""What is between the products, compiled by Numba: each operation over all rows at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from rwkv_backend_numpy.compiled import REORDERED, compiled
+
+Floats = NDArray[np.float32]
+
+EPSILON = np.float32(1e-5)
+# Channels that a thread takes at once, through all of a chunk's tokens.
+_CHANNELS = 64
+
+
+@njit(fastmath=False)
+def exp_negative(x: np.float32) -> np.float32:
+    """exp(x) for x of at most 0, to about 1 unit in the last place; NaN stays NaN.
+
+    The polynomial is that of Cephes' expf (S. Moshier, 1989). In plain arithmetic, which LLVM
+    vectorizes, as it does not a call of the C library's.
+    """
+    # Below, 2**n ends at n = -127, whose bits are those of 0.
+    x = np.float32(-88.0) if x < np.float32(-88.0) else x
+    n = np.int32(x * np.float32(1.44269504088896341) - np.float32(0.5))
+    r = x - np.float32(n) * np.float32(0.693359375) - np.float32(n) * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    power = np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (p * r * r + r + np.float32(1)) * power
+
+
+@njit(fastmath=False)
+def sigmoid_of(x: np.float32) -> np.float32:
+    e = exp_negative(-abs(x))
+    return (np.float32(1) if x >= 0 else e) / (np.float32(1) + e)
+
+
+@njit(fastmath=REORDERED)
+def layer_norm_row(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
+    total = np.float32(0)
+    for i in range(x.size):
+        total += x[i]
+    mean = total / np.float32(x.size)
+    squares = np.float32(0)
+    for i in range(x.size):
+        squares += (x[i] - mean) * (x[i] - mean)
+    scale = np.float32(1) / np.sqrt(squares / np.float32(x.size) + EPSILON)
+    for i in range(x.size):
+        out[i] = (x[i] - mean) * scale * weight[i] + bias[i]
+
+
+@compiled
+def layer_norm(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
+    """`x` [rows, D] to `out`."""
+    for row in prange(x.shape[0]):
+        layer_norm_row(x[row], weight, bias, out[row])
+
+
+@compiled
+def mix(x: Floats, previous: Floats, share: Floats, out: Floats) -> None:
+    """`share` [D] of `x` and the rest of `previous` [rows, D], to `out`."""
+    for row in prange(x.shape[0]):
+        for i in range(x.shape[1]):
+            out[row, i] = previous[row, i] + share[i] * (x[row, i] - previous[row, i])
+
+
+@compiled
+def sigmoid(x: Floats, out: Floats) -> None:
+    """Of `x` [rows, D], to `out`."""
+    for row in prange(x.shape[0]):
+        for i in range(x.shape[1]):
+            out[row, i] = sigmoid_of(x[row, i])
+
+
+@compiled
+def relu_squared(x: Floats, out: Floats) -> None:
+    """Of `x` [rows, D], to `out`."""
+    for row in prange(x.shape[0]):
+        for i in range(x.shape[1]):
+            # Not the other way round: NaN stays NaN.
+            positive = np.float32(0) if x[row, i] < 0 else x[row, i]
+            out[row, i] = positive * positive
+
+
+@njit(fastmath=REORDERED)
+def wkv_step(
+    k: np.float32, v: np.float32, decay: np.float32, first: np.float32,
+    aa: np.float32, bb: np.float32, pp: np.float32,
+) -> tuple[Any, ...]:  # fmt: skip
+    """One channel's mean, and its aa, bb and pp after the token; see TensorOps.wkv.
+
+    Of the two exponentials of numbers less their maximum, one is always 1.
+    """
+    one = np.float32(1)
+    lead = pp - (first + k)
+    e = exp_negative(-abs(lead))
+    before, now = (one, e) if lead >= 0 else (e, one)
+    mean = (before * aa + now * v) / (before * bb + now)
+    faded = pp + decay
+    lead = faded - k
+    e = exp_negative(-abs(lead))
+    before, now = (one, e) if lead >= 0 else (e, one)
+    return mean, before * aa + now * v, before * bb + now, faded if lead >= 0 else k
+
+
+@compiled
+def wkv(
+    k: Floats, v: Floats, decay: Floats, first: Floats,
+    aa: Floats, bb: Floats, pp: Floats, means: Floats,
+) -> None:  # fmt: skip
+    """The scan over k and v [B, T, D] to `means`; aa, bb and pp [B, D] are changed in place."""
+    n_batch, n_time, n_embd = k.shape
+    n_parts = (n_embd + _CHANNELS - 1) // _CHANNELS
+    for part in prange(n_batch * n_parts):
+        b, start = part // n_parts, part % n_parts * _CHANNELS
+        end = min(start + _CHANNELS, n_embd)
+        for t in range(n_time):
+            for i in range(start, end):
+                means[b, t, i], aa[b, i], bb[b, i], pp[b, i] = wkv_step(
+                    k[b, t, i], v[b, t, i], decay[i], first[i], aa[b, i], bb[b, i], pp[b, i]
+                )

@@ -1,0 +1,338 @@
+"""`numba`: its types, its own way with prequantized files, processors, threads, and its cache."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import rwkv_core
+from pth_writer import write_pth
+from random_model import random_weights
+from rwkv_core.cli import main
+from rwkv_core.plugins import tensor_ops
+from rwkv_core.quantization import QuantizedMatrix, quantize
+
+pytest.importorskip("numba")
+
+DTYPES = ["float32", "bfloat16", "int8", "int4"]
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+all_bits = pytest.mark.parametrize("bits", [8, 4])
+TOKENS = list(range(17))
+
+
+def numba_ops(**options):
+    return tensor_ops("numba", options)
+
+
+def random_matrix(rng, shape):
+    return (rng.normal(size=shape) / np.sqrt(shape[1])).astype(np.float32)
+
+
+def deviation(found, expected):
+    """Root mean square of the difference, as a share of the expected values'."""
+    return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+
+
+def product(ops, matrix, x):
+    return ops.to_numpy(ops.matmul(matrix, ops.vector(x)))
+
+
+def python(code, *, folder, **variables):
+    """What a process of its own prints, which keeps its kernels in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder), **variables},
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("numba") / "model.pth"
+    write_pth(path, random_weights(2, 64, 130, seed=3, dtype=np.float16))
+    return path
+
+
+# Rows in numbers that fill no block, and few; widths that fill no vector; groups of every kind.
+SHAPES = [(101, 512, 64), (101, 512, 512), (2100, 64, 32), (17, 96, 48), (64, 64, 16), (3, 40, 40)]
+SHAPES += [(50, 192, 96), (2, 6, 3), (1, 2, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("n_rows", [1, 5, 16, 18])
+@all_bits
+def test_any_shape_and_groups_are_multiplied_with(bits, shape, n_rows):
+    n_out, n_in, group_size = shape
+    rng = np.random.default_rng(0)
+    matrix = quantize(random_matrix(rng, (n_out, n_in)), bits, group_size)
+    x = rng.normal(size=(1, n_rows, n_in)).astype(np.float32)
+    ops = numba_ops()
+    found = product(ops, ops.quantized_matrix(matrix), x)
+    assert deviation(found, x @ matrix.dequantize().T) < 3e-4
+
+
+@pytest.mark.parametrize("n_rows", [1, 5, 18])
+@pytest.mark.parametrize("shape", [(101, 512), (3, 40), (1, 2), (130, 72)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_shape_of_floats_is_multiplied_with(dtype, shape, n_rows):
+    rng = np.random.default_rng(0)
+    # Of few bits, which bfloat16 has all of.
+    weights = rng.integers(-99, 99, shape).astype(np.float32)
+    x = rng.normal(size=(1, n_rows, shape[1])).astype(np.float32)
+    ops = numba_ops(dtype=dtype)
+    assert deviation(product(ops, ops.matrix(weights), x), x @ weights.T) < 1e-6
+
+
+@all_bits
+def test_no_sum_of_integers_overflows(bits):
+    """Codes and activations at the ends of their ranges, in a group as long as a large row."""
+    width = 8192
+    ones = np.ones((8, 1), np.float16)
+    matrix = QuantizedMatrix(bits, np.full((8, width * bits // 8), 255, np.uint8), ones, -ones)
+    ops = numba_ops()
+    x = np.full((1, 1, width), -3.0, np.float32)
+    found = product(ops, ops.quantized_matrix(matrix), x)
+    np.testing.assert_allclose(found, x @ matrix.dequantize().T, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+@all_bits
+def test_scales_that_float16_cannot_hold(bits, size):
+    rng = np.random.default_rng(0)
+    matrix = quantize(random_matrix(rng, (20, 64)) * np.float32(size), bits, 32)
+    assert matrix.scales.dtype == np.float32
+    x = rng.normal(size=(1, 1, 64)).astype(np.float32)
+    ops = numba_ops()
+    found = product(ops, ops.quantized_matrix(matrix), x)
+    # They are rounded to float16's 11 bits, in units of the row's own.
+    assert deviation(found, x @ matrix.dequantize().T) < 3e-3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("n_rows", [2, 18])
+@all_dtypes
+def test_an_activation_that_is_no_number_is_not_hidden(dtype, n_rows, value):
+    ops = numba_ops(dtype=dtype)
+    matrix = ops.matrix(random_matrix(np.random.default_rng(0), (32, 64)))
+    x = np.ones((1, n_rows, 64), np.float32)
+    x[0, 0, 5] = value
+    found = product(ops, matrix, x)
+    assert not np.isfinite(found[0, 0]).any() and np.isfinite(found[0, 1:]).all()
+
+
+@all_dtypes
+def test_tokens_one_by_one_are_the_prompt_and_a_row_of_a_batch(model_file, dtype):
+    """Three ways through the kernels: a token's own, few rows, and many."""
+    model = rwkv_core.load(model_file, "numba", dtype=dtype)
+    whole = model.to_numpy(model.forward(TOKENS, all_logits=True)[0])
+    batch = model.to_numpy(model.forward([TOKENS, TOKENS[::-1]], all_logits=True)[0])
+    state, singles = None, []
+    for token in TOKENS:
+        logits, state = model.forward([token], state)
+        singles.append(model.to_numpy(logits))
+    assert deviation(batch[0], whole) < 1e-3
+    assert deviation(np.stack(singles), whole) < 1e-3
+
+
+@all_bits
+def test_a_prequantized_file_is_loaded_as_it_is(model_file, tmp_path, bits):
+    path = rwkv_core.prequantize(model_file, tmp_path / "m.pqth", bits=bits)
+    model, restored = rwkv_core.load(path, "numba"), rwkv_core.load(path, "numpy")
+    assert model.ops.dtype == f"int{bits}"
+    found, expected = (m.to_numpy(m.forward(TOKENS, all_logits=True)[0]) for m in (model, restored))
+    assert deviation(found, expected) < 1e-3
+    one, other = (m.to_numpy(m.forward([7])[0]) for m in (model, restored))
+    assert deviation(one, other) < 1e-3
+
+
+def test_group_sizes_are_chosen(model_file):
+    by_default, of_16 = (
+        rwkv_core.load(model_file, "numba", dtype="int4", **options)
+        for options in ({}, {"group_size": 16})
+    )
+    exact = rwkv_core.load(model_file, "numba")
+    expected, *found = (
+        model.to_numpy(model.forward(TOKENS)[0]) for model in (exact, by_default, of_16)
+    )
+    assert deviation(found[1], expected) < deviation(found[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("dtype=float16", "option dtype: found 'float16'"),
+        ("dtype=int8 group_size=0", "option group_size: found 0, expected at least 1"),
+        ("dtype=int8 group_size=48", "group size: found 48, expected a divisor"),
+        ("group_size=64", "option group_size: found it with dtype float32"),
+    ],
+)
+def test_a_bad_option_is_one_line(model_file, capsys, options, message):
+    arguments = [word for option in options.split() for word in ("-o", option)]
+    assert main(["generate", "a", "-m", str(model_file), "-b", "numba", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 2), ("int8", 1.07), ("int4", 0.57)])
+def test_a_matrix_takes_its_bits_and_no_more(dtype, size):
+    ops = numba_ops(dtype=dtype)
+    matrix = ops.matrix(random_matrix(np.random.default_rng(0), (512, 1024)))
+    assert ops.matrix_bytes(matrix) <= size * 512 * 1024
+
+
+@all_bits
+def test_the_shipped_models_perplexity_is_kept(bits):
+    """On what the model itself expects, exp(divergence) is what its perplexity grows by."""
+    exact = rwkv_core.RWKV("prose", backend="numba")
+    exact.load_context("The old man looked at the sea and")
+    tokens = exact.generate(200, temperature=1.0, seed=1).tokens
+    quantized = rwkv_core.load("prose", "numba", dtype=f"int{bits}")
+    rows = []
+    for model in (exact.model, quantized):
+        logits = model.to_numpy(model.forward(tokens, all_logits=True)[0]).astype(np.float64)
+        rows.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+    divergence = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(-1).mean()
+    assert 0 < divergence < {8: 0.001, 4: 0.03}[bits]
+
+
+@pytest.mark.parametrize(("processor", "dtype"), [("haswell", "int4"), ("generic", "int8")])
+def test_other_processors_compute_the_same(tmp_path, processor, dtype):
+    """Without the vectors of this one: as the kernels would be compiled there."""
+    code = f"""
+        from rwkv_core.cli import main
+        main(["verify", "-b", "numba", "-o", "dtype={dtype}"])
+    """
+    found = python(code, folder=tmp_path, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
+    assert found.splitlines()[1].split()[:4] == ["numba", dtype, "cpu", "pass"]
+
+
+LOGITS = """
+    import hashlib, os, sys
+    import rwkv_core
+    model = rwkv_core.load("prose", "numba", dtype="int8")
+    tokens = list(range(5))
+    logits = model.forward(tokens, all_logits=True)[0], model.forward([7])[0]
+    print(*(hashlib.md5(array.tobytes()).hexdigest() for array in logits))
+"""
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder with the kernels that LOGITS takes, and what it prints."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return folder, python(LOGITS, folder=folder, NUMBA_NUM_THREADS="2")
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+@pytest.mark.parametrize("n_threads", ["1", "3"])
+def test_any_number_of_threads_gives_the_same_bits(kept, n_threads, layer):
+    folder, expected = kept
+    variables = {"NUMBA_NUM_THREADS": n_threads, "NUMBA_THREADING_LAYER": layer}
+    assert python(LOGITS, folder=folder, **variables) == expected
+
+
+def test_kernels_are_kept_for_later_processes(kept):
+    folder, expected = kept
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")}
+    assert before
+    assert python(LOGITS, folder=folder) == expected
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")} == before
+
+
+def test_nowhere_to_keep_them(tmp_path):
+    """Neither the folder asked for, nor beside the package, nor the user's own can be written."""
+    code = """
+        from numba.core import caching
+        for locator in (caching._CacheLocator, *caching._CacheLocator.__subclasses__()):
+            locator.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
+        import rwkv_core
+        print(rwkv_core.load("prose", "numba").forward([1])[0].shape)
+    """
+    assert python(code, folder=tmp_path / "none").strip() == "(4096,)"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_python_threads_do_not_disturb_each_other(kept, layer):
+    code = """
+        from concurrent.futures import ThreadPoolExecutor
+        import numpy as np, rwkv_core
+        model = rwkv_core.load("prose", "numba", dtype="int8")
+        tokens = list(range(5))
+        expected = model.forward(tokens)[0]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: model.forward(tokens)[0], range(60)))
+        print(all(np.array_equal(logits, expected) for logits in found))
+    """
+    assert python(code, folder=kept[0], NUMBA_THREADING_LAYER=layer) == "True\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_is_told_to_be_spawned(kept):
+    """GNU's OpenMP would end it; before anything is computed forking does no harm."""
+    code = """
+        import os, rwkv_core
+        model = rwkv_core.load("prose", "numba", dtype="int8")
+
+        def in_child():
+            if os.fork() == 0:
+                try:
+                    model.forward([1])
+                    print("computed", flush=True)
+                except rwkv_core.BackendError as error:
+                    print(error, flush=True)
+                os._exit(0)
+            assert os.wait()[1] == 0
+
+        in_child()
+        model.forward([1])
+        in_child()
+    """
+    first, second = python(code, folder=kept[0], NUMBA_THREADING_LAYER="omp").splitlines()
+    assert first == "computed"
+    assert "forked" in second and "spawn" in second
+
+
+def on_terminal(folder):
+    """What a terminal shows of a token, generated with kernels kept in `folder`."""
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    side, child = pty.openpty()
+    arguments = ["generate", "a", "-n", "1", "-m", "prose", "-b", "numba"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "rwkv_core", *arguments, "-o", "dtype=int8"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
+    ) as process:
+        os.close(child)
+        shown = b""
+        try:
+            while some := os.read(side, 4096):
+                shown += some
+        except OSError:  # Linux's way to say that the other side is closed.
+            pass
+        os.close(side)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def test_a_terminal_shows_that_kernels_are_being_compiled(tmp_path):
+    assert "compiling kernels" in on_terminal(tmp_path)
+    assert "compiling" not in on_terminal(tmp_path)
+
+
+def test_listing_backends_imports_no_numba():
+    code = """
+        import sys
+        from rwkv_core.cli import main
+        main(["list-backends"])
+        print("numba" in sys.modules)
+    """
+    lines = python(code, folder="").splitlines()
+    assert any(line.startswith("numba ") for line in lines) and lines[-1] == "False"
