@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import time
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from rwkv_core.bench import available_threads
+from rwkv_core.bench.timing import in_turn
 
 _LIBRARIES = (
     "rwkv-core", "numpy", "numba", "torch", "jax", "tensorflow", "rwkv", "transformers"
@@ -62,11 +63,13 @@ class NumpyRates:
 
     def measure(self) -> tuple[float, float]:
         """Bytes a second of `W @ x`, and operations a second of a product with 256 rows."""
-        began = time.perf_counter()
+        # One pass takes less than the threads of whoever was before need to fall asleep.
+        read, multiplied = map(median, in_turn([self._read, self._multiply], 15))
+        return self._matrices.nbytes / read, 2 * 256 * 2048**2 / multiplied
+
+    def _read(self) -> None:
         for matrix in self._matrices:
             matrix @ self._x
-        read = time.perf_counter() - began
-        began = time.perf_counter()
+
+    def _multiply(self) -> None:
         self._rows @ self._matrices[0].T
-        multiplied = time.perf_counter() - began
-        return self._matrices.nbytes / read, 2 * 256 * 2048**2 / multiplied
