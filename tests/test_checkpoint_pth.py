@@ -205,7 +205,8 @@ def test_a_pickle_that_wants_code_is_refused_and_not_run(tmp_path: Path, what: s
     message = refusal(path)
     assert what in message and "nothing was run" in message
     assert not proof.exists()
-    assert set(sys.modules) == modules
+    # zipfile imports the encoding of names with the first archive of a process.
+    assert set(sys.modules) - modules <= {"encodings.cp437"}
 
 
 def fill(attack: bytes, proof: str) -> bytes:
