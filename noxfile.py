@@ -35,7 +35,8 @@ def install(session: nox.Session, *what: str) -> None:
 
 
 def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
-    processes = ("-n", "auto", "--maxprocesses", "4")
+    # A file's tests stay together: they share compilations.
+    processes = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
     session.run("python", "-m", "pytest", *processes, *arguments, env=ONE_THREAD | variables)
 
 
