@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from threading import Lock
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 from numba import njit
@@ -18,6 +21,20 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 REORDERED = {"reassoc", "contract"}
 
 
+# For functions that only compiled ones call: without the ways in from Python, which take longer to
+# compile than most of them.
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
+inner = njit(**_INNER)
+inner_sums = njit(fastmath=REORDERED, **_INNER)
+
+
+def _digest_of_sources() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+_SOURCES = CellType(_digest_of_sources())
+
 # Not all of Numba's threading layers stand calls from two of Python's threads at a time.
 _one_at_a_time = Lock()
 
@@ -27,11 +44,16 @@ def compiled(function: Function) -> Function:
 
     NUMBA_NUM_THREADS limits the cores, NUMBA_CACHE_DIR names the folder.
     """
-    options = {"parallel": True, "fastmath": REORDERED}
+    # Numba looks whether the file that a kernel is in has changed, and not those that it takes the
+    # inner loops from; but a function's closure is part of what it is kept under.
+    code = function.__code__.replace(co_freevars=("sources",))
+    closed = FunctionType(code, function.__globals__, function.__name__, closure=(_SOURCES,))
+    closed.__module__, closed.__qualname__ = function.__module__, function.__qualname__
+    options = {"parallel": True, "fastmath": REORDERED, "error_model": "numpy"}
     try:
-        kernel = njit(cache=True, **options)(function)
+        kernel = njit(cache=True, **options)(closed)
     except RuntimeError:  # Numba found no folder that it may write to.
-        kernel = njit(**options)(function)
+        kernel = njit(**options)(closed)
 
     @wraps(function)
     def call(*arguments: Any) -> Any:

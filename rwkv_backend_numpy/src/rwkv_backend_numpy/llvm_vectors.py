@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32 = ir.FloatType()
+BYTES = I8.as_pointer()
+
+# Of the processor that is compiled for, such as "+avx512f"; NUMBA_CPU_NAME chooses another one.
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+# 32 registers of 16 float32.
+HAS_WIDE_VECTORS = "+avx512f" in _FEATURES
+# Products of bfloat16, added in float32. Before version 16 LLVM has them with other types.
+HAS_BFLOAT16_PRODUCTS = "+avx512bf16" in _FEATURES and llvmlite.binding.llvm_version_info[0] >= 16
+
+
+class BFloat16(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not know."""
+
+    intrinsic_name = "bf16"
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(BFloat16)
+
+
+def vector(kind: ir.Type, n: int) -> ir.VectorType:
+    return ir.VectorType(kind, n)
 
 
 def filled(kind: ir.Type, n: int, value: float) -> ir.Constant:
     """A vector of `n` times the number."""
-    return ir.Constant(ir.VectorType(kind, n), [value] * n)
+    return ir.Constant(vector(kind, n), [value] * n)
 
 
 def spread(b: ir.IRBuilder, value: Any, n: int) -> Any:
     """A vector of `n` times the value."""
-    nothing = ir.Constant(ir.VectorType(value.type, n), ir.Undefined)
+    nothing = ir.Constant(vector(value.type, n), ir.Undefined)
     first = b.insert_element(nothing, value, I32(0))
     return b.shuffle_vector(first, nothing, filled(I32, n, 0))
 
@@ -30,23 +60,37 @@ def loaded(b: ir.IRBuilder, pointer: Any, kind: ir.Type) -> Any:
     return value
 
 
-def prefetch(b: ir.IRBuilder, pointer: Any, n_bytes: int) -> None:
-    """Ask for the memory `n_bytes` behind `pointer`, which need not be the program's."""
-    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0i8")
-    address = b.gep(b.bitcast(pointer, I8.as_pointer()), [I64(n_bytes)])
-    b.call(function, [address, I32(0), I32(3), I32(1)])
+def store(b: ir.IRBuilder, value: Any, pointer: Any) -> None:
+    """`value` to `pointer`, wherever that points to."""
+    b.store(value, b.bitcast(pointer, value.type.as_pointer())).align = 1
 
 
-def add_product(b: ir.IRBuilder, total: Any, one: Any, other: Any) -> None:
-    """total += one * other, fused where the processor can; `total` is a variable."""
-    product = b.fmul(one, other, flags=("contract",))
-    b.store(b.fadd(b.load(total), product, flags=("reassoc", "contract")), total)
+def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[Any]) -> Any:
+    """The result of the function of that name, LLVM's own or the system's."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), arguments)
 
 
-def summed(b: ir.IRBuilder, vector: Any) -> Any:
-    """The sum of a float32 vector's elements, in any order."""
-    name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
-    kind = ir.FunctionType(F32, [F32, vector.type])
-    function = cgutils.get_or_insert_function(b.module, kind, name)
-    return b.call(function, [F32(0.0), vector], fastmath=("reassoc",))
+def fused(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
+    """one * other + total of float32 vectors, in one rounding where the processor can."""
+    name = f"llvm.fmuladd.v{total.type.count}f32"
+    return call(b, name, total.type, [one, other, total])
+
+
+def bfloat16_products(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
+    """`total`, 16 float32, and to each added the products of a pair of bfloat16."""
+    pairs = [b.bitcast(pair, vector(BFloat16(), 32)) for pair in (one, other)]
+    return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", total.type, [total, *pairs])
+
+
+def int16_products(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
+    """`total`, int32, and to each added the products of a pair of int16.
+
+    In plain terms, which become one instruction where the processor has such (vpmaddwd, vpdpwssd).
+    """
+    n = one.type.count
+    wide = vector(I32, n)
+    products = b.mul(b.sext(one, wide), b.sext(other, wide), flags=("nsw",))
+    picks = [ir.Constant(vector(I32, n // 2), list(range(i, n, 2))) for i in (0, 1)]
+    even, odd = (b.shuffle_vector(products, ir.Constant(wide, ir.Undefined), p) for p in picks)
+    return b.add(total, b.add(even, odd, flags=("nsw",)))

@@ -9,31 +9,30 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numba import threading_layer
+from numba import get_num_threads, threading_layer
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy import kernels, vector_kernels
-from rwkv_backend_numpy.float_tile import COLUMNS, X_ROWS
-from rwkv_backend_numpy.matrices import Matrix, bfloat16_matrix, float32_matrix, packed_matrix
+from rwkv_backend_numpy import team, vector_kernels
+from rwkv_backend_numpy.one_token import PHASES, Token, one_token
 from rwkv_backend_numpy.ops import NumpyOps
-from rwkv_backend_numpy.slabs import Slabs
+from rwkv_backend_numpy.packing import code_matrix, float_matrix
+from rwkv_backend_numpy.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
+from rwkv_backend_numpy.products import FEW, product
+from rwkv_backend_numpy.slabs import Slabs, keep_freed_memory
 from rwkv_core import recurrence
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, quantize
-from rwkv_core.recurrence import Block
+from rwkv_core.recurrence import Parameters
 from rwkv_core.tensor_ops import WKVState
 
 Floats = NDArray[np.float32]
 
-# From as many rows on tiles are faster than single products; of codes, of floats.
-_FEW_ROWS = (12, 4)
-# Groups are a multiple of so many codes, for the kernels.
-_CODES_AT_ONCE = 8
 _BITS = {"int8": 8, "int4": 4}
 
 
@@ -61,22 +60,26 @@ class NumbaOps(NumpyOps):
             raise OptionError(f"option group_size: found {group_size}, expected at least 1")
         self.dtype = self._chosen = dtype
         self._group_size = group_size
-        self._blocks: Sequence[Any] = ()
+        self._parameters: Parameters | None = None
         self._slabs = Slabs()
+        keep_freed_memory()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
         if self._chosen in _BITS:
             group_size = self._group_size or math.gcd(array.shape[1], GROUP_SIZE)
             return self.quantized_matrix(quantize(array, _BITS[self._chosen], group_size))
-        make = bfloat16_matrix if self._chosen == "bfloat16" else float32_matrix
-        return make(array, self._slabs)
+        kind = BFLOAT16 if self._chosen == "bfloat16" else FLOAT32
+        return float_matrix(array, kind, self._slabs)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
         # A file keeps its bits, whatever the option says for what is quantized here.
         self.dtype = f"int{matrix.bits}"
-        if matrix.group_size % _CODES_AT_ONCE:
-            return float32_matrix(matrix.dequantize(), self._slabs)
-        return packed_matrix(matrix, self._slabs)
+        if matrix.group_size % DEPTH:
+            return float_matrix(matrix.dequantize(), FLOAT32, self._slabs)
+        return code_matrix(matrix, self._slabs)
+
+    def matrix_bytes(self, matrix: Matrix) -> int:
+        return matrix.panels.nbytes
 
     def embed(self, table: NDArray[Any], tokens: NDArray[np.int64]) -> Floats:
         if _threads_lost:
@@ -88,15 +91,11 @@ class NumbaOps(NumpyOps):
 
     def matmul(self, matrix: Matrix, x: Floats) -> Floats:
         rows = _rows(x)
-        n_rows, width = rows.shape
-        few = n_rows < _FEW_ROWS[matrix.array.dtype.itemsize > 1] or width % COLUMNS
-        padding = 0 if few else -n_rows % X_ROWS
-        if padding:
-            rows = np.concatenate([rows, np.zeros((padding, width), np.float32)])
-        out = np.empty((len(rows), len(matrix.array)), np.float32)
-        kernel = kernels.product if few else kernels.tiled_product
-        kernel(matrix.array, rows, matrix.n_groups, out)
-        return out[:n_rows, : matrix.n_out].reshape(*x.shape[:-1], matrix.n_out)
+        n_rows = len(rows)
+        padded = n_rows if n_rows == 1 else -(-n_rows // FEW) * FEW
+        out = np.empty((padded, matrix.n_out), np.float32)
+        product(matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, rows, out)
+        return out[:n_rows].reshape(*x.shape[:-1], matrix.n_out)
 
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats) -> Floats:
         return self._by_rows(vector_kernels.layer_norm, x, weight, bias)
@@ -123,41 +122,77 @@ class NumbaOps(NumpyOps):
         vector_kernels.wkv(k, v, decay, first, aa, bb, pp, means)
         return means, (aa, bb, pp)
 
-    def layers(
-        self, block: Callable[..., Any], blocks: Sequence[Block], x: Floats, state: Floats
-    ) -> tuple[Floats, Floats]:
-        one = block is recurrence.block and x.size == x.shape[-1]
-        packed = self._packed(blocks) if one else None
-        if packed is None:
-            return super().layers(block, blocks, x, state)
-        x, before, after = x.copy(), np.ascontiguousarray(state[0]), np.empty_like(state[0])
-        for i, arrays in enumerate(packed.matrices):
-            kernels.layer(i, packed.vectors, arrays, packed.n_groups, x[0, 0], before, after)
-        return x, after[None]
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        whole = recurrence.last_logits, recurrence.all_logits
+        if not isinstance(function, partial) or function.func not in whole:
+            return function
 
-    def _packed(self, blocks: Sequence[Block]) -> _Packed | None:
-        """The blocks as `kernels.layer` takes them; None if their matrices are of several types."""
-        if blocks is not self._blocks:
-            self._blocks, self._packed_blocks = blocks, _pack(blocks)
-        return self._packed_blocks
+        def run(p: Parameters, x: Floats, state: Floats) -> tuple[Floats, Floats]:
+            model = self._packed(p) if x.size == x.shape[-1] else None
+            return function(p, x, state) if model is None else model.run(x, state)
 
+        return run
 
-class _Packed(NamedTuple):
-    vectors: Floats  # [L, 11, D]
-    matrices: list[tuple[NDArray[Any], ...]]  # seven a layer
-    n_groups: tuple[int, int]  # of a row that is D wide, and F
+    def _packed(self, p: Parameters) -> _Packed | None:
+        """The model as `one_token` takes it; None if its matrices are of several types."""
+        if p is not self._parameters:
+            self._parameters, self._model = p, _Packed(p) if _alike(p) else None
+        return self._model
 
 
-def _pack(blocks: Sequence[Block]) -> _Packed | None:
-    vectors = [[*ln1, *time[:5], *ln2, *channel[:2]] for ln1, time, ln2, channel in blocks]
-    matrices = [[*time[5:], *channel[2:]] for _, time, _, channel in blocks]
-    types = {matrix.array.dtype for row in matrices for matrix in row}
-    of_width = {matrix.n_groups for row in matrices for matrix in row[:-1]}
-    of_ffn = {row[-1].n_groups for row in matrices}
-    if not len(types) == len(of_width) == len(of_ffn) == 1:
-        return None
-    arrays = [tuple(matrix.array for matrix in row) for row in matrices]
-    return _Packed(np.array(vectors), arrays, (of_width.pop(), of_ffn.pop()))
+def _alike(p: Parameters) -> bool:
+    """Whether all matrices are of one kind, and those with D columns and those with F columns each
+    of one form."""
+    wide, deep = _matrices(p)
+    kinds = {matrix.kind.dtype for matrix in (*wide, *deep)}
+    return all(len(found) == 1 for found in (kinds, set(map(_form, wide)), set(map(_form, deep))))
+
+
+def _matrices(p: Parameters) -> tuple[list[Matrix], list[Matrix]]:
+    """With D columns, the head the last, and with F."""
+    wide = [m for block in p.blocks for m in (*block.time[5:], *block.channel[2:4])]
+    return [*wide, p.head], [block.channel.value for block in p.blocks]
+
+
+def _form(matrix: Matrix) -> tuple[int, int, int]:
+    """What `Token.wide` and `Token.deep` are of."""
+    return matrix.depth, matrix.n_groups, matrix.panels.shape[1]
+
+
+class _Packed:
+    """A model as `one_token` takes it."""
+
+    def __init__(self, p: Parameters) -> None:
+        matrices = [[*block.time[5:], *block.channel[2:]] for block in p.blocks]
+        n_embd, n_ffn = len(p.ln0.weight), matrices[0][4].n_out
+        self._n_vocab = p.head.n_out
+        wide = -(-n_embd // ROWS) * ROWS
+        deep = -(-n_ffn // ROWS) * ROWS
+        self._constant = {
+            "kind": p.head.kind,
+            "wide": np.array(_form(p.head)),
+            "deep": np.array(_form(matrices[0][6])),
+            "vectors": np.array(
+                [[*ln1, *time[:5], *ln2, *channel[:2]] for ln1, time, ln2, channel in p.blocks]
+            ),
+            "norms": np.array([*p.ln0, *p.ln_out]),
+            "matrices": np.array([[m.panels.ctypes.data for m in row] for row in matrices]),
+            "head": p.head.panels.ctypes.data,
+            "n_ffn": n_ffn,
+            "between": np.empty((len(matrices), 4 * wide + deep), np.float32),
+        }
+
+    def run(self, x: Floats, state: Floats) -> tuple[Floats, Floats]:
+        """`recurrence.last_logits` of one token."""
+        before, after = np.ascontiguousarray(state[0]), np.empty_like(state[0])
+        logits = np.empty(-(-self._n_vocab // ROWS) * ROWS, np.float32)
+        one_token(
+            Token(
+                **self._constant, x=x[0, 0], state=before, after=after, logits=logits,
+                counts=team.counters(PHASES * len(before) + 1, get_num_threads()),
+            )
+        )  # fmt: skip
+        return logits[None, None, : self._n_vocab], after[None]
 
 
 def _rows(x: Floats) -> Floats:

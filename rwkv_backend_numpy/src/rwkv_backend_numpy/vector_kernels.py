@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.compiled import REORDERED, compiled
+from rwkv_backend_numpy.compiled import compiled, inner, inner_sums
 
 Floats = NDArray[np.float32]
 
 EPSILON = np.float32(1e-5)
 # Channels that a thread takes at once, through all of a chunk's tokens.
-_CHANNELS = 64
+_CHANNELS = 128
 
 
-@njit(fastmath=False)
+@inner
 def exp_negative(x: np.float32) -> np.float32:
     """exp(x) for x of at most 0, to about 1 unit in the last place; NaN stays NaN.
 
@@ -38,13 +36,13 @@ def exp_negative(x: np.float32) -> np.float32:
     return (p * r * r + r + np.float32(1)) * power
 
 
-@njit(fastmath=False)
+@inner
 def sigmoid_of(x: np.float32) -> np.float32:
     e = exp_negative(-abs(x))
     return (np.float32(1) if x >= 0 else e) / (np.float32(1) + e)
 
 
-@njit(fastmath=REORDERED)
+@inner_sums
 def layer_norm_row(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
     total = np.float32(0)
     for i in range(x.size):
@@ -91,25 +89,29 @@ def relu_squared(x: Floats, out: Floats) -> None:
             out[row, i] = positive * positive
 
 
-@njit(fastmath=REORDERED)
-def wkv_step(
-    k: np.float32, v: np.float32, decay: np.float32, first: np.float32,
-    aa: np.float32, bb: np.float32, pp: np.float32,
-) -> tuple[Any, ...]:  # fmt: skip
-    """One channel's mean, and its aa, bb and pp after the token; see TensorOps.wkv.
+@inner_sums
+def wkv_row(
+    k: Floats, v: Floats, decay: Floats, first: Floats,
+    aa: Floats, bb: Floats, pp: Floats, means: Floats,
+) -> None:  # fmt: skip
+    """One token of the scan for some channels [n] to `means`; aa, bb and pp are changed in place.
 
-    Of the two exponentials of numbers less their maximum, one is always 1.
+    See TensorOps.wkv. Of the two exponentials of numbers less their maximum, one is always 1. With
+    each row as an array of its own LLVM makes vectors of this, as it does not otherwise.
     """
     one = np.float32(1)
-    lead = pp - (first + k)
-    e = exp_negative(-abs(lead))
-    before, now = (one, e) if lead >= 0 else (e, one)
-    mean = (before * aa + now * v) / (before * bb + now)
-    faded = pp + decay
-    lead = faded - k
-    e = exp_negative(-abs(lead))
-    before, now = (one, e) if lead >= 0 else (e, one)
-    return mean, before * aa + now * v, before * bb + now, faded if lead >= 0 else k
+    for i in range(means.size):
+        lead = pp[i] - (first[i] + k[i])
+        e = exp_negative(-abs(lead))
+        before, now = (one, e) if lead >= 0 else (e, one)
+        means[i] = (before * aa[i] + now * v[i]) / (before * bb[i] + now)
+        faded = pp[i] + decay[i]
+        lead = faded - k[i]
+        e = exp_negative(-abs(lead))
+        before, now = (one, e) if lead >= 0 else (e, one)
+        aa[i] = before * aa[i] + now * v[i]
+        bb[i] = before * bb[i] + now
+        pp[i] = faded if lead >= 0 else k[i]
 
 
 @compiled
@@ -122,9 +124,9 @@ def wkv(
     n_parts = (n_embd + _CHANNELS - 1) // _CHANNELS
     for part in prange(n_batch * n_parts):
         b, start = part // n_parts, part % n_parts * _CHANNELS
-        end = min(start + _CHANNELS, n_embd)
+        some = slice(start, min(start + _CHANNELS, n_embd))
         for t in range(n_time):
-            for i in range(start, end):
-                means[b, t, i], aa[b, i], bb[b, i], pp[b, i] = wkv_step(
-                    k[b, t, i], v[b, t, i], decay[i], first[i], aa[b, i], bb[b, i], pp[b, i]
-                )
+            wkv_row(
+                k[b, t, some], v[b, t, some], decay[some], first[some],
+                aa[b, some], bb[b, some], pp[b, some], means[b, t, some],
+            )  # fmt: skip

@@ -1,0 +1,114 @@
+"""Activations as products with a matrix of each kind take them; see `panel_product`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from rwkv_backend_numpy.compiled import inner
+from rwkv_backend_numpy.llvm_vectors import HAS_BFLOAT16_PRODUCTS
+
+Floats = NDArray[np.float32]
+
+_BITS = {types.uint8: 8, types.int8: 4}
+_LEVELS = np.float32(32767)
+
+
+def row_for(kind: Any, depth: int) -> Any:
+    """An array for one row of activations."""
+    raise NotImplementedError  # Only for compiled code.
+
+
+def rows_for(kind: Any, n_rows: int, depth: int) -> Any:
+    """An array for several rows of activations."""
+    raise NotImplementedError  # Only for compiled code.
+
+
+def fill(kind: Any, x: Floats, row: Any, sums: Floats) -> np.float32:
+    """Store `x` [in] to such a row, and of codes the sum of each group; gives the unit of both."""
+    raise NotImplementedError  # Only for compiled code.
+
+
+@overload(row_for, strict=False)
+def _row_for(kind: Any, depth: Any) -> Any:
+    if kind in _BITS:
+        return lambda kind, depth: np.zeros(depth, np.int16)
+    return lambda kind, depth: np.zeros(depth, np.float32)
+
+
+@overload(rows_for, strict=False)
+def _rows_for(kind: Any, n_rows: Any, depth: Any) -> Any:
+    if kind in _BITS:
+        return lambda kind, n_rows, depth: np.zeros((n_rows, depth), np.int16)
+    if kind == types.uint16 and HAS_BFLOAT16_PRODUCTS:
+        return lambda kind, n_rows, depth: np.zeros((n_rows, depth), np.uint16)
+    return lambda kind, n_rows, depth: np.zeros((n_rows, depth), np.float32)
+
+
+@overload(fill, strict=False)
+def _fill(kind: Any, x: Any, row: Any, sums: Any) -> Any:
+    if kind in _BITS:
+        half = 16 // _BITS[kind]
+        return lambda kind, x, row, sums: _to_int16(x, row, sums, half)
+    if row.dtype == types.uint16:
+        return _to_bfloat16
+    return _copied
+
+
+def _copied(kind: Any, x: Floats, row: Any, sums: Floats) -> Any:
+    for i in range(x.size):
+        row[i] = x[i]
+    return np.float32(1)
+
+
+def _to_bfloat16(kind: Any, x: Floats, row: Any, sums: Floats) -> Any:
+    bits = x.view(np.uint32)
+    for i in range(x.size):
+        one = bits[i]
+        # To the nearest, and halfway to the even one; NaN, which that could carry over, is left.
+        odd = np.uint32(np.uint32(one >> np.uint32(16)) & np.uint32(1))
+        rounded = np.uint32(one + np.uint32(odd + np.uint32(0x7FFF)))
+        number = np.uint32(one & np.uint32(0x7FFFFFFF)) <= np.uint32(0x7F800000)
+        row[i] = np.uint16(
+            np.uint32(rounded if number else one | np.uint32(1 << 22)) >> np.uint32(16)
+        )
+    return np.float32(1)
+
+
+@inner
+def _to_int16(x: Floats, row: NDArray[np.int16], sums: Floats, half: int) -> Any:
+    """In units of the largest's share, two by two that are `half` a step apart."""
+    largest = _largest(x)
+    per_unit = _LEVELS / largest if largest > np.float32(1e-30) else np.float32(0)
+    size = x.size // sums.size
+    levels = np.empty(x.size, np.int32)
+    for i in range(x.size):
+        level = x[i] * per_unit
+        levels[i] = np.int32(level + (np.float32(0.5) if level >= 0 else np.float32(-0.5)))
+    for group in range(sums.size):
+        total = np.int32(0)
+        for i in range(group * size, (group + 1) * size):
+            total = np.int32(total + levels[i])
+        sums[group] = np.float32(total)
+    for start in range(0, x.size, 2 * half):
+        for i in range(half):
+            row[start + 2 * i] = np.int16(levels[start + i])
+            row[start + 2 * i + 1] = np.int16(levels[start + half + i])
+    return largest / _LEVELS
+
+
+@inner
+def _largest(x: Floats) -> Any:
+    """The largest magnitude in `x`, or NaN if there is one."""
+    # Read as integers floats keep their order, NaN being the largest: a maximum that vectorizes.
+    bits = x.view(np.int32)
+    top = np.int32(0)
+    for i in range(x.size):
+        one = np.int32(bits[i] & np.int32(0x7FFFFFFF))
+        if one > top:
+            top = one
+    return np.int32(top).view(np.float32)

@@ -1,0 +1,142 @@
+"""Matrices into panels: floats by a kernel that Numba compiles, as fast as memory is read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+from numpy.typing import DTypeLike, NDArray
+
+from rwkv_backend_numpy.compiled import compiled
+from rwkv_backend_numpy.panels import DEPTH, INT4, INT8, LINE, ROWS, Kind, Matrix
+from rwkv_backend_numpy.slabs import Slabs
+from rwkv_core.quantization import QuantizedMatrix
+
+# As many products of codes with int16 as fit into a sum of 32 bits.
+_LARGEST_GROUP = 256
+
+
+def float_matrix(array: NDArray[Any], kind: Kind, slabs: Slabs) -> Matrix:
+    """In float32 or bfloat16, rounded to the nearest, from any float type."""
+    n_out, width = array.shape
+    depth = -(-width // DEPTH) * DEPTH
+    panels = _empty(slabs, n_out, depth * ROWS * kind.itemsize)
+    pack(_as_packed(array), panels.view(kind.dtype))
+    return Matrix(panels, kind, n_out, depth)
+
+
+def _as_packed(array: NDArray[Any]) -> NDArray[Any]:
+    """The array as `pack` tells what it is of: bfloat16 as uint16, float16 as int16, or float32."""
+    bits: dict[str, DTypeLike] = {"bfloat16": np.uint16, "float16": np.int16}
+    if array.dtype.name in bits:
+        return np.ascontiguousarray(array).view(bits[array.dtype.name])
+    return np.ascontiguousarray(array, np.float32)
+
+
+def code_matrix(matrix: QuantizedMatrix, slabs: Slabs) -> Matrix:
+    """With the groups that it has, or parts of them; their size is a multiple of DEPTH."""
+    n_out, width = matrix.shape
+    size = matrix.group_size
+    if size > _LARGEST_GROUP:
+        size = math.gcd(size, _LARGEST_GROUP)
+    n_groups, n_lines = width // size, size * matrix.bits // 32
+    panels = _empty(slabs, n_out, LINE * (1 + n_groups * (1 + n_lines)))
+    groups = panels[:, LINE:].reshape(len(panels), n_groups, 1 + n_lines, LINE)
+    units, *floats = _in_float16(matrix)
+    panels[:, :LINE].view(np.float32)[...] = _by_panels(units)
+    for part, array in zip(
+        np.split(groups[:, :, 0].view(np.float16), 2, axis=2), floats, strict=True
+    ):
+        part[...] = _by_panels(array.repeat(matrix.group_size // size, axis=1)).transpose(0, 2, 1)
+    codes = _by_panels(np.ascontiguousarray(matrix.codes).view(np.uint32))
+    codes = codes.reshape(len(panels), ROWS, n_groups, n_lines)
+    groups[:, :, 1:].view(np.uint32)[...] = codes.transpose(0, 2, 3, 1)
+    return Matrix(panels, INT8 if matrix.bits == 8 else INT4, n_out, width, n_groups)
+
+
+def _in_float16(matrix: QuantizedMatrix) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Units float32 [out], and scales and offsets in them, float16 [out, groups].
+
+    Units are 1 if these are float16 in the matrix, and otherwise powers of two that make them such.
+    """
+    scales, offsets = matrix.scales, matrix.offsets
+    units = np.ones(len(scales), np.float32)
+    if scales.dtype != np.float16 or offsets.dtype != np.float16:
+        top = np.maximum(abs(scales), abs(offsets)).max(axis=1)
+        units = np.exp2(np.frexp(top)[1] - 14, dtype=np.float32)
+        scales, offsets = scales / units[:, None], offsets / units[:, None]
+    return units, scales.astype(np.float16), offsets.astype(np.float16)
+
+
+def _empty(slabs: Slabs, n_out: int, panel_bytes: int) -> NDArray[np.uint8]:
+    return slabs.empty((-(-n_out // ROWS), panel_bytes), np.uint8)
+
+
+def _by_panels(array: NDArray[Any]) -> NDArray[Any]:
+    """[out, ...] as [panels, ROWS, ...], with zeros for the rows that the last panel lacks."""
+    lacking = -len(array) % ROWS
+    if lacking:
+        array = np.concatenate([array, np.zeros((lacking, *array.shape[1:]), array.dtype)])
+    return array.reshape(-1, ROWS, *array.shape[1:])
+
+
+def as_float32(value: Any) -> Any:
+    """Of a float32, of the bits of a bfloat16 in uint16, or of those of a float16 in int16."""
+    raise NotImplementedError  # Only for compiled code.
+
+
+def put(panel: NDArray[Any], column: int, row: int, value: np.float32) -> None:
+    """Store a weight of a panel, in its kind."""
+    raise NotImplementedError  # Only for compiled code.
+
+
+@overload(as_float32, strict=False)
+def _as_float32(value: Any) -> Any:
+    if value == types.float32:
+        return lambda value: value
+    if value == types.uint16:
+        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+    return _float16
+
+
+def _float16(value: np.int16) -> Any:
+    # By its bits, as not every processor converts it.
+    sign = np.int32(np.int32(value) & np.int32(-0x80000000))
+    rest = np.int32(np.int32(np.int32(value) & np.int32(0x7FFF)) << np.int32(13))
+    return np.int32(sign | rest).view(np.float32) * np.float32(2.0**112)
+
+
+@overload(put, strict=False)
+def _put(panel: Any, column: Any, row: Any, value: Any) -> Any:
+    return _put_float32 if panel.dtype == types.float32 else _put_bfloat16
+
+
+def _put_float32(panel: NDArray[Any], column: int, row: int, value: np.float32) -> None:
+    panel[column * ROWS + row] = value
+
+
+def _put_bfloat16(panel: NDArray[Any], column: int, row: int, value: np.float32) -> None:
+    bits = np.float32(value).view(np.uint32)
+    # To the nearest, and halfway to the even one.
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    bits = np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF)))
+    panel[(column // 2 * ROWS + row) * 2 + column % 2] = np.uint16(bits >> np.uint32(16))
+
+
+@compiled
+def pack(array: NDArray[Any], panels: NDArray[Any]) -> None:
+    """`array` [out, in], of what `as_float32` takes, to `panels` [panels, n], float32 or uint16."""
+    n_out, width = array.shape
+    for p in prange(panels.shape[0]):
+        panel, first = panels[p], p * ROWS
+        n_rows = min(ROWS, n_out - first)
+        if n_rows < ROWS:
+            panel[:] = 0
+        else:
+            panel[width // 2 * 2 * ROWS :] = 0
+        for column in range(width):
+            for row in range(n_rows):
+                put(panel, column, row, as_float32(array[first + row, column]))

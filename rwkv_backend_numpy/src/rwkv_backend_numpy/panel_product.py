@@ -1,0 +1,223 @@
+"""The product of a panel of a matrix with rows of activations, for compiled code; see `panels`.
+
+In LLVM's vectors: which of them stay in registers decides the speed. Of one row of activations the
+product is as fast as memory is read; of several it is as fast as the processor multiplies, since a
+line, once loaded and taken apart, is multiplied with all of them.
+
+Activations come as the kind of the matrix wants them (`activations` makes them): a step of DEPTH
+columns takes as many elements of 32 bits, in this order:
+
+    float32   float32
+    bfloat16  float32; or of several rows, where the processor has such products, pairs of bfloat16
+    int8      pairs of int16 for the columns (0, 2), (1, 3), (4, 6), (5, 7)
+    int4      pairs of int16 for the columns (0, 4), (1, 5), (2, 6), (3, 7)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from rwkv_backend_numpy.llvm_vectors import (
+    BYTES,
+    F32,
+    HAS_BFLOAT16_PRODUCTS,
+    I16,
+    I32,
+    I64,
+    bfloat16_products,
+    filled,
+    fused,
+    int16_products,
+    loaded,
+    spread,
+    store,
+    vector,
+)
+from rwkv_backend_numpy.panels import DEPTH, LINE, ROWS
+
+
+class _Kind(NamedTuple):
+    """What the kinds of matrices differ in.
+
+    Attributes:
+        n_lines: in a step.
+        parts: of a line, as vectors that `add` multiplies, each with one element of activations.
+        add: (b, part, activations, total) -> total.
+        total: the type of the sums of a group.
+        n_elements: of activations in a step.
+        has_groups: with scales and offsets.
+    """
+
+    n_lines: int
+    parts: Callable[[ir.IRBuilder, Any], list[Any]]
+    add: Callable[[ir.IRBuilder, Any, Any, Any], Any]
+    total: ir.Type
+    n_elements: int
+    has_groups: bool
+
+
+def _float32(b: ir.IRBuilder, line: Any) -> list[Any]:
+    return [loaded(b, line, vector(F32, ROWS))]
+
+
+def _bfloat16(b: ir.IRBuilder, line: Any) -> list[Any]:
+    pairs = loaded(b, line, vector(I32, ROWS))
+    halves = b.shl(pairs, filled(I32, ROWS, 16)), b.and_(pairs, filled(I32, ROWS, -(1 << 16)))
+    return [b.bitcast(half, vector(F32, ROWS)) for half in halves]
+
+
+def _bfloat16_pairs(b: ir.IRBuilder, line: Any) -> list[Any]:
+    return [loaded(b, line, vector(I32, ROWS))]
+
+
+def _codes(bits: int) -> Callable[[ir.IRBuilder, Any], list[Any]]:
+    n = 2 * ROWS
+
+    def parts(b: ir.IRBuilder, line: Any) -> list[Any]:
+        words = loaded(b, line, vector(I16, n))
+        shifted = [b.lshr(words, filled(I16, n, shift)) for shift in range(0, 16, bits)]
+        return [b.and_(word, filled(I16, n, 2**bits - 1)) for word in shifted]
+
+    return parts
+
+
+_FLOAT32 = _Kind(8, _float32, fused, F32, 8, False)
+_BFLOAT16 = _Kind(4, _bfloat16, fused, F32, 8, False)
+_BFLOAT16_PAIRS = _Kind(4, _bfloat16_pairs, bfloat16_products, F32, 4, False)
+_INT8 = _Kind(2, _codes(8), int16_products, I32, 4, True)
+_INT4 = _Kind(1, _codes(4), int16_products, I32, 4, True)
+
+
+def _kind_of(tag: Any, n_rows: int) -> _Kind:
+    if tag == types.uint16 and n_rows > 1 and HAS_BFLOAT16_PRODUCTS:
+        return _BFLOAT16_PAIRS
+    return {
+        types.float32: _FLOAT32, types.uint16: _BFLOAT16, types.uint8: _INT8, types.int8: _INT4,
+    }[tag]  # fmt: skip
+
+
+def _product_with(n_rows: int) -> Callable[..., None]:
+    """A function for compiled code: `panel` times `n_rows` rows of activations, to `out`.
+
+    (kind, panel, depth, n_groups, x, x_bytes, sums, units, out, out_bytes), in which all but the
+    kind are int64. Addresses are `panel`, `x` (the rows of activations, `x_bytes` from one to the
+    next), `out` (16 float32 for each row, `out_bytes` from one to the next), and for codes `sums`
+    (float32 [rows, groups], of the activations of a group) and `units` (float32 [rows], of the
+    activations).
+    """
+
+    @intrinsic
+    def product(  # type: ignore[no-untyped-def]
+        context, kind, panel, depth, n_groups, x, x_bytes, sums, units, out, out_bytes
+    ):
+        def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            b.call(_function(b.module, kind, n_rows), args[1:])
+            return context.get_dummy_value()
+
+        return types.none(kind, *[types.int64] * 9), generate
+
+    return product
+
+
+one_row, four_rows, eight_rows = (_product_with(n) for n in (1, 4, 8))
+
+
+def _function(module: ir.Module, tag: Any, n_rows: int) -> ir.Function:
+    """By itself, so that it is compiled once for all its callers."""
+    name = f"rwkv_panel_{tag}_{n_rows}"
+    if name in module.globals:
+        return module.globals[name]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 9), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    b = ir.IRBuilder(function.append_basic_block())
+    panel, depth, n_groups, x, x_bytes, sums, units, out, out_bytes = function.args
+    kind = _kind_of(tag, n_rows)
+    rows = [b.add(x, b.mul(x_bytes, I64(i))) for i in range(n_rows)]
+    steps = b.udiv(depth, b.mul(n_groups, I64(DEPTH)))
+    if not kind.has_groups:
+        totals = _totals(b, kind, panel, rows, steps)
+    else:
+        totals = _of_groups(b, kind, panel, rows, steps, n_groups, sums, units)
+    for i, total in enumerate(totals):
+        store(b, total, _pointer(b, b.add(out, b.mul(out_bytes, I64(i)))))
+    b.ret_void()
+    return function
+
+
+def _totals(b: ir.IRBuilder, kind: _Kind, lines: Any, rows: list[Any], steps: Any) -> list[Any]:
+    """Of so many steps, the products of lines and each row of activations, added up."""
+    # One sum would wait for itself at each addition; those of several rows take turns.
+    n_sums = kind.n_elements if len(rows) == 1 else 1
+    none = filled(kind.total, ROWS, 0)
+    sums = [[cgutils.alloca_once(b, none.type) for _ in range(n_sums)] for _ in rows]
+    for variables in sums:
+        for variable in variables:
+            b.store(none, variable)
+    with cgutils.for_range(b, steps) as step:
+        at = b.mul(step.index, I64(LINE * kind.n_lines))
+        elements = b.mul(step.index, I64(4 * kind.n_elements))
+        parts = []
+        for i in range(kind.n_lines):
+            parts += kind.parts(b, _pointer(b, lines, b.add(at, I64(LINE * i))))
+        for j, part in enumerate(parts):
+            for row, variables in zip(rows, sums, strict=True):
+                element = loaded(b, _pointer(b, row, b.add(elements, I64(4 * j))), I32)
+                x = b.bitcast(spread(b, element, ROWS), part.type)
+                variable = variables[j % n_sums]
+                b.store(kind.add(b, part, x, b.load(variable)), variable)
+    add = b.fadd if kind.total == F32 else b.add
+    totals = []
+    for variables in sums:
+        total = b.load(variables[0])
+        for other in variables[1:]:
+            total = add(total, b.load(other))
+        totals.append(total)
+    return totals
+
+
+def _of_groups(
+    b: ir.IRBuilder, kind: _Kind, panel: Any, rows: list[Any], steps: Any, n_groups: Any,
+    sums: Any, units: Any,
+) -> list[Any]:  # fmt: skip
+    """scale * (codes . x) + offset * sum(x) over all groups, in float32, for each row."""
+    none = filled(F32, ROWS, 0.0)
+    totals = [cgutils.alloca_once_value(b, none) for _ in rows]
+    group_bytes = b.add(b.mul(steps, I64(LINE * kind.n_lines)), I64(LINE))
+    x_bytes = b.mul(steps, I64(4 * kind.n_elements))
+    with cgutils.for_range(b, n_groups) as group:
+        start = b.add(b.add(panel, I64(LINE)), b.mul(group.index, group_bytes))
+        scales, offsets = (_small_floats(b, start, at) for at in (0, LINE // 2))
+        here = [b.add(row, b.mul(group.index, x_bytes)) for row in rows]
+        products = _totals(b, kind, b.add(start, I64(LINE)), here, steps)
+        for i, (product, total) in enumerate(zip(products, totals, strict=True)):
+            at = b.add(b.mul(n_groups, I64(i)), group.index)
+            x_sum = loaded(b, _pointer(b, sums, b.mul(at, I64(4))), F32)
+            y = fused(b, b.sitofp(product, none.type), scales, b.load(total))
+            b.store(fused(b, offsets, spread(b, x_sum, ROWS), y), total)
+    own = loaded(b, _pointer(b, panel), none.type)
+    shift = filled(F32, ROWS, 2.0**112)  # what `_small_floats` lack
+    y = []
+    for i, total in enumerate(totals):
+        unit = spread(b, loaded(b, _pointer(b, units, I64(4 * i)), F32), ROWS)
+        y.append(b.fmul(b.fmul(b.load(total), shift), b.fmul(own, unit)))
+    return y
+
+
+def _small_floats(b: ir.IRBuilder, address: Any, start: int) -> Any:
+    """16 float16, times 2**-112, as float32: not every processor converts them, but every one
+    shifts their bits."""
+    halves = loaded(b, _pointer(b, address, I64(start)), vector(I16, ROWS))
+    # The sign's copies are left out again but for the first.
+    bits = b.shl(b.sext(halves, vector(I32, ROWS)), filled(I32, ROWS, 13))
+    bits = b.and_(bits, filled(I32, ROWS, 0x8FFFFFFF))
+    return b.bitcast(bits, vector(F32, ROWS))
+
+
+def _pointer(b: ir.IRBuilder, address: Any, offset: Any = None) -> Any:
+    return b.gep(b.inttoptr(address, BYTES), [I64(0) if offset is None else offset])
