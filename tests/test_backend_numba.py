@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -94,6 +95,19 @@ def test_any_shape_of_floats_is_multiplied_with(dtype, shape, n_rows):
     expected = x @ weights.T
     rounds = dtype == "bfloat16" and n_rows > 1
     assert deviation(product(ops, ops.matrix(weights), x), expected) < (2**-9 if rounds else 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(16, 32), (37, 70), (48, 15), (5, 200)], ids=str)
+@pytest.mark.parametrize("source", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_of_any_float_type_are_rounded_to_the_nearest(dtype, source, shape):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=shape) * np.exp2(rng.integers(-20, 5, shape))
+    weights = weights.astype(np.dtype(getattr(ml_dtypes, source, source)))
+    ops = numba_ops(dtype=dtype)
+    found = product(ops, ops.matrix(weights), np.eye(shape[1], dtype=np.float32)[None])[0].T
+    rounded = weights.astype(np.float32).astype(getattr(ml_dtypes, dtype, dtype))
+    assert np.array_equal(found, rounded.astype(np.float32))
 
 
 @all_bits

@@ -18,6 +18,7 @@ from jax import Array, lax
 from numpy.typing import NDArray
 
 from rwkv_backend_jax.devices import Placement, chosen_devices
+from rwkv_core.float16 import assign
 from rwkv_core.tensor_ops import TensorOps, WKVState
 
 # From as many rows on, XLA's product is faster on a CPU than a loop over the rows.
@@ -129,7 +130,7 @@ def _copied(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
     buffer = np.empty(array.size * dtype.itemsize + 64, np.uint8)
     start = -buffer.ctypes.data % 64
     copy = buffer[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
-    copy[...] = array
+    assign(copy, array)
     return copy
 
 

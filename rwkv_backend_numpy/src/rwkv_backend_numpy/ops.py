@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_backend_numpy.slabs import Slabs, keep_freed_memory
+from rwkv_core.float16 import assign
 from rwkv_core.tensor_ops import Matrix, TensorOps, WKVState
 
 Floats = NDArray[np.floating[Any]]
@@ -30,7 +31,7 @@ class NumpyOps(TensorOps):
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
         rows = self._slabs.empty(array.shape, self.dtype)
-        rows[...] = array
+        assign(rows, array)
         return rows
 
     def to_numpy(self, array: Floats) -> Floats:

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from rwkv_backend_numpy.compiled import compiled
 from rwkv_backend_numpy.panels import DEPTH, INT4, INT8, LINE, ROWS, Kind, Matrix
 from rwkv_backend_numpy.slabs import Slabs
+from rwkv_backend_numpy.transposing import put_square
 from rwkv_core.quantization import QuantizedMatrix
 
 # As many products of codes with int16 as fit into a sum of 32 bits.
@@ -130,13 +131,20 @@ def _put_bfloat16(panel: NDArray[Any], column: int, row: int, value: np.float32)
 def pack(array: NDArray[Any], panels: NDArray[Any]) -> None:
     """`array` [out, in], of what `as_float32` takes, to `panels` [panels, n], float32 or uint16."""
     n_out, width = array.shape
+    kind, source = panels[0, 0], array[0, 0]
+    columns = LINE // panels.itemsize
     for p in prange(panels.shape[0]):
         panel, first = panels[p], p * ROWS
         n_rows = min(ROWS, n_out - first)
-        if n_rows < ROWS:
-            panel[:] = 0
-        else:
-            panel[width // 2 * 2 * ROWS :] = 0
-        for column in range(width):
+        done = 0
+        if n_rows == ROWS:
+            done = width // columns * columns
+            for column in range(0, done, columns):
+                put_square(
+                    kind, source, array[first, column:].ctypes.data, array.strides[0],
+                    panel[column * ROWS :].ctypes.data,
+                )  # fmt: skip
+        panel[done * ROWS :] = 0
+        for column in range(done, width):
             for row in range(n_rows):
                 put(panel, column, row, as_float32(array[first + row, column]))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rwkv_backend_tf import array_api
 from rwkv_core.errors import BackendError
+from rwkv_core.float16 import assign
 from rwkv_core.tensor_ops import TensorOps, WKVState
 
 _CPU, _GPU = "/CPU:0", "/GPU:0"
@@ -191,7 +192,7 @@ def _host_tensor(array: NDArray[Any], dtype: str) -> tf.Tensor:
     buffer = np.empty(n_bytes + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
     copy = buffer[start : start + n_bytes].view(kind).reshape(array.shape)
-    copy[...] = array
+    assign(copy, array)
     if dtype == "bfloat16":  # which DLPack's side of NumPy does not know
         return tf.bitcast(_from_dlpack(copy.view(np.int16)), tf.bfloat16)
     return _from_dlpack(copy)

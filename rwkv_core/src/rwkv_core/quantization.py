@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError
+from rwkv_core.float16 import assign
 
 BITS = (8, 4)
 GROUP_SIZE = 64
@@ -145,8 +146,9 @@ def _groups(array: NDArray[Any], group_size: int) -> Iterator[tuple[slice, NDArr
     step = max(1, 2**16 // max(width, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
+        weights = np.empty(array[part].shape, np.float32)
         with np.errstate(over="ignore"):
-            weights = array[part].astype(np.float32)
+            assign(weights, array[part])
         yield part, weights.reshape(-1, width // group_size, group_size)
 
 

@@ -1,0 +1,39 @@
+"""float16 to wider types by its bits: several times as fast as NumPy, which takes one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Converted at a time, so that they stay in a cache.
+_AT_ONCE = 2**16
+_INFINITY = 0x7C00
+# Of a float16's bits 13 places further up: the sign, of which there are then four, and the rest.
+_KEPT = np.int32(-0x70002000)
+
+
+def assign(out: NDArray[Any], array: NDArray[Any]) -> None:
+    """`out[...] = array`, for two arrays of one shape and any float types."""
+    contiguous = array.flags.c_contiguous and out.flags.c_contiguous
+    if array.dtype != np.float16 or out.dtype == np.float16 or not contiguous:
+        out[...] = array
+        return
+    numbers, to = array.reshape(-1), out.reshape(-1)
+    for start in range(0, numbers.size, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        to[part] = _widened(numbers[part])
+
+
+def _widened(numbers: NDArray[np.float16]) -> NDArray[np.float32]:
+    bits = numbers.view(np.int16)
+    if bits.max() >= _INFINITY or bits.view(np.uint16).max() >= 0x8000 | _INFINITY:
+        return numbers.astype(np.float32)
+    wide = bits.astype(np.int32)
+    wide <<= 13
+    wide &= _KEPT
+    # As an exponent of float32 the bits mean 2**-112 of what they do in float16.
+    widened = wide.view(np.float32)
+    widened *= np.float32(2.0**112)
+    return widened
