@@ -24,7 +24,7 @@ from rwkv_backend_numpy.ops import NumpyOps
 from rwkv_backend_numpy.packing import code_matrix, float_matrix
 from rwkv_backend_numpy.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
 from rwkv_backend_numpy.products import FEW, product
-from rwkv_backend_numpy.slabs import Slabs, keep_freed_memory
+from rwkv_backend_numpy.slabs import Slabs
 from rwkv_core import recurrence
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, quantize
@@ -62,7 +62,6 @@ class NumbaOps(NumpyOps):
         self._group_size = group_size
         self._parameters: Parameters | None = None
         self._slabs = Slabs()
-        keep_freed_memory()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
         if self._chosen in _BITS:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.slabs import Slabs, keep_freed_memory
+from rwkv_backend_numpy.slabs import Slabs
 from rwkv_core.float16 import assign
 from rwkv_core.tensor_ops import Matrix, TensorOps, WKVState
 
@@ -24,7 +24,6 @@ class NumpyOps(TensorOps):
     def __init__(self, dtype: str) -> None:
         self.dtype = self.runtime_dtype = dtype
         self._slabs = Slabs()
-        keep_freed_memory()
 
     def vector(self, array: NDArray[Any]) -> Floats:
         return array.astype(self.runtime_dtype)

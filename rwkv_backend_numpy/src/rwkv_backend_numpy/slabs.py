@@ -1,4 +1,4 @@
-"""Memory: for matrices, in pieces large enough for the system's huge pages.
+"""Memory for matrices, in pieces large enough for the system's huge pages.
 
 NumPy asks for huge pages (of 2 MB, where the usual are of 4 kB) for arrays of 4 MB and more, and
 most matrices of a small model are smaller. The system hands out memory in huge pages several times
@@ -34,12 +34,3 @@ class Slabs:
         piece = self._slab[self._used : self._used + n_bytes]
         self._used += n_bytes + -n_bytes % _CACHE_LINE
         return piece.view(dtype).reshape(shape)
-
-
-def keep_freed_memory() -> None:
-    """Have what arrays of up to 31 MB leave used for the next ones, by glibc's allocator.
-
-    It hands blocks above a limit back to the system, and fresh pages cost more than what is done
-    with them; the limit rises, up to 32 MB, to the largest block that it has seen freed.
-    """
-    np.empty(31 << 20, np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rwkv_backend_torch.one_token import layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
+from rwkv_core import recurrence
 from rwkv_core.backend import printable
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.tensor_ops import TensorOps, WKVState
@@ -34,9 +36,7 @@ class TorchOps(TensorOps):
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
             raise OptionError("option dtype: found float64, which mps lacks; take float32")
-        # glibc hands blocks above a limit back to the system, and new pages cost more than what is
-        # done with them; the limit rises, up to 32 MB, to the largest block it has seen freed.
-        torch.empty(31 << 20, dtype=torch.uint8)
+        self._blocks: Sequence[Any] = ()
         self._packs = packs(self._device, getattr(torch, dtype))
         if threads is not None:
             # Beyond what the system allows, OpenMP ends the process.
@@ -106,6 +106,16 @@ class TorchOps(TensorOps):
         self, k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState
     ) -> tuple[Tensor, WKVState]:
         return wkv(k, v, decay, first, state)
+
+    def layers(
+        self, block: Callable[..., Any], blocks: Sequence[Any], x: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        one = block is recurrence.block and isinstance(x, Tensor) and x.shape[:2] == (1, 1)
+        if not one:
+            return super().layers(block, blocks, x, state)
+        if blocks is not self._blocks:
+            self._blocks, self._layers = blocks, layers_of(blocks)
+        return one_token(self.matmul, self._layers, x, state)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # Not inference_mode, whose results nobody else may change: a caller may ban a token.

@@ -28,6 +28,8 @@ _BLOCK = 1024
 # Up to as many rows of x, torch's own product in 16 bits is faster than to widen.
 _FEW = 2
 
+# Without the choice among overloads, which takes longer than the operation's own overhead.
+_linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
 _X86 = platform.machine() in ("x86_64", "AMD64")
 # Told from torch's own choice, which ATEN_CPU_CAPABILITY limits. With AVX2 alone, oneDNN is no
 # faster than MKL at one row.
@@ -46,11 +48,11 @@ class PackedMatrix:
 
     def product(self, x: Tensor) -> Tensor:
         """`x` [B, T, in] times the matrix, transposed: [B, T, out] in `x`'s dtype."""
-        rows = x.to(self._packed.dtype)
+        dtype = self._packed.dtype
         if x.shape[0] * x.shape[1] == 1:
-            rows = torch.cat([rows] * _REPEATS, dim=1)
+            rows = x.new_empty((1, _REPEATS, x.shape[2]), dtype=dtype).copy_(x)
             return _onednn(rows, self._packed)[:, :1].to(x.dtype)
-        return _onednn(rows, self._packed).to(x.dtype)
+        return _onednn(x.to(dtype), self._packed).to(x.dtype)
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
@@ -76,4 +78,4 @@ def widened_product(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def _onednn(x: Tensor, matrix: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, matrix, None, "none", [], "")
+    return _linear_pointwise(x, matrix, None, "none", [], "")

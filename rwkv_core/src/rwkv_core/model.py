@@ -20,6 +20,7 @@ from rwkv_core import state as state_file
 from rwkv_core.checkpoint import Checkpoint, diagnose
 from rwkv_core.checkpoint.doctor import Shape, check_finite
 from rwkv_core.errors import CheckpointError, OptionError, StateError
+from rwkv_core.heap import keep_freed_memory
 from rwkv_core.model_file import open_model
 from rwkv_core.state import State
 from rwkv_core.tensor_ops import TensorOps
@@ -67,6 +68,7 @@ def _load(
     lora_alpha: float | None,
     options: dict[str, Any],
 ) -> Model:
+    keep_freed_memory()
     with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
         shape = diagnose(checkpoint)
         name = plugins.default_backend() if backend is None else backend

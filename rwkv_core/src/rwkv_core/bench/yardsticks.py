@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -109,12 +109,12 @@ def matrix_bytes(model: Model, n_weights: int) -> float | None:
         time, channel = block.time, block.channel
         matrices += [time.key, time.value, time.receptance, time.output]
         matrices += [channel.key, channel.receptance, channel.value]
-    return _stored_bytes(model.ops, tuple(matrices), n_weights)
+    return _stored_bytes(model.ops, matrices, n_weights)
 
 
-def _stored_bytes(ops: TensorOps, matrices: tuple[Matrix, ...], n_weights: int) -> float | None:
-    told = ops.matrix_bytes(matrices)
-    if told is not None:
-        return told
+def _stored_bytes(ops: TensorOps, matrices: Sequence[Matrix], n_weights: int) -> float | None:
+    told = [ops.matrix_bytes(matrix) for matrix in matrices]
+    if None not in told:
+        return sum(filter(None, told))
     size = memory.BYTES_PER_WEIGHT.get(ops.dtype)
     return None if size is None else n_weights * size
