@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -26,6 +27,8 @@ from speed_report import README, RESULTS, write_report, write_summary
 PREFILL, LONG_PREFILL = 256, 1024
 # A prompt is tried at growing lengths, as long as the next should take at most so many seconds.
 _LENGTHS, _LONGEST = (16, 64, PREFILL, LONG_PREFILL), 15.0
+# Seconds after which threads that wait for the next call have left the cores.
+_REST = 0.1
 # In so many rounds at most the long prompt is read, too.
 _LONG_ROUNDS = 2
 
@@ -74,10 +77,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (default 5)")
     parser.add_argument(
-        "--tokens", type=int, default=24, help="decoded in a turn, at most (default 24)"
+        "--tokens", type=int, default=200, help="decoded in a turn, at most (default 200)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="of decoding in a turn, at most (default 4)"
+        "--seconds", type=float, default=2.0, help="of decoding in a turn, at most (default 2)"
     )
     parser.add_argument(
         "--output", type=Path, default=RESULTS, metavar="FOLDER",
@@ -111,6 +114,7 @@ class Group:
                 show(f"{shape}: round {i + 1} of {self._args.rounds}")
                 self.numpy_rates.append(self._rates.measure())
                 for one in timed:
+                    time.sleep(_REST)
                     one.attempt(one.take_turn)
         finally:
             for one in timed:

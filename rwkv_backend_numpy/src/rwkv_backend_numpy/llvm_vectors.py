@@ -65,6 +65,12 @@ def store(b: ir.IRBuilder, value: Any, pointer: Any) -> None:
     b.store(value, b.bitcast(pointer, value.type.as_pointer())).align = 1
 
 
+def prefetch(b: ir.IRBuilder, pointer: Any, n_bytes: int) -> None:
+    """Ask for the memory `n_bytes` behind `pointer`, which need not be the program's."""
+    arguments = [b.gep(pointer, [I64(n_bytes)]), I32(0), I32(3), I32(1)]
+    call(b, "llvm.prefetch.p0i8", ir.VoidType(), arguments)
+
+
 def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[Any]) -> Any:
     """The result of the function of that name, LLVM's own or the system's."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])

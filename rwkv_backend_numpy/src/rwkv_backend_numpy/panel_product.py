@@ -34,11 +34,16 @@ from rwkv_backend_numpy.llvm_vectors import (
     fused,
     int16_products,
     loaded,
+    prefetch,
     spread,
     store,
     vector,
 )
 from rwkv_backend_numpy.panels import DEPTH, LINE, ROWS
+
+# Bytes ahead of their use that lines are asked for where a processor, busy multiplying, does not
+# get as far ahead by itself.
+_AHEAD = 2048
 
 
 class _Kind(NamedTuple):
@@ -124,7 +129,7 @@ def _product_with(n_rows: int) -> Callable[..., None]:
     return product
 
 
-one_row, four_rows, eight_rows = (_product_with(n) for n in (1, 4, 8))
+one_row, four_rows, eight_rows, sixteen_rows = (_product_with(n) for n in (1, 4, 8, 16))
 
 
 def _function(module: ir.Module, tag: Any, n_rows: int) -> ir.Function:
@@ -164,7 +169,10 @@ def _totals(b: ir.IRBuilder, kind: _Kind, lines: Any, rows: list[Any], steps: An
         elements = b.mul(step.index, I64(4 * kind.n_elements))
         parts = []
         for i in range(kind.n_lines):
-            parts += kind.parts(b, _pointer(b, lines, b.add(at, I64(LINE * i))))
+            line = _pointer(b, lines, b.add(at, I64(LINE * i)))
+            if len(rows) > 1:
+                prefetch(b, line, _AHEAD)
+            parts += kind.parts(b, line)
         for j, part in enumerate(parts):
             for row, variables in zip(rows, sums, strict=True):
                 element = loaded(b, _pointer(b, row, b.add(elements, I64(4 * j))), I32)

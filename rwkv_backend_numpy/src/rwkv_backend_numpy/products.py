@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from rwkv_backend_numpy.activations import fill, row_for, rows_for
 from rwkv_backend_numpy.compiled import compiled, inner
 from rwkv_backend_numpy.llvm_vectors import HAS_WIDE_VECTORS
-from rwkv_backend_numpy.panel_product import eight_rows, four_rows, one_row
+from rwkv_backend_numpy.panel_product import eight_rows, four_rows, one_row, sixteen_rows
 from rwkv_backend_numpy.panels import ROWS
 
 Floats = NDArray[np.float32]
 
 # Rows of activations come in multiples of so many, if there is more than one.
 FEW = 4
-# Where there are 16 registers, not 32, they hold no more sums than four rows have.
-_EIGHT = HAS_WIDE_VECTORS
+# Where there are 16 registers, not 32, they hold no more sums than four rows have. With 32 a batch
+# of 16 is multiplied with while its weights come from memory, not after that.
+_WIDE = HAS_WIDE_VECTORS
 
 
 @compiled
@@ -60,22 +61,25 @@ def _times_rows(
 ) -> None:  # fmt: skip
     """One panel with all rows of activations, to columns of `out` from `first` on."""
     whole = first + ROWS <= out.shape[1]
-    beside = np.empty((8, ROWS), np.float32)
+    beside = np.empty((16, ROWS), np.float32)
     j = 0
     while j < rows.shape[0]:
-        eight = _EIGHT and j + 8 <= rows.shape[0]
-        count = 8 if eight else FEW
+        left = rows.shape[0] - j
         to = out[j:, first:] if whole else beside
-        if eight:
-            eight_rows(
-                kind, panel.ctypes.data, depth, n_groups, rows[j].ctypes.data, rows.strides[0],
-                sums[j].ctypes.data, units[j:].ctypes.data, to.ctypes.data, to.strides[0],
-            )  # fmt: skip
+        x, x_sums, x_units = rows[j].ctypes.data, sums[j].ctypes.data, units[j:].ctypes.data
+        given = (
+            kind, panel.ctypes.data, depth, n_groups, x, rows.strides[0],
+            x_sums, x_units, to.ctypes.data, to.strides[0],
+        )  # fmt: skip
+        if _WIDE and left >= 16:
+            count = 16
+            sixteen_rows(*given)
+        elif _WIDE and left >= 8:
+            count = 8
+            eight_rows(*given)
         else:
-            four_rows(
-                kind, panel.ctypes.data, depth, n_groups, rows[j].ctypes.data, rows.strides[0],
-                sums[j].ctypes.data, units[j:].ctypes.data, to.ctypes.data, to.strides[0],
-            )  # fmt: skip
+            count = FEW
+            four_rows(*given)
         if not whole:
             for i in range(count):
                 for column in range(first, out.shape[1]):

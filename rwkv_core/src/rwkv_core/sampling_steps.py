@@ -156,6 +156,10 @@ def _first_of_mass(
     """
     # By sums over buckets of keys: the tokens among which it is reached.
     near, keys, masses, before = None, key, weights, 0.0
+    # Mostly few are needed at all: then the sums are over those.
+    needed = np.flatnonzero(key <= last)
+    if 4 * len(needed) < len(key):
+        near, keys, masses = needed, key[needed], weights[needed]
     while len(keys) > _FEW and (low := int(keys.min())) < (high := min(int(keys.max()), last)):
         buckets = keys - low
         buckets >>= max(0, (high - low).bit_length() - _BUCKET_BITS)

@@ -32,7 +32,8 @@ class Decode:
             a CPU; "own", the backend's product of large matrices as big as the model, elsewhere.
         product_seconds: for the bare products of a token with the model's own matrices.
         overhead_seconds: by how much a token of a generation, with sampling (top_p 0.9) and
-            detokenizing, takes longer than those products just after it.
+            detokenizing, takes longer than those products just after it; or than the model's step
+            alone, where a backend takes that in fewer calls than its products one by one.
         sampling_seconds: by how much it takes longer than the model's step alone just before it:
             the part of the overhead that is sampling, detokenizing and bookkeeping.
     """

@@ -246,7 +246,8 @@ own; they are the columns of one table, and one that fails is a line below it. F
     NumPy's W @ x    the yardstick: NumPy's products of large float32 matrices, timed in turn; the
                      same for all backends. Where a device is no CPU, the backend's own such product
     overhead         what a token of a generation takes (sampling with top_p 0.9, detokenizing)
-                     beyond the bare products with the model's own matrices
+                     beyond the bare products with the model's own matrices, or beyond the model's
+                     step where that takes less
     of it sampling   what it takes beyond the model's step: sampling, detokenizing, bookkeeping
   prefill            a prompt: operations a second of its matrix products, beside the same products
                      bare, with the model's own matrices, timed in turn
