@@ -218,6 +218,24 @@ def test_a_combination_that_fails_is_a_line_and_not_the_end(random_file, some_ba
     assert (failed["dtype"], found["dtype"]) == ("float24", "float32")
 
 
+def test_ctrl_c_keeps_what_has_been_measured(random_file, some_backend, monkeypatch, capsys):
+    def interrupted_at_the_second(combination, *arguments, **options):
+        if combination.threads == 2:
+            raise KeyboardInterrupt
+        return bench_alone(combination, *arguments, **options)
+
+    monkeypatch.setattr(rwkv_core.bench, "bench_alone", interrupted_at_the_second)
+    monkeypatch.setattr(rwkv_core.bench, "available_threads", lambda: 2)
+    arguments = ["bench", "-m", str(random_file), "-b", some_backend, "--prefill", "8"]
+    arguments += ["--rounds", "1", "--threads", "1", "--threads", "2"]
+    assert main(arguments) == 130
+    table = capsys.readouterr().out
+    assert table.splitlines()[2].split() == ["backend", some_backend]
+    assert main([*arguments, "--json"]) == 130
+    (report,) = json.loads(capsys.readouterr().out)
+    assert report["threads"] == 1
+
+
 def test_where_all_combinations_fail_so_does_the_command(random_file, capsys):
     arguments = ["-m", str(random_file), "-b", "numpi", "--dtype", "float24"]
     assert main(["bench", *arguments]) == 2

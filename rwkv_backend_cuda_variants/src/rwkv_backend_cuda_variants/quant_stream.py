@@ -28,6 +28,10 @@ class StreamedMatrix:
     def __init__(self, store: MatrixStore, placed: Placed, kernels: Sequence[TensorKernel]) -> None:
         self._store, self._placed, self._kernels = store, placed, kernels
 
+    @property
+    def nbytes(self) -> int:
+        return self._placed.nbytes
+
     def product(self, x: Tensor) -> Tensor:
         """float32 [rows, in] times the matrix, transposed: float32 [rows, out]."""
         kernels = iter(self._kernels)

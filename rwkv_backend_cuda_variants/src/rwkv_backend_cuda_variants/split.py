@@ -45,6 +45,11 @@ class SplitMatrix:
     n_out: int
     by_inputs: bool
 
+    @property
+    def nbytes(self) -> int:
+        """In this process."""
+        return sum(part.nbytes for part in self.parts)
+
 
 class Parts:
     """An activation as the devices of this process have it.

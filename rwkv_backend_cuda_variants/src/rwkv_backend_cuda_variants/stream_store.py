@@ -27,6 +27,11 @@ class Placed:
     def __init__(self, on_device: Tensor | None, on_host: Sequence[HostTensor] = ()) -> None:
         self.on_device, self.on_host = on_device, on_host
 
+    @property
+    def nbytes(self) -> int:
+        tensors = [block.tensor for block in self.on_host]
+        return sum(t.nbytes for t in tensors) if self.on_device is None else self.on_device.nbytes
+
 
 class MatrixStore:
     """Places matrices, and lends them to products.

@@ -78,7 +78,8 @@ class NumbaOps(NumpyOps):
         return code_matrix(matrix, self._slabs)
 
     def matrix_bytes(self, matrix: Matrix) -> int:
-        return matrix.panels.nbytes
+        # Without the rows of zeros in the last panel.
+        return matrix.panels.nbytes * matrix.n_out // (ROWS * len(matrix.panels))
 
     def embed(self, table: NDArray[Any], tokens: NDArray[np.int64]) -> Floats:
         if _threads_lost:

@@ -107,6 +107,9 @@ class TFOps(TensorOps):
         with tf.device(self._device):
             return tf.identity(tensor)
 
+    def matrix_bytes(self, matrix: Matrix) -> int:
+        return matrix.rows.shape.num_elements() * matrix.rows.dtype.size
+
     def to_numpy(self, array: tf.Tensor) -> NDArray[Any]:
         return array.numpy()
 

@@ -31,7 +31,7 @@ Matrix: TypeAlias = Any
 WKVState: TypeAlias = tuple[Array, Array, Array]
 
 MOST_TOKENS = 512  # in a chunk of a prompt
-_FIXED_SIZES = (MOST_TOKENS, 128, 32, 8, 1)
+_FIXED_SIZES = (MOST_TOKENS, 256, 64, 16, 4, 1)
 
 
 class TensorOps(ABC):

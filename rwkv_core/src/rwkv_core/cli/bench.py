@@ -76,21 +76,33 @@ def _run(args: argparse.Namespace) -> int:
     options = backend_options(args.options)
     combinations = _combinations(args)
     arguments = {"lengths": args.prefill or [256, 1024], "rounds": args.rounds}
+    outcomes: list[_Outcome] = []
     with ending_in_order(), _model_file(args) as (name, path):
-        outcomes = [
-            _outcome(one, path, options, name=name, on_progress=_show_stage, **arguments)
-            for one in combinations
-        ]
+        try:
+            for one in combinations:
+                outcome = _outcome(
+                    one, path, options, name=name, on_progress=_show_stage, **arguments
+                )
+                outcomes.append(outcome)
+        except KeyboardInterrupt:
+            # What has been measured took long enough.
+            if outcomes:
+                _show(outcomes, args.json, len(combinations))
+            raise
     if len(outcomes) == 1 and outcomes[0].report is None:
         raise BackendError(outcomes[0].error)
-    if args.json:
-        found = [_as_json(outcome) for outcome in outcomes]
-        print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
-    else:
-        _print(outcomes)
+    _show(outcomes, args.json, len(combinations))
     if all(outcome.report is None for outcome in outcomes):
         raise BackendError(f"none of the {len(outcomes)} combinations could be timed")
     return 0
+
+
+def _show(outcomes: list[_Outcome], as_json: bool, n_asked: int) -> None:
+    if as_json:
+        found = [_as_json(outcome) for outcome in outcomes]
+        print(json.dumps(found if n_asked > 1 else found[0], indent=2))
+    else:
+        _print(outcomes)
 
 
 def _combinations(args: argparse.Namespace) -> list[Combination]:
