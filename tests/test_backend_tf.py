@@ -111,9 +111,10 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_its_log_does_not_reach_the_user(small_model: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_its_log_does_not_reach_the_user(small_model: Path, dtype: str) -> None:
     command = (sys.executable, "-m", "rwkv_core", "generate", "It", "-m", str(small_model))
-    result = run(*command, "-b", "tf", "-n", "3")
+    result = run(*command, "-b", "tf", "-o", f"dtype={dtype}", "-n", "3")
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if line]
     assert len(lines) == 1 and "tf on cpu" in lines[0], lines

@@ -91,8 +91,9 @@ class TFOps(TensorOps):
         self._device = tf_device(use_gpu)
         self.device = self._device[1:4].lower()
         self._compiled: dict[Any, Compiled] = {}
-        # The first compilation has much to log, and is best made where the log is hidden.
-        self.sigmoid(self.vector(np.zeros(1)))
+        # The first compilation has much to log, and the first of a type more: best made where the
+        # log is hidden.
+        self.matmul(self.matrix(np.zeros((1, 1))), self.vector(np.zeros((1, 1, 1))))
 
     def vector(self, array: NDArray[Any]) -> tf.Tensor:
         return self._place(array, self.runtime_dtype)
