@@ -74,16 +74,16 @@ def test_nothing_is_compiled_after_the_first_few_shapes(
             batch = model.forward([tokens, tokens], batch)[1]
             model.forward([2], model.unstack_state(batch)[1])
 
-    use([32 + 8 + 1])
-    assert len(traces) == 6  # three sizes of chunks, for one sequence and for two; not two layers
+    use([64 + 16 + 4 + 1])
+    assert len(traces) == 8  # four sizes of chunks, for one sequence and for two; not two layers
     assert compilations
     compilations.clear()
     use([1, 2, 9, 31, 33, 64, 103])
-    assert len(traces) == 6
+    assert len(traces) == 8
     assert compilations == []
     for length in (1, 3, 8, 40):
         model.forward([1] * length, all_logits=True)
-    assert len(traces) == 6
+    assert len(traces) == 8
 
 
 def test_a_second_model_of_the_same_sizes_compiles_nothing(small_model, traces, compilations):
