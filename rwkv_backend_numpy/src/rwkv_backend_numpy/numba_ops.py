@@ -1,8 +1,8 @@
 """RWKV-4's operations on NumPy arrays, with compiled kernels.
 
-A token of one sequence goes through each layer in one call, as some thirty NumPy calls would take
-longer than a small layer's products. Everything else takes the core's equations, over kernels that
-are each as wide as the chunk.
+A token of one sequence goes through the whole model in one call, as some thirty NumPy calls a layer
+would take longer than a small layer's products. Everything else takes the core's equations, over
+kernels that are each as wide as the chunk.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, threading_layer
+from numba import threading_layer
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy import team, vector_kernels
-from rwkv_backend_numpy.one_token import PHASES, Token, one_token
+from rwkv_backend_numpy import vector_kernels
 from rwkv_backend_numpy.ops import NumpyOps
+from rwkv_backend_numpy.packed_model import PackedModel, packed_model
 from rwkv_backend_numpy.packing import code_matrix, float_matrix
 from rwkv_backend_numpy.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
 from rwkv_backend_numpy.products import FEW, product
@@ -60,7 +60,7 @@ class NumbaOps(NumpyOps):
             raise OptionError(f"option group_size: found {group_size}, expected at least 1")
         self.dtype = self._chosen = dtype
         self._group_size = group_size
-        self._parameters: Parameters | None = None
+        self._packed_model: tuple[Parameters | None, PackedModel | None] = None, None
         self._slabs = Slabs()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
@@ -133,66 +133,12 @@ class NumbaOps(NumpyOps):
 
         return run
 
-    def _packed(self, p: Parameters) -> _Packed | None:
-        """The model as `one_token` takes it; None if its matrices are of several types."""
-        if p is not self._parameters:
-            self._parameters, self._model = p, _Packed(p) if _alike(p) else None
-        return self._model
-
-
-def _alike(p: Parameters) -> bool:
-    """Whether all matrices are of one kind, and those with D columns and those with F columns each
-    of one form."""
-    wide, deep = _matrices(p)
-    kinds = {matrix.kind.dtype for matrix in (*wide, *deep)}
-    return all(len(found) == 1 for found in (kinds, set(map(_form, wide)), set(map(_form, deep))))
-
-
-def _matrices(p: Parameters) -> tuple[list[Matrix], list[Matrix]]:
-    """With D columns, the head the last, and with F."""
-    wide = [m for block in p.blocks for m in (*block.time[5:], *block.channel[2:4])]
-    return [*wide, p.head], [block.channel.value for block in p.blocks]
-
-
-def _form(matrix: Matrix) -> tuple[int, int, int]:
-    """What `Token.wide` and `Token.deep` are of."""
-    return matrix.depth, matrix.n_groups, matrix.panels.shape[1]
-
-
-class _Packed:
-    """A model as `one_token` takes it."""
-
-    def __init__(self, p: Parameters) -> None:
-        matrices = [[*block.time[5:], *block.channel[2:]] for block in p.blocks]
-        n_embd, n_ffn = len(p.ln0.weight), matrices[0][4].n_out
-        self._n_vocab = p.head.n_out
-        wide = -(-n_embd // ROWS) * ROWS
-        deep = -(-n_ffn // ROWS) * ROWS
-        self._constant = {
-            "kind": p.head.kind,
-            "wide": np.array(_form(p.head)),
-            "deep": np.array(_form(matrices[0][6])),
-            "vectors": np.array(
-                [[*ln1, *time[:5], *ln2, *channel[:2]] for ln1, time, ln2, channel in p.blocks]
-            ),
-            "norms": np.array([*p.ln0, *p.ln_out]),
-            "matrices": np.array([[m.panels.ctypes.data for m in row] for row in matrices]),
-            "head": p.head.panels.ctypes.data,
-            "n_ffn": n_ffn,
-            "between": np.empty((len(matrices), 4 * wide + deep), np.float32),
-        }
-
-    def run(self, x: Floats, state: Floats) -> tuple[Floats, Floats]:
-        """`recurrence.last_logits` of one token."""
-        before, after = np.ascontiguousarray(state[0]), np.empty_like(state[0])
-        logits = np.empty(-(-self._n_vocab // ROWS) * ROWS, np.float32)
-        one_token(
-            Token(
-                **self._constant, x=x[0, 0], state=before, after=after, logits=logits,
-                counts=team.counters(PHASES * len(before) + 1, get_num_threads()),
-            )
-        )  # fmt: skip
-        return logits[None, None, : self._n_vocab], after[None]
+    def _packed(self, p: Parameters) -> PackedModel | None:
+        known, packed = self._packed_model
+        if p is not known:
+            packed = packed_model(p)
+            self._packed_model = p, packed
+        return packed
 
 
 def _rows(x: Floats) -> Floats:

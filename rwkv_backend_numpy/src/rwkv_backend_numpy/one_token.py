@@ -120,11 +120,11 @@ def _range(block: int, n_blocks: int, n_out: int) -> Any:
 
 @inner
 def _multiply(
-    kind: Any, form: Integers, matrix: int, start: int, end: int,
-    row: Any, sums: Floats, unit: Floats, out: Floats,
-) -> None:  # fmt: skip
-    """Rows of the matrix, from the start of a panel on, times the activations `row`, to `out`."""
+    kind: Any, form: Integers, matrix: int, start: int, end: int, activations: Any, out: Floats
+) -> None:
+    """Rows of the matrix, from the start of a panel on, times the activations, to `out`."""
     depth, n_groups, n_bytes = form[0], form[1], form[2]
+    row, sums, unit = activations
     for first in range(start, end, ROWS):
         one_row(
             kind, matrix + first // ROWS * n_bytes, depth, n_groups, row.ctypes.data, 0,
@@ -142,6 +142,7 @@ def _shifted(x: Floats, last: Floats, share: Floats) -> Any:
 
 @inner
 def _activations(kind: Any, form: Integers, x: Floats) -> Any:
+    """What products with matrices of that form take: a row, the sums of its groups, its unit."""
     row, sums = row_for(kind, form[0]), np.empty(form[1], np.float32)
     unit = np.empty(1, np.float32)
     unit[0] = fill(kind, x, row, sums)
@@ -159,18 +160,18 @@ def _keys_and_values(t: Token, i: int, thread: int, x: Floats, wkv: Floats) -> N
     time_x = np.empty(n_embd, np.float32)
     layer_norm_row(x, v[LN1], v[LN1 + 1], time_x)
     last = before[TIME_X]
-    k_row, k_sums, k_unit = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_K]))
-    v_row, v_sums, v_unit = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_V]))
-    r_row, r_sums, r_unit = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_R]))
+    for_k = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_K]))
+    for_v = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_V]))
+    for_r = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_R]))
     kvr = np.empty((3, n_embd + ROWS), np.float32)
     while True:
         block = team.take(t.counts, phase, thread, n_blocks)
         if block < 0:
             break
         start, end = _range(block, n_blocks, n_embd)
-        _multiply(t.kind, t.wide, matrices[KEY], start, end, k_row, k_sums, k_unit, kvr[0])
-        _multiply(t.kind, t.wide, matrices[VALUE], start, end, v_row, v_sums, v_unit, kvr[1])
-        _multiply(t.kind, t.wide, matrices[RECEPTANCE], start, end, r_row, r_sums, r_unit, kvr[2])
+        _multiply(t.kind, t.wide, matrices[KEY], start, end, for_k, kvr[0])
+        _multiply(t.kind, t.wide, matrices[VALUE], start, end, for_v, kvr[1])
+        _multiply(t.kind, t.wide, matrices[RECEPTANCE], start, end, for_r, kvr[2])
         some = slice(start, end)
         for row in range(AA, PP + 1):
             _copy(before[row, some], after[row, some])
@@ -204,13 +205,13 @@ def _time_output(t: Token, i: int, thread: int, wkv: Floats, attended: Floats) -
     n_blocks = _n_blocks(t, n_embd, t.wide[2])
     if team.is_over(t.counts, phase, n_blocks):
         return
-    row, sums, unit = _activations(t.kind, t.wide, wkv)
+    activations = _activations(t.kind, t.wide, wkv)
     while True:
         block = team.take(t.counts, phase, thread, n_blocks)
         if block < 0:
             break
         start, end = _range(block, n_blocks, n_embd)
-        _multiply(t.kind, t.wide, t.matrices[i, OUTPUT], start, end, row, sums, unit, attended)
+        _multiply(t.kind, t.wide, t.matrices[i, OUTPUT], start, end, activations, attended)
         team.done(t.counts, phase)
     team.wait(t.counts, phase, n_blocks)
 
@@ -226,22 +227,19 @@ def _channel_keys(t: Token, i: int, thread: int, x: Floats, gate: Floats, k: Flo
     channel_x = np.empty(n_embd, np.float32)
     layer_norm_row(x, v[LN2], v[LN2 + 1], channel_x)
     last = before[CHANNEL_X]
-    k_row, k_sums, k_unit = _activations(t.kind, t.wide, _shifted(channel_x, last, v[CHANNEL_K]))
-    r_row, r_sums, r_unit = _activations(t.kind, t.wide, _shifted(channel_x, last, v[CHANNEL_R]))
+    for_k = _activations(t.kind, t.wide, _shifted(channel_x, last, v[CHANNEL_K]))
+    for_r = _activations(t.kind, t.wide, _shifted(channel_x, last, v[CHANNEL_R]))
     while True:
         block = team.take(t.counts, phase, thread, n_keys + n_gates)
         if block < 0:
             break
         if block < n_keys:
             start, end = _range(block, n_keys, k.size)
-            _multiply(t.kind, t.wide, matrices[CHANNEL_KEY], start, end, k_row, k_sums, k_unit, k)
+            _multiply(t.kind, t.wide, matrices[CHANNEL_KEY], start, end, for_k, k)
             _square_positive(k[start:end])
         else:
             start, end = _range(block - n_keys, n_gates, n_embd)
-            _multiply(
-                t.kind, t.wide, matrices[CHANNEL_RECEPTANCE], start, end, r_row, r_sums, r_unit,
-                gate,
-            )  # fmt: skip
+            _multiply(t.kind, t.wide, matrices[CHANNEL_RECEPTANCE], start, end, for_r, gate)
             _copy(channel_x[start:end], after[CHANNEL_X, start:end])
         team.done(t.counts, phase)
     team.wait(t.counts, phase, n_keys + n_gates)
@@ -260,14 +258,14 @@ def _channel_output(t: Token, i: int, thread: int, gate: Floats, k: Floats, mixe
     n_blocks = _n_blocks(t, n_embd, t.deep[2])
     if team.is_over(t.counts, phase, n_blocks):
         return
-    row, sums, unit = _activations(t.kind, t.deep, k)
+    activations = _activations(t.kind, t.deep, k)
     while True:
         block = team.take(t.counts, phase, thread, n_blocks)
         if block < 0:
             break
         start, end = _range(block, n_blocks, n_embd)
         matrix = t.matrices[i, CHANNEL_VALUE]
-        _multiply(t.kind, t.deep, matrix, start, end, row, sums, unit, mixed)
+        _multiply(t.kind, t.deep, matrix, start, end, activations, mixed)
         _times_sigmoid(mixed[start:end], gate[start:end])
         team.done(t.counts, phase)
     team.wait(t.counts, phase, n_blocks)
@@ -281,11 +279,11 @@ def _head(t: Token, thread: int, x: Floats) -> None:
         return
     normed = np.empty(x.size, np.float32)
     layer_norm_row(x, t.norms[2], t.norms[3], normed)
-    row, sums, unit = _activations(t.kind, t.wide, normed)
+    activations = _activations(t.kind, t.wide, normed)
     while True:
         block = team.take(t.counts, phase, thread, n_blocks)
         if block < 0:
             break
         start, end = _range(block, n_blocks, t.logits.size)
-        _multiply(t.kind, t.wide, t.head, start, end, row, sums, unit, t.logits)
+        _multiply(t.kind, t.wide, t.head, start, end, activations, t.logits)
         team.done(t.counts, phase)

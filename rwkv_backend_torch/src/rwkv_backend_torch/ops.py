@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_torch.one_token import layers_of, one_token
+from rwkv_backend_torch.one_token import Layer, layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
 from rwkv_core import recurrence
@@ -36,7 +36,7 @@ class TorchOps(TensorOps):
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
             raise OptionError("option dtype: found float64, which mps lacks; take float32")
-        self._blocks: Sequence[Any] = ()
+        self._layers: tuple[Any, list[Layer]] = None, []
         self._packs = packs(self._device, getattr(torch, dtype))
         if threads is not None:
             # Beyond what the system allows, OpenMP ends the process.
@@ -113,9 +113,11 @@ class TorchOps(TensorOps):
         one = block is recurrence.block and isinstance(x, Tensor) and x.shape[:2] == (1, 1)
         if not one:
             return super().layers(block, blocks, x, state)
-        if blocks is not self._blocks:
-            self._blocks, self._layers = blocks, layers_of(blocks)
-        return one_token(self.matmul, self._layers, x, state)
+        known, layers = self._layers
+        if blocks is not known:
+            layers = layers_of(blocks)
+            self._layers = blocks, layers
+        return one_token(self.matmul, layers, x, state)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # Not inference_mode, whose results nobody else may change: a caller may ban a token.
