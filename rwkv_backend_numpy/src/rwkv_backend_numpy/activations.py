@@ -24,7 +24,10 @@ def row_for(kind: Any, depth: int) -> Any:
 
 
 def rows_for(kind: Any, n_rows: int, depth: int) -> Any:
-    """An array for several rows of activations."""
+    """An array for several rows of activations, each with a cache line to spare.
+
+    Rows a multiple of 4 kB apart would all have their lines in the same few places of a cache.
+    """
     raise NotImplementedError  # Only for compiled code.
 
 
@@ -43,10 +46,10 @@ def _row_for(kind: Any, depth: Any) -> Any:
 @overload(rows_for, strict=False)
 def _rows_for(kind: Any, n_rows: Any, depth: Any) -> Any:
     if kind in _BITS:
-        return lambda kind, n_rows, depth: np.zeros((n_rows, depth), np.int16)
+        return lambda kind, n_rows, depth: np.zeros((n_rows, depth + 32), np.int16)
     if kind == types.uint16 and HAS_BFLOAT16_PRODUCTS:
-        return lambda kind, n_rows, depth: np.zeros((n_rows, depth), np.uint16)
-    return lambda kind, n_rows, depth: np.zeros((n_rows, depth), np.float32)
+        return lambda kind, n_rows, depth: np.zeros((n_rows, depth + 32), np.uint16)
+    return lambda kind, n_rows, depth: np.zeros((n_rows, depth + 16), np.float32)
 
 
 @overload(fill, strict=False)
