@@ -270,7 +270,7 @@ def test_after_an_error_in_a_product_it_goes_on(path, expected, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(model.ops, "wkv", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            model.forward([1])
+            model.forward([1, 2])
     with pytest.raises(RuntimeError):
         model.ops.matmul(model._parameters.blocks[0].time.key, torch.ones(1, 1, 31))
     assert equal(results(model), expected["float32"])
