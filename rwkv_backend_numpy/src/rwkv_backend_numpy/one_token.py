@@ -81,16 +81,18 @@ def _share(t: Token, thread: int) -> None:
     x = np.empty(t.x.size, np.float32)
     layer_norm_row(t.x, t.norms[0], t.norms[1], x)
     for i in range(t.vectors.shape[0]):
+        phase = PHASES * i
         wkv, attended, gate, mixed, k = _parts(t, i)
-        _keys_and_values(t, i, thread, x, wkv)
-        _time_output(t, i, thread, wkv, attended)
+        _keys_and_values(t, i, thread, phase, x, wkv)
+        _product(t, thread, phase + 1, t.wide, t.matrices[i, OUTPUT], wkv, attended)
         for j in range(x.size):
             x[j] += attended[j]
-        _channel_keys(t, i, thread, x, gate, k)
-        _channel_output(t, i, thread, gate, k, mixed)
-        for j in range(x.size):
-            x[j] += mixed[j]
-    _head(t, thread, x)
+        _channel_keys(t, i, thread, phase + 2, x, gate, k)
+        _product(t, thread, phase + 3, t.deep, t.matrices[i, CHANNEL_VALUE], k, mixed)
+        _add_gated(x, gate, mixed)
+    normed = np.empty(x.size, np.float32)
+    layer_norm_row(x, t.norms[2], t.norms[3], normed)
+    _product(t, thread, PHASES * t.vectors.shape[0], t.wide, t.head, normed, t.logits)
 
 
 @inner
@@ -149,10 +151,29 @@ def _activations(kind: Any, form: Integers, x: Floats) -> Any:
     return row, sums, unit
 
 
+@inner
+def _product(
+    t: Token, thread: int, phase: int, form: Integers, matrix: int, x: Floats, out: Floats
+) -> None:
+    """A phase that is a product alone: of `x` with the matrix, to `out`."""
+    n_blocks = _n_blocks(t, out.size, form[2])
+    if team.is_over(t.counts, phase, n_blocks):
+        return
+    activations = _activations(t.kind, form, x)
+    while True:
+        block = team.take(t.counts, phase, thread, n_blocks)
+        if block < 0:
+            break
+        start, end = _range(block, n_blocks, out.size)
+        _multiply(t.kind, form, matrix, start, end, activations, out)
+        team.done(t.counts, phase)
+    team.wait(t.counts, phase, n_blocks)
+
+
 @inner_sums
-def _keys_and_values(t: Token, i: int, thread: int, x: Floats, wkv: Floats) -> None:
+def _keys_and_values(t: Token, i: int, thread: int, phase: int, x: Floats, wkv: Floats) -> None:
     """The first half of time mixing: keys, values, receptance, and the scan's step."""
-    phase, n_embd = PHASES * i, x.size
+    n_embd = x.size
     n_blocks = _n_blocks(t, n_embd, 3 * t.wide[2])
     if team.is_over(t.counts, phase, n_blocks):
         return
@@ -198,28 +219,12 @@ def _times_sigmoid(x: Floats, gate: Floats) -> None:
         x[i] *= sigmoid_of(gate[i])
 
 
-@inner
-def _time_output(t: Token, i: int, thread: int, wkv: Floats, attended: Floats) -> None:
-    """The second half of time mixing."""
-    phase, n_embd = PHASES * i + 1, t.x.size
-    n_blocks = _n_blocks(t, n_embd, t.wide[2])
-    if team.is_over(t.counts, phase, n_blocks):
-        return
-    activations = _activations(t.kind, t.wide, wkv)
-    while True:
-        block = team.take(t.counts, phase, thread, n_blocks)
-        if block < 0:
-            break
-        start, end = _range(block, n_blocks, n_embd)
-        _multiply(t.kind, t.wide, t.matrices[i, OUTPUT], start, end, activations, attended)
-        team.done(t.counts, phase)
-    team.wait(t.counts, phase, n_blocks)
-
-
 @inner_sums
-def _channel_keys(t: Token, i: int, thread: int, x: Floats, gate: Floats, k: Floats) -> None:
-    """The first half of channel mixing: keys, squared, and the gate."""
-    phase, n_embd = PHASES * i + 2, x.size
+def _channel_keys(
+    t: Token, i: int, thread: int, phase: int, x: Floats, gate: Floats, k: Floats
+) -> None:
+    """The first half of channel mixing: keys, squared, and the gate before its sigmoid."""
+    n_embd = x.size
     n_keys, n_gates = _n_blocks(t, k.size, t.wide[2]), _n_blocks(t, n_embd, t.wide[2])
     if team.is_over(t.counts, phase, n_keys + n_gates):
         return
@@ -246,44 +251,12 @@ def _channel_keys(t: Token, i: int, thread: int, x: Floats, gate: Floats, k: Flo
 
 
 @inner
-def _square_positive(x: Floats) -> None:
-    for j in range(x.size):
-        x[j] = np.float32(0) if x[j] < 0 else x[j] * x[j]
-
-
-@inner_sums
-def _channel_output(t: Token, i: int, thread: int, gate: Floats, k: Floats, mixed: Floats) -> None:
-    """The second half of channel mixing."""
-    phase, n_embd = PHASES * i + 3, t.x.size
-    n_blocks = _n_blocks(t, n_embd, t.deep[2])
-    if team.is_over(t.counts, phase, n_blocks):
-        return
-    activations = _activations(t.kind, t.deep, k)
-    while True:
-        block = team.take(t.counts, phase, thread, n_blocks)
-        if block < 0:
-            break
-        start, end = _range(block, n_blocks, n_embd)
-        matrix = t.matrices[i, CHANNEL_VALUE]
-        _multiply(t.kind, t.deep, matrix, start, end, activations, mixed)
-        _times_sigmoid(mixed[start:end], gate[start:end])
-        team.done(t.counts, phase)
-    team.wait(t.counts, phase, n_blocks)
+def _add_gated(x: Floats, gate: Floats, y: Floats) -> None:
+    for i in range(x.size):
+        x[i] += sigmoid_of(gate[i]) * y[i]
 
 
 @inner
-def _head(t: Token, thread: int, x: Floats) -> None:
-    phase = PHASES * t.vectors.shape[0]
-    n_blocks = _n_blocks(t, t.logits.size, t.wide[2])
-    if team.is_over(t.counts, phase, n_blocks):
-        return
-    normed = np.empty(x.size, np.float32)
-    layer_norm_row(x, t.norms[2], t.norms[3], normed)
-    activations = _activations(t.kind, t.wide, normed)
-    while True:
-        block = team.take(t.counts, phase, thread, n_blocks)
-        if block < 0:
-            break
-        start, end = _range(block, n_blocks, t.logits.size)
-        _multiply(t.kind, t.wide, t.head, start, end, activations, t.logits)
-        team.done(t.counts, phase)
+def _square_positive(x: Floats) -> None:
+    for i in range(x.size):
+        x[i] = np.float32(0) if x[i] < 0 else x[i] * x[i]
