@@ -14,7 +14,6 @@ import rwkv_core
 from rwkv_core import memory
 from rwkv_core.bench import (
     Combination,
-    available_threads,
     bench,
     bench_alone,
     bench_decode,
@@ -26,6 +25,7 @@ from rwkv_core.cli import main
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.random_weights import random_values, write_random_model
+from rwkv_core.threads import available_threads
 
 try:
     from rwkv_backend_numpy.ops import NumpyOps
@@ -225,7 +225,7 @@ def test_ctrl_c_keeps_what_has_been_measured(random_file, some_backend, monkeypa
         return bench_alone(combination, *arguments, **options)
 
     monkeypatch.setattr(rwkv_core.bench, "bench_alone", interrupted_at_the_second)
-    monkeypatch.setattr(rwkv_core.bench, "available_threads", lambda: 2)
+    monkeypatch.setattr(rwkv_core.threads, "available_threads", lambda: 2)
     arguments = ["bench", "-m", str(random_file), "-b", some_backend, "--prefill", "8"]
     arguments += ["--rounds", "1", "--threads", "1", "--threads", "2"]
     assert main(arguments) == 130

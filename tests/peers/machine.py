@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_core.bench import available_threads
 from rwkv_core.bench.timing import in_turn
+from rwkv_core.threads import available_threads
 
 _LIBRARIES = (
     "rwkv-core", "numpy", "numba", "torch", "jax", "tensorflow", "rwkv", "transformers"

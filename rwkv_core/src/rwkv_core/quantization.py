@@ -7,8 +7,9 @@ a kernel of their own multiply with it, and the others restore the matrix when t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +17,15 @@ from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError
 from rwkv_core.float16 import assign
+from rwkv_core.threads import available_threads
 
 BITS = (8, 4)
 GROUP_SIZE = 64
 # The largest weight taken; sums of its kind stay well inside float32.
 _LARGEST = 1e30
+# Weights that a thread takes: so many that NumPy's loops, which run side by side, take longer than
+# the Python between them, which does not. A thread then holds some 6 MiB.
+_AT_ONCE, _MOST_THREADS = 2**18, 8
 _USUAL_SIZES = (128, 64, 32, 16)
 # Of the search for 4 bits: the part of the range that it starts from, and its rounds.
 _START, _ROUNDS = 0.95, 2
@@ -84,23 +89,19 @@ def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> Qu
         raise OptionError(f"matrix: found the shape {list(array.shape)}, expected [out, in]")
     rows, width = array.shape
     check_group_size(width, bits, group_size)
-    levels = 2**bits - 1
     shape = (rows, width // group_size)
-    low, high = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for part, groups in _groups(array, group_size):
-        groups.min(axis=-1, out=low[part])
-        groups.max(axis=-1, out=high[part])
-    float_type = _type_for(low, high, levels)
-    codes = np.empty((rows, width * bits // 8), np.uint8)
-    scales, offsets = np.empty(shape, float_type), np.empty(shape, float_type)
-    for part, groups in _groups(array, group_size):
-        fit = _spanning(groups, low[part], high[part], levels, float_type)
-        if bits == 4:
-            fit = _refined(fit, groups, low[part], high[part], levels)
-        scales[part], offsets[part] = fit.scales, fit.offsets
-        whole = fit.codes.astype(np.uint8).reshape(-1, width)
-        codes[part] = whole if bits == 8 else whole[:, ::2] | whole[:, 1::2] << 4
-    return QuantizedMatrix(bits, codes, scales, offsets)
+    ends = _Ends(np.empty(shape, np.float32), np.empty(shape, np.float32))
+    step = max(1, _AT_ONCE // max(width, 1))
+    parts = [slice(start, start + step) for start in range(0, rows, step)]
+    with ThreadPoolExecutor(min(available_threads(), _MOST_THREADS)) as threads:
+        list(threads.map(partial(_find_ends, array, ends), parts))
+        float_type = _type_for(ends, 2**bits - 1)
+        codes = np.empty((rows, width * bits // 8), np.uint8)
+        matrix = QuantizedMatrix(
+            bits, codes, np.empty(shape, float_type), np.empty(shape, float_type)
+        )
+        list(threads.map(partial(_fill, matrix, array, ends), parts))
+    return matrix
 
 
 def check_group_size(width: int, bits: int, group_size: int) -> None:
@@ -132,6 +133,13 @@ def group_size_for(width: int, chunks: int) -> int:
     return width // chunks
 
 
+class _Ends(NamedTuple):
+    """The lowest and the highest weight of each group, [rows, groups]."""
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+
 class _Fit(NamedTuple):
     """Some rows, quantized: codes, as float32 [rows, groups, group size], and each group's line."""
 
@@ -140,23 +148,35 @@ class _Fit(NamedTuple):
     offsets: NDArray[Any]
 
 
-def _groups(array: NDArray[Any], group_size: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """A few rows at a time, which stay in the processor's cache, as [rows, groups, group size]."""
-    rows, width = array.shape
-    step = max(1, 2**16 // max(width, 1))
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        weights = np.empty(array[part].shape, np.float32)
-        with np.errstate(over="ignore"):
-            assign(weights, array[part])
-        yield part, weights.reshape(-1, width // group_size, group_size)
+def _groups(rows: NDArray[Any], n_groups: int) -> NDArray[np.float32]:
+    """As [rows, groups, group size]."""
+    weights = np.empty(rows.shape, np.float32)
+    with np.errstate(over="ignore"):
+        assign(weights, rows)
+    return weights.reshape(len(rows), n_groups, -1)
 
 
-def _type_for(
-    low: NDArray[np.float32], high: NDArray[np.float32], levels: int
-) -> type[np.floating[Any]]:
+def _find_ends(array: NDArray[Any], ends: _Ends, part: slice) -> None:
+    groups = _groups(array[part], ends.low.shape[1])
+    groups.min(axis=-1, out=ends.low[part])
+    groups.max(axis=-1, out=ends.high[part])
+
+
+def _fill(matrix: QuantizedMatrix, array: NDArray[Any], ends: _Ends, part: slice) -> None:
+    """Quantize some rows of the array into those of the matrix."""
+    groups, levels = _groups(array[part], ends.low.shape[1]), 2**matrix.bits - 1
+    ends = _Ends(ends.low[part], ends.high[part])
+    fit = _spanning(groups, ends, levels, matrix.scales.dtype.type)
+    if matrix.bits == 4:
+        fit = _refined(fit, groups, ends, levels)
+    matrix.scales[part], matrix.offsets[part] = fit.scales, fit.offsets
+    codes = fit.codes.astype(np.uint8).reshape(len(groups), -1)
+    matrix.codes[part] = codes if matrix.bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def _type_for(ends: _Ends, levels: int) -> type[np.floating[Any]]:
     """float16 for scales and offsets, unless the matrix leaves the range where it is precise."""
-    largest = np.maximum(abs(low), abs(high))
+    largest = np.maximum(abs(ends.low), abs(ends.high))
     if not (largest <= _LARGEST).all():
         raise OptionError(
             f"weights: found {largest.max()} among them, expected finite ones of at most "
@@ -169,37 +189,28 @@ def _type_for(
 
 
 def _spanning(
-    groups: NDArray[np.float32],
-    low: NDArray[np.float32],
-    high: NDArray[np.float32],
-    levels: int,
-    float_type: type[np.floating[Any]],
+    groups: NDArray[np.float32], ends: _Ends, levels: int, float_type: type[np.floating[Any]]
 ) -> _Fit:
     """From the lowest weight of each group to the highest: no weight is off by more than half a
     step. Rounding goes outwards, so that it holds for the scales and offsets as stored."""
-    offsets = low.astype(float_type)
-    offsets = np.where(offsets > low, np.nextafter(offsets, float_type(-np.inf)), offsets)
-    spans = high - offsets.astype(np.float32)
+    offsets = ends.low.astype(float_type)
+    offsets = np.where(offsets > ends.low, np.nextafter(offsets, float_type(-np.inf)), offsets)
+    spans = ends.high - offsets.astype(np.float32)
     scales = (spans / levels).astype(float_type)
     short = scales.astype(np.float32) * levels < spans
     scales = np.where(short, np.nextafter(scales, float_type(np.inf)), scales)
     return _Fit(_nearest(groups, scales, offsets, levels), scales, offsets)
 
 
-def _refined(
-    spanning: _Fit,
-    groups: NDArray[np.float32],
-    low: NDArray[np.float32],
-    high: NDArray[np.float32],
-    levels: int,
-) -> _Fit:
+def _refined(spanning: _Fit, groups: NDArray[np.float32], ends: _Ends, levels: int) -> _Fit:
     """Lines with less squared error than the spanning ones; those, where none are found.
 
     By turns: the nearest codes for given lines, and for given codes the line through (code,
     weight) by least squares. Starting within the range, since few weights lie at its ends.
     """
     float_type = spanning.scales.dtype
-    middle, half = (low + high) / 2, (high - low) * (_START / 2)
+    middle, half = (ends.low + ends.high) / 2, (ends.high - ends.low) * (_START / 2)
+    center = groups.mean(axis=-1)
     offsets, scales = middle - half, 2 * half / levels
     for _ in range(_ROUNDS):
         codes = _nearest(groups, scales, offsets, levels)
@@ -208,9 +219,9 @@ def _refined(
         variance = np.einsum("rgi,rgi->rg", codes, codes)
         covariance = np.einsum("rgi,rgi->rg", codes, groups)
         scales = covariance / np.where(variance == 0, 1, variance)
-        offsets = groups.mean(axis=-1) - scales * mean
+        offsets = center - scales * mean
     scales = scales.astype(float_type)
-    offsets = (groups.mean(axis=-1) - scales * mean).astype(float_type)
+    offsets = (center - scales * mean).astype(float_type)
     refined = _Fit(_nearest(groups, scales, offsets, levels), scales, offsets)
     better = _squared_error(refined, groups) < _squared_error(spanning, groups)
     return _Fit(

@@ -5,7 +5,7 @@ reading a prompt is matrix products, so its yardstick is those products alone. E
 with its yardstick, in one process.
 """
 
-from rwkv_core.bench.combinations import Combination, available_threads, bench_alone
+from rwkv_core.bench.combinations import Combination, bench_alone
 from rwkv_core.bench.measure import bench, bench_decode, parse_shape
 from rwkv_core.bench.report import Batch, Decode, FirstToken, Prefill, Report
 
@@ -16,7 +16,6 @@ __all__ = [
     "FirstToken",
     "Prefill",
     "Report",
-    "available_threads",
     "bench",
     "bench_alone",
     "bench_decode",

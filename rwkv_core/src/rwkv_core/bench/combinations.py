@@ -49,13 +49,6 @@ class Combination:
         raise OptionError(f"dtype: found {self.dtype!r} for backend {name}; {has}")
 
 
-def available_threads() -> int:
-    """The processor's cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def bench_alone(
     combination: Combination, model: str, options: dict[str, Any], **arguments: Any
 ) -> Report:

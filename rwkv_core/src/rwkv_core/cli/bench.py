@@ -107,7 +107,8 @@ def _show(outcomes: list[_Outcome], as_json: bool, n_asked: int) -> None:
 
 def _combinations(args: argparse.Namespace) -> list[Combination]:
     """All that the arguments name, in the order in which they do."""
-    from rwkv_core.bench import Combination, available_threads
+    from rwkv_core.bench import Combination
+    from rwkv_core.threads import available_threads
 
     most = available_threads()
     for threads in args.threads or ():
