@@ -173,6 +173,11 @@ def test_a_prequantized_file_is_loaded_as_it_is(model_file, tmp_path, bits):
     assert deviation(one, other) < 1e-3
 
 
+def test_the_type_of_a_file_that_is_restored_is_float32(model_file, tmp_path):
+    path = rwkv_core.prequantize(model_file, tmp_path / "m.pqth", bits=8, group_size=4)
+    assert rwkv_core.load(path, "numba").ops.dtype == "float32"
+
+
 def test_group_sizes_are_chosen(model_file):
     by_default, of_16 = (
         rwkv_core.load(model_file, "numba", dtype="int4", **options)
@@ -234,6 +239,12 @@ def test_other_processors_compute_the_same(tmp_path, processor, dtype):
     assert found.splitlines()[1].split()[:4] == ["numba", dtype, "cpu", "pass"]
 
 
+SIGMOID = (
+    "import numpy as np; from rwkv_backend_numpy.vector_kernels import sigmoid; "
+    "found = np.zeros((1, 4), np.float32); sigmoid(found, found); print(found[0, 3])"
+)
+
+
 LOGITS = """
     import hashlib, os, sys
     import rwkv_core
@@ -267,18 +278,73 @@ def test_kernels_are_kept_for_later_processes(kept):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")} == before
 
 
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", ["emptied", "cut short", "other bytes", "a folder"])
+def test_a_kernel_that_cannot_be_read_is_compiled_anew(tmp_path, damage, suffix):
+    assert python(SIGMOID, folder=tmp_path) == "0.5\n"
+    (path,) = tmp_path.rglob(f"*.{suffix}")
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        part = whole[: len(whole) // 2]
+        path.write_bytes({"emptied": b"", "cut short": part, "other bytes": part[::-1]}[damage])
+    assert python(SIGMOID, folder=tmp_path) == "0.5\n"
+    assert path.is_dir() or path.stat().st_size > len(whole) // 2
+
+
+def test_a_disk_that_is_full_keeps_no_kernels(tmp_path):
+    code = f"""
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        {SIGMOID}
+    """
+    assert python(code, folder=tmp_path) == "0.5\n"
+    assert not list(tmp_path.rglob("*.nbc"))
+    assert python(SIGMOID, folder=tmp_path) == "0.5\n"
+
+
+def test_an_interrupt_waits_for_a_kernel_to_be_compiled(tmp_path):
+    """LLVM calls back into Python, which would lose it there, and the kernel would be half done."""
+    code = f"""
+        import signal, threading
+        from numba.core import event
+        timer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))
+        class Interrupt(event.Listener):
+            on_start = lambda self, started: timer.is_alive() or timer.start()
+            on_end = lambda self, ended: None
+        event.register("numba:compile", Interrupt())
+        try:
+            {SIGMOID}
+        except KeyboardInterrupt:
+            print("interrupted")
+        {SIGMOID}
+    """
+    assert python(code, folder=tmp_path) == "interrupted\n0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("NUMBA_DISABLE_JIT", "1"), ("NUMBA_THREADING_LAYER", "absent")]
+)
+def test_a_setting_that_numba_cannot_follow_is_one_line(tmp_path, name, value):
+    code = """
+        import sys
+        from rwkv_core.cli import main
+        sys.stderr = sys.stdout
+        main(["generate", "a", "-n", "1", "-m", "prose", "-b", "numba"])
+    """
+    *_, last = python(code, folder=tmp_path, **{name: value}).splitlines()
+    assert last.startswith(f"rwkv-core: error: numba: found {name}") and last.endswith("unset it")
+
+
 def test_an_edited_source_file_is_compiled_anew(tmp_path):
     """Also one that the kernel's own file takes its inner loops from."""
     package = tmp_path / "rwkv_backend_numpy"
     shutil.copytree(Path(rwkv_backend_numpy.__file__).parent, package)
-    code = """
-        import numpy as np
-        from rwkv_backend_numpy.vector_kernels import sigmoid
-        sigmoid(np.zeros((1, 4), np.float32), np.empty((1, 4), np.float32))
-    """
     kept = []
     for _ in range(3):
-        python(code, folder=tmp_path / "kernels", PYTHONPATH=str(tmp_path))
+        python(SIGMOID, folder=tmp_path / "kernels", PYTHONPATH=str(tmp_path))
         kept.append(len(list((tmp_path / "kernels").rglob("*.nbc"))))
         if len(kept) == 2:
             with (package / "activations.py").open("a") as file:
@@ -316,15 +382,18 @@ def test_python_threads_do_not_disturb_each_other(kept, layer):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_a_forked_process_is_told_to_be_spawned(kept):
-    """GNU's OpenMP would end it; before anything is computed forking does no harm."""
+    """GNU's OpenMP would end it; before its threads are started forking does no harm."""
     code = """
         import os, rwkv_core
         model = rwkv_core.load("prose", "numba", dtype="int8")
 
-        def in_child():
+        def in_child(load=False):
             if os.fork() == 0:
                 try:
-                    model.forward([1])
+                    if load:
+                        rwkv_core.load("prose", "numba")
+                    else:
+                        model.forward([1])
                     print("computed", flush=True)
                 except rwkv_core.BackendError as error:
                     print(error, flush=True)
@@ -334,10 +403,38 @@ def test_a_forked_process_is_told_to_be_spawned(kept):
         in_child()
         model.forward([1])
         in_child()
+        in_child(load=True)
     """
-    first, second = python(code, folder=kept[0], NUMBA_THREADING_LAYER="omp").splitlines()
-    assert first == "computed"
-    assert "forked" in second and "spawn" in second
+    first, *others = python(code, folder=kept[0], NUMBA_THREADING_LAYER="omp").splitlines()
+    assert first == "computed" and len(others) == 2
+    assert all("forked" in other and "spawn" in other for other in others)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_forked_while_another_thread_computes_goes_on(kept):
+    code = """
+        import os, signal, threading, rwkv_core
+        model = rwkv_core.load("prose", "numba", dtype="int8")
+        model.forward([1])
+        over = threading.Event()
+
+        def compute():
+            while not over.is_set():
+                model.forward(list(range(100)))
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        for _ in range(5):
+            over.wait(0.02)
+            if os.fork() == 0:
+                signal.alarm(20)
+                model.forward([1])
+                os._exit(0)
+            print(os.wait()[1])
+        over.set()
+        thread.join()
+    """
+    assert python(code, folder=kept[0], NUMBA_THREADING_LAYER="workqueue") == "0\n" * 5
 
 
 def on_terminal(folder):

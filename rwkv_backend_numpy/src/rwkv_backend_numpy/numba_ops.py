@@ -8,14 +8,11 @@ kernels that are each as wide as the chunk.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import threading_layer
 from numpy.typing import NDArray
 
 from rwkv_backend_numpy import vector_kernels
@@ -26,7 +23,7 @@ from rwkv_backend_numpy.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
 from rwkv_backend_numpy.products import FEW, product
 from rwkv_backend_numpy.slabs import Slabs
 from rwkv_core import recurrence
-from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.errors import OptionError
 from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, quantize
 from rwkv_core.recurrence import Parameters
 from rwkv_core.tensor_ops import WKVState
@@ -34,20 +31,6 @@ from rwkv_core.tensor_ops import WKVState
 Floats = NDArray[np.float32]
 
 _BITS = {"int8": 8, "int4": 4}
-
-
-_threads_lost = False
-
-
-def _after_fork() -> None:
-    global _threads_lost
-    with suppress(ValueError):  # No thread has been started yet.
-        # GNU's OpenMP, which would end the process. Numba's other layers start anew.
-        _threads_lost = threading_layer() == "omp"
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class NumbaOps(NumpyOps):
@@ -72,7 +55,7 @@ class NumbaOps(NumpyOps):
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
         # A file keeps its bits, whatever the option says for what is quantized here.
-        self.dtype = f"int{matrix.bits}"
+        self.dtype = "float32" if matrix.group_size % DEPTH else f"int{matrix.bits}"
         if matrix.group_size % DEPTH:
             return float_matrix(matrix.dequantize(), FLOAT32, self._slabs)
         return code_matrix(matrix, self._slabs)
@@ -80,14 +63,6 @@ class NumbaOps(NumpyOps):
     def matrix_bytes(self, matrix: Matrix) -> int:
         # Without the rows of zeros in the last panel.
         return matrix.panels.nbytes * matrix.n_out // (ROWS * len(matrix.panels))
-
-    def embed(self, table: NDArray[Any], tokens: NDArray[np.int64]) -> Floats:
-        if _threads_lost:
-            raise BackendError(
-                "numba: this process was forked from one that had computed already, whose threads "
-                "it lacks; have multiprocessing start it by spawn or forkserver"
-            )
-        return super().embed(table, tokens)
 
     def matmul(self, matrix: Matrix, x: Floats) -> Floats:
         rows = _rows(x)
