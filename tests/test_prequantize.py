@@ -205,6 +205,21 @@ def test_a_failure_leaves_what_was_there(
     assert sorted(tmp_path.iterdir()) == before and target.read_text() == "kept"
 
 
+def test_an_interrupt_just_after_the_file_is_in_place_is_what_is_raised(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def interrupted(*paths: str) -> None:
+        replace(*paths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rwkv_core.prequantize(model)
+    assert rwkv_core.load(model.with_suffix(".pqth"), "numpy").n_layer
+
+
 def test_a_disk_that_fills_up_is_one_line(model: Path, tmp_path: Path) -> None:
     # A limit on the size of files fails a write midway, as a full disk does.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -332,12 +332,13 @@ def test_token_outside_the_vocabulary_is_refused(option: dict[str, Any]) -> None
         *((name, value) for name in (
             "temperature", "top_p", "typical_p", "min_p", "repetition_penalty",
             "presence_penalty", "frequency_penalty",
-        ) for value in (math.nan, math.inf, "1", None, True, [1.0])),
+        ) for value in (math.nan, math.inf, 10**400, "1", None, True, [1.0])),
         ("temperature", -0.1), ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("typical_p", 0),
         ("typical_p", 2), ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0),
         ("top_k", -1), ("top_k", 1.5), ("top_k", True), ("top_k", "3"),
         ("logit_bias", [1]), ("logit_bias", {"a": 1}), ("logit_bias", {-1: 1.0}),
         ("logit_bias", {1: math.nan}), ("logit_bias", {1: math.inf}), ("logit_bias", {1: "x"}),
+        ("logit_bias", {1: 10**400}),
         ("banned_tokens", 3), ("banned_tokens", "3"), ("banned_tokens", [-1]),
         ("banned_tokens", [1.5]),
     ],
@@ -346,6 +347,12 @@ def test_option_of_a_wrong_type_or_out_of_range_is_refused(name: str, value: Any
     with pytest.raises(OptionError, match=f"^{name}.*: found ") as error:
         Sampling(**{name: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1, 3), ()])
+def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(OptionError, match=r"logits: found shape .*, expected \[V\]"):
+        choose(np.ones(shape))
 
 
 def test_numpy_numbers_are_numbers() -> None:

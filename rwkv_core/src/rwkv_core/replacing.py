@@ -29,7 +29,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         os.chmod(beside, _mode(target))
         os.replace(beside, target)
     except BaseException:
-        os.unlink(beside)
+        # Not there any more if what is raised came as the file had just been put in its place.
+        Path(beside).unlink(missing_ok=True)
         raise
 
 

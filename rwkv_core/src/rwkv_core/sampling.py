@@ -108,7 +108,13 @@ def is_whole(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # A whole number that no float holds.
+        return False
+    return True
 
 
 def _check(sampling: Sampling, name: str, expected: str, fits: Callable[[Any], bool]) -> None:
@@ -171,10 +177,12 @@ def sample(
         processors: the user's own steps, run after the penalties.
         counts: where counts of this history are kept from token to token; None counts anew.
 
-    Raises RWKVError for logits that are not numbers, OptionError for penalties that make them so,
-    or if nothing is left to choose.
+    Raises RWKVError for logits that are not numbers, OptionError for ones of another shape, for
+    penalties that make them no numbers, or if nothing is left to choose.
     """
     given = np.asarray(logits, np.float64)
+    if given.ndim != 1 or not given.size:
+        raise OptionError(f"logits: found shape {list(given.shape)}, expected [V]")
     top = _checked_top(given, "the model's logits hold", "the model file or its dtype is at fault")
     scores = adjusted(given, sampling, history, counts or TokenCounts())
     if scores is not given:

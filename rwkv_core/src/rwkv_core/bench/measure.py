@@ -31,6 +31,8 @@ _TOKENS = 10
 _REST = 0.05
 _SAMPLING = Sampling(top_p=0.9)
 _ENDLESS = 10**9
+# Tokens of a prompt, some minutes of even a small model.
+_LONGEST = 2**20
 
 
 def parse_shape(text: str) -> Shape:
@@ -64,10 +66,13 @@ def bench(
         name: what the report calls the model, by default as `model` does.
         on_progress: called with a word for what is being done.
 
-    Raises what `load` raises, and OptionError for no length and for a number below 1.
+    Raises what `load` raises, and OptionError for no length, one out of range, and no rounds.
     """
-    if not lengths or min([rounds, *lengths]) < 1:
-        raise OptionError("bench: prompt lengths and rounds are at least 1")
+    if not lengths or rounds < 1:
+        raise OptionError("bench: expected a prompt length or more, and at least 1 round")
+    for length in lengths:
+        if not 1 <= length <= _LONGEST:
+            raise OptionError(f"bench: prompt of {length} tokens, expected 1 to {_LONGEST}")
     with open_model(model) as checkpoint:
         shape = diagnose(checkpoint)
     on_progress("loading")
