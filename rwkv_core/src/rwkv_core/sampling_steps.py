@@ -26,6 +26,7 @@ Tokens = NDArray[np.integer[Any]]
 _FEW = 1024
 """Tokens that are sorted as they are."""
 _BUCKET_BITS = 10
+_MOST_BUCKETS = 4 << _BUCKET_BITS
 _BLOCK = 256
 _LEAST_LOGIT = -745.0
 """Of weight 0, as are all below it."""
@@ -157,14 +158,17 @@ def _first_of_mass(
     # By sums over buckets of keys: the tokens among which it is reached.
     near, keys, masses, before = None, key, weights, 0.0
     # Mostly few are needed at all: then the sums are over those.
-    needed = np.flatnonzero(key <= last)
-    if 4 * len(needed) < len(key):
-        near, keys, masses = needed, key[needed], weights[needed]
-    while len(keys) > _FEW and (low := int(keys.min())) < (high := min(int(keys.max()), last)):
+    needed = key <= last
+    if 4 * np.count_nonzero(needed) < len(key):
+        near = np.flatnonzero(needed)
+        keys, masses = key[near], weights[near]
+    while len(keys) > _FEW and (low := int(keys.min())) < min(high := int(keys.max()), last):
         buckets = keys - low
-        buckets >>= max(0, (high - low).bit_length() - _BUCKET_BITS)
+        shift = max(0, (min(high, last) - low).bit_length() - _BUCKET_BITS)
+        buckets >>= shift
         # Buckets after the last are not needed, but adding all the rest to one would be slow.
-        np.minimum(buckets, 4 << _BUCKET_BITS, out=buckets)
+        if (high - low) >> shift > _MOST_BUCKETS:
+            np.minimum(buckets, _MOST_BUCKETS, out=buckets)
         reached = before + np.cumsum(np.bincount(buckets, masses))
         edge = min(int(np.searchsorted(reached, wanted)), len(reached) - 1)
         before = reached[edge - 1] if edge else before
