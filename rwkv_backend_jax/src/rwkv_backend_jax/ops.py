@@ -21,9 +21,6 @@ from rwkv_backend_jax.devices import Placement, chosen_devices
 from rwkv_core.float16 import assign
 from rwkv_core.tensor_ops import TensorOps, WKVState
 
-# From as many rows on, XLA's product is faster on a CPU than a loop over the rows.
-_FEW_ROWS = 8
-
 
 @cache
 def jax_ops(dtype: str, runtime_dtype: str | None, device: str | None, mesh: int | None) -> JaxOps:
@@ -77,7 +74,7 @@ class JaxOps(TensorOps):
     @partial(jax.jit, static_argnums=0)
     def matmul(self, matrix: Array, x: Array) -> Array:
         if self._on_cpu and matrix.dtype.itemsize == 2:
-            return _widened_product(matrix, x).astype(x.dtype)
+            return _product_on_cpu(matrix, x).astype(x.dtype)
         if matrix.dtype == jnp.float16:
             return super().matmul(matrix, x)
         return _product(matrix, x.astype(matrix.dtype)).astype(x.dtype)
@@ -158,10 +155,12 @@ def _product(matrix: Array, x: Array) -> Array:
     return jnp.moveaxis(y, 0, -1)
 
 
-def _widened_product(matrix: Array, x: Array) -> Array:
-    """`_product` of a 16-bit matrix on a CPU, for which XLA's own product is a scalar loop."""
-    matrix, x = matrix.astype(jnp.float32), x.astype(jnp.float32)
-    if x.shape[0] * x.shape[1] >= _FEW_ROWS:
-        return _product(matrix, x)
-    # One loop that reads 16 bits, widens and adds up.
-    return jnp.sum(matrix * x[:, :, None, :], axis=-1)
+def _product_on_cpu(matrix: Array, x: Array) -> Array:
+    """`_product` of a 16-bit matrix as XLA does it fastest on a CPU."""
+    if matrix.dtype == jnp.bfloat16 and x.shape[0] * x.shape[1] > 1:
+        return _product(matrix, x.astype(matrix.dtype))
+    wide, x = matrix.astype(jnp.float32), x.astype(jnp.float32)
+    if matrix.dtype == jnp.float16:
+        return _product(wide, x)
+    # One loop that reads 16 bits, widens and adds up; of float16 it would go one by one.
+    return jnp.sum(wide * x[:, :, None, :], axis=-1)
