@@ -305,23 +305,68 @@ def test_a_disk_that_is_full_keeps_no_kernels(tmp_path):
     assert python(SIGMOID, folder=tmp_path) == "0.5\n"
 
 
+INTERRUPTED = """
+    import signal, threading
+    from numba.core import event
+    timer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))
+    class Interrupt(event.Listener):
+        on_start = lambda self, started: timer.ident or timer.start()
+        on_end = lambda self, ended: timer.join()
+    event.register("numba:compile", Interrupt())
+"""
+
+
 def test_an_interrupt_waits_for_a_kernel_to_be_compiled(tmp_path):
     """LLVM calls back into Python, which would lose it there, and the kernel would be half done."""
-    code = f"""
-        import signal, threading
-        from numba.core import event
-        timer = threading.Timer(0.2, lambda: signal.raise_signal(signal.SIGINT))
-        class Interrupt(event.Listener):
-            on_start = lambda self, started: timer.is_alive() or timer.start()
-            on_end = lambda self, ended: None
-        event.register("numba:compile", Interrupt())
-        try:
-            {SIGMOID}
-        except KeyboardInterrupt:
-            print("interrupted")
+    code = f"""{INTERRUPTED}
+    try:
         {SIGMOID}
+    except KeyboardInterrupt:
+        print("interrupted")
+    {SIGMOID}
     """
     assert python(code, folder=tmp_path) == "interrupted\n0.5\n"
+
+
+def test_an_interrupt_comes_through_where_a_kernel_cannot_be_compiled(tmp_path):
+    code = f"""{INTERRUPTED}
+    from rwkv_backend_numpy.vector_kernels import sigmoid
+    try:
+        sigmoid("no array", 1)
+    except KeyboardInterrupt:
+        print("interrupted")
+    """
+    assert python(code, folder=tmp_path) == "interrupted\n"
+
+
+def test_an_interrupts_handler_may_call_kernels(tmp_path):
+    code = f"""{INTERRUPTED}
+    import numpy as np
+    from rwkv_backend_numpy.vector_kernels import relu_squared
+    found = np.full((1, 4), 3, np.float32)
+    signal.signal(signal.SIGINT, lambda *_: relu_squared(found, found))
+    {SIGMOID.replace("found", "other")}
+    print(found[0, 3])
+    """
+    assert python(code, folder=tmp_path) == "0.5\n9.0\n"
+
+
+def test_kernels_whose_files_were_exchanged_are_compiled_anew(tmp_path):
+    """As two processes that compile at a time may leave them, for another type of arguments."""
+    code = """
+        import numpy as np
+        from rwkv_backend_numpy.vector_kernels import sigmoid
+        for dtype in (np.float32, np.float64):
+            found = np.zeros((1, 4), dtype)
+            sigmoid(found, found)
+            print(found[0, 3])
+    """
+    assert python(code, folder=tmp_path) == "0.5\n0.5\n"
+    one, other = sorted(tmp_path.rglob("*.nbc"))
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    assert python(code, folder=tmp_path) == "0.5\n0.5\n"
 
 
 @pytest.mark.parametrize(

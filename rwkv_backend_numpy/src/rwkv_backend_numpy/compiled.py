@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from pathlib import Path
-from threading import Lock, current_thread, main_thread
+from threading import RLock, current_thread, main_thread
 from types import CellType, FunctionType
 from typing import Any, TypeVar
 
@@ -49,14 +49,15 @@ if config.DISABLE_JIT:
         "numba: found NUMBA_DISABLE_JIT set, and the kernels run only compiled; unset it"
     )
 
-# Not all of Numba's threading layers stand calls from two of Python's threads at a time.
-_one_at_a_time = Lock()
+# Not all of Numba's threading layers stand calls from two of Python's threads at a time. In one, a
+# signal's handler may call a kernel while another has just been compiled.
+_one_at_a_time = RLock()
 _threads_lost = False
 
 
 def _after_fork() -> None:
     global _one_at_a_time, _threads_lost
-    _one_at_a_time = Lock()  # Whoever held it is not in this process.
+    _one_at_a_time = RLock()  # Whoever held it is not in this process.
     with suppress(ValueError):  # No thread has been started yet.
         # GNU's OpenMP, which would end the process. Numba's other layers start anew.
         _threads_lost = threading_layer() == "omp"
@@ -135,8 +136,8 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if held:
-        handler(*held[0])
+        if held:
+            handler(*held[0])
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
@@ -144,10 +145,14 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
+            # Two processes that compile at a time may give their files the same name.
+            if found is None or found.signature.args == tuple(sig):
+                return found
         except Exception:  # Of a damaged file, whatever pickle and LLVM come upon.
-            self._forget()
-            return None
+            pass
+        self._forget()
+        return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
