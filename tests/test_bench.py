@@ -316,13 +316,17 @@ def test_sigterm_removes_the_temporary_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_sigterm_does_not_break_into_the_clearing_up():
+@pytest.mark.parametrize(
+    ("first", "raised"), [("SIGTERM", SystemExit), ("SIGINT", KeyboardInterrupt)]
+)
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_does_not_break_into_the_clearing_up(first, raised, second):
     """`timeout` for one sends two: to the program, and to its group."""
     cleared = False
-    with pytest.raises(SystemExit), ending_in_order():
+    with pytest.raises(raised), ending_in_order():
         try:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(getattr(signal, first))
         finally:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(getattr(signal, second))
             cleared = True
     assert cleared

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -353,6 +354,32 @@ def test_option_of_a_wrong_type_or_out_of_range_is_refused(name: str, value: Any
 def test_logits_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(OptionError, match=r"logits: found shape .*, expected \[V\]"):
         choose(np.ones(shape))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": Fraction(1, 2)},
+        {"top_k": np.uint8(40)},
+        {"presence_penalty": Fraction(1, 2)},
+        {"frequency_penalty": 10**20},
+        {"logit_bias": {0: Fraction(1, 2)}},
+    ],
+    ids=str,
+)
+def test_numbers_of_any_type_are_numbers(options: dict[str, Any]) -> None:
+    as_usual = {
+        name: value if name == "logit_bias" else int(value) if name == "top_k" else float(value)
+        for name, value in options.items()
+    }
+    logits = np.linspace(0, 3, 300)
+    expected = choose(logits, [299, 7], **as_usual)
+    assert choose(logits, [299, 7], **options) == expected
+
+
+def test_logits_at_both_ends_of_the_range_do_not_warn() -> None:
+    rng = np.random.default_rng(0)
+    assert sample(np.array([1e308, -1e308]), Sampling(), [], rng) == 0
 
 
 def test_numpy_numbers_are_numbers() -> None:

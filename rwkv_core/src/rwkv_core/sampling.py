@@ -78,8 +78,10 @@ class Sampling:
         if isinstance(self.banned_tokens, str) or not isinstance(self.banned_tokens, Collection):
             raise OptionError(f"banned_tokens: found {self.banned_tokens!r}, expected tokens")
         check_tokens("banned_tokens", self.banned_tokens)
+        object.__setattr__(self, "top_k", int(self.top_k))
         # Copies: what the caller changes later must not get past these checks.
-        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        bias = {token: float(value) for token, value in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", bias)
         object.__setattr__(self, "banned_tokens", tuple(self.banned_tokens))
 
     # Kept, since the conversion of a long list takes longer than all else that a token needs.
@@ -121,6 +123,7 @@ def _check(sampling: Sampling, name: str, expected: str, fits: Callable[[Any], b
     value = getattr(sampling, name)
     if not _is_number(value) or not math.isfinite(value) or not fits(value):
         raise OptionError(f"{name}: found {value!r}, expected {expected}")
+    object.__setattr__(sampling, name, float(value))
 
 
 def _check_logit_bias(bias: object) -> None:
@@ -128,7 +131,7 @@ def _check_logit_bias(bias: object) -> None:
         raise OptionError(f"logit_bias: found {bias!r}, expected a mapping of tokens to numbers")
     check_tokens("logit_bias", bias)
     for token, value in bias.items():
-        if not _is_number(value) or math.isnan(value) or value == math.inf:
+        if not _is_number(value) or math.isnan(value) or float(value) == math.inf:
             raise OptionError(f"logit_bias of {token}: found {value!r}, expected a number or -inf")
 
 

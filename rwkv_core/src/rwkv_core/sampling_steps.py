@@ -83,9 +83,9 @@ def frequency_penalty(logits: Logits, tokens: Tokens, counts: Tokens, penalty: f
 def temperature(logits: Logits, value: float, top: float) -> Logits:
     """(x - top) / value, `top` being the largest: softmax of it is softmax of x / value, and it
     cannot overflow up."""
-    scaled = logits - top
-    if value != 1:
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
+        scaled = logits - top
+        if value != 1:
             scaled /= value
     return scaled
 

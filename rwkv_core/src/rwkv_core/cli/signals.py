@@ -7,14 +7,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_NAMES = ("SIGTERM", "SIGHUP")
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_NUMBERS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the program, so that temporary files go, and do not just end it."""
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    before = {number: signal.signal(number, _end) for number in numbers}
+    """Ctrl-C, SIGTERM and SIGHUP unwind the program, so that temporary files go, and only once."""
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    for number in _NUMBERS:
+        if before[number] is not signal.SIG_IGN:
+            signal.signal(number, _end)
     try:
         yield
     finally:
@@ -24,7 +27,8 @@ def ending_in_order() -> Iterator[None]:
 
 def _end(number: int, _: object) -> None:
     # The next one, which `timeout` for one sends at once, must not break into the clearing up.
-    for name in _NAMES:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for one in _NUMBERS:
+        signal.signal(one, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     sys.exit(128 + number)
