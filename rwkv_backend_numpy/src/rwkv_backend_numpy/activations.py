@@ -9,8 +9,9 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.compiled import inner
 from rwkv_backend_numpy.llvm_vectors import HAS_BFLOAT16_PRODUCTS
+from rwkv_backend_numpy.panels import BFLOAT16, INT4, INT8, Kind
+from rwkv_backend_numpy.work_sharing import inner
 
 Floats = NDArray[np.float32]
 
@@ -23,12 +24,24 @@ def row_for(kind: Any, depth: int) -> Any:
     raise NotImplementedError  # Only for compiled code.
 
 
-def rows_for(kind: Any, n_rows: int, depth: int) -> Any:
+def rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
     """An array for several rows of activations, each with a cache line to spare.
 
     Rows a multiple of 4 kB apart would all have their lines in the same few places of a cache.
     """
-    raise NotImplementedError  # Only for compiled code.
+    if kind.dtype in (INT8.dtype, INT4.dtype):
+        return np.zeros((n_rows, depth + 32), np.int16)
+    if kind.dtype == BFLOAT16.dtype and HAS_BFLOAT16_PRODUCTS:
+        return np.zeros((n_rows, depth + 32), np.uint16)
+    return np.zeros((n_rows, depth + 16), np.float32)
+
+
+@inner
+def prepared(kind: Any, depth: int, n_groups: int, x: Floats) -> Any:
+    """`x` [in] as a product of one row takes it: a row, the sums of its groups, its unit [1]."""
+    row, sums, unit = row_for(kind, depth), np.empty(n_groups, np.float32), np.empty(1, np.float32)
+    unit[0] = fill(kind, x, row, sums)
+    return row, sums, unit
 
 
 def fill(kind: Any, x: Floats, row: Any, sums: Floats) -> np.float32:
@@ -41,15 +54,6 @@ def _row_for(kind: Any, depth: Any) -> Any:
     if kind in _BITS:
         return lambda kind, depth: np.zeros(depth, np.int16)
     return lambda kind, depth: np.zeros(depth, np.float32)
-
-
-@overload(rows_for, strict=False)
-def _rows_for(kind: Any, n_rows: Any, depth: Any) -> Any:
-    if kind in _BITS:
-        return lambda kind, n_rows, depth: np.zeros((n_rows, depth + 32), np.int16)
-    if kind == types.uint16 and HAS_BFLOAT16_PRODUCTS:
-        return lambda kind, n_rows, depth: np.zeros((n_rows, depth + 32), np.uint16)
-    return lambda kind, n_rows, depth: np.zeros((n_rows, depth + 16), np.float32)
 
 
 @overload(fill, strict=False)

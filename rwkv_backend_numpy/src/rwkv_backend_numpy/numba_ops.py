@@ -20,7 +20,7 @@ from rwkv_backend_numpy.ops import NumpyOps
 from rwkv_backend_numpy.packed_model import PackedModel, packed_model
 from rwkv_backend_numpy.packing import code_matrix, float_matrix
 from rwkv_backend_numpy.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
-from rwkv_backend_numpy.products import FEW, product
+from rwkv_backend_numpy.products import product
 from rwkv_backend_numpy.slabs import Slabs
 from rwkv_core import recurrence
 from rwkv_core.errors import OptionError
@@ -65,12 +65,7 @@ class NumbaOps(NumpyOps):
         return matrix.panels.nbytes * matrix.n_out // (ROWS * len(matrix.panels))
 
     def matmul(self, matrix: Matrix, x: Floats) -> Floats:
-        rows = _rows(x)
-        n_rows = len(rows)
-        padded = n_rows if n_rows == 1 else -(-n_rows // FEW) * FEW
-        out = np.empty((padded, matrix.n_out), np.float32)
-        product(matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, rows, out)
-        return out[:n_rows].reshape(*x.shape[:-1], matrix.n_out)
+        return product(matrix, _rows(x)).reshape(*x.shape[:-1], matrix.n_out)
 
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats) -> Floats:
         return self._by_rows(vector_kernels.layer_norm, x, weight, bias)

@@ -1,9 +1,9 @@
 """One token of one sequence through the whole model, compiled by Numba: `recurrence.last_logits`.
 
-A layer is four phases (see `team`): the products that can be computed at the same time, and what
-follows from a row of them alone. What needs a whole vector before that, norms and token shifts,
-each thread computes for itself. What a phase gives is written to a place that nothing else is
-written to while the token lasts, so a thread that has been held up finds it as it was.
+A layer is four phases (see `work_sharing`): the products that can be computed at the same time,
+and what follows from a row of them alone. What needs a whole vector before that, norms and token
+shifts, each thread computes for itself. What a phase gives is written to a place that nothing else
+is written to while the token lasts, so a thread that has been held up finds it as it was.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy import team
-from rwkv_backend_numpy.activations import fill, row_for
-from rwkv_backend_numpy.compiled import compiled, inner, inner_sums
+from rwkv_backend_numpy.activations import prepared
+from rwkv_backend_numpy.compiled import compiled, inner_sums
 from rwkv_backend_numpy.panel_product import one_row
 from rwkv_backend_numpy.panels import ROWS
 from rwkv_backend_numpy.vector_kernels import layer_norm_row, sigmoid_of, wkv_row
+from rwkv_backend_numpy.work_sharing import Counters, done, inner, is_over, take, wait
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -50,7 +49,6 @@ class Token(NamedTuple):
         state, after: [L, 5, D].
         between: [L, 4 D' + F'], what phases give; D', F' and V' are whole panels.
         logits: [V'].
-        counts: of 4 L + 1 phases.
     """
 
     kind: Any
@@ -66,33 +64,26 @@ class Token(NamedTuple):
     after: Floats
     between: Floats
     logits: Floats
-    counts: team.Counters
 
 
 @compiled
-def one_token(token: Token) -> None:
-    """Fill the token's `after` and `logits`. Its counts are zeros."""
-    for thread in prange(token.counts.shape[1] - 1):
-        _share(token, np.int64(thread))  # the loop's own type is unsigned
-
-
-@inner_sums
-def _share(t: Token, thread: int) -> None:
+def one_token(counts: Counters, thread: int, t: Token) -> None:
+    """Fill the token's `after` and `logits`; in PHASES L + 1 phases."""
     x = np.empty(t.x.size, np.float32)
     layer_norm_row(t.x, t.norms[0], t.norms[1], x)
     for i in range(t.vectors.shape[0]):
         phase = PHASES * i
         wkv, attended, gate, mixed, k = _parts(t, i)
-        _keys_and_values(t, i, thread, phase, x, wkv)
-        _product(t, thread, phase + 1, t.wide, t.matrices[i, OUTPUT], wkv, attended)
+        _keys_and_values(counts, thread, phase, t, i, x, wkv)
+        _product(counts, thread, phase + 1, t.kind, t.wide, t.matrices[i, OUTPUT], wkv, attended)
         for j in range(x.size):
             x[j] += attended[j]
-        _channel_keys(t, i, thread, phase + 2, x, gate, k)
-        _product(t, thread, phase + 3, t.deep, t.matrices[i, CHANNEL_VALUE], k, mixed)
+        _channel_keys(counts, thread, phase + 2, t, i, x, gate, k)
+        _product(counts, thread, phase + 3, t.kind, t.deep, t.matrices[i, CHANNEL_VALUE], k, mixed)
         _add_gated(x, gate, mixed)
     normed = np.empty(x.size, np.float32)
     layer_norm_row(x, t.norms[2], t.norms[3], normed)
-    _product(t, thread, PHASES * t.vectors.shape[0], t.wide, t.head, normed, t.logits)
+    _product(counts, thread, PHASES * t.vectors.shape[0], t.kind, t.wide, t.head, normed, t.logits)
 
 
 @inner
@@ -105,9 +96,9 @@ def _parts(t: Token, i: int) -> Any:
 
 
 @inner
-def _n_blocks(t: Token, n_out: int, n_bytes: int) -> Any:
+def _n_blocks(counts: Counters, n_out: int, n_bytes: int) -> Any:
     """In how many blocks so many rows are taken: as many for each thread. A panel is `n_bytes`."""
-    n_panels, n_threads = (n_out + ROWS - 1) // ROWS, t.counts.shape[1] - 1
+    n_panels, n_threads = (n_out + ROWS - 1) // ROWS, counts.shape[1] - 1
     of_each = (n_panels * n_bytes + _BLOCK * n_threads - 1) // (_BLOCK * n_threads)
     return min(n_panels, of_each * n_threads)
 
@@ -143,50 +134,50 @@ def _shifted(x: Floats, last: Floats, share: Floats) -> Any:
 
 
 @inner
-def _activations(kind: Any, form: Integers, x: Floats) -> Any:
-    """What products with matrices of that form take: a row, the sums of its groups, its unit."""
-    row, sums = row_for(kind, form[0]), np.empty(form[1], np.float32)
-    unit = np.empty(1, np.float32)
-    unit[0] = fill(kind, x, row, sums)
-    return row, sums, unit
-
-
-@inner
 def _product(
-    t: Token, thread: int, phase: int, form: Integers, matrix: int, x: Floats, out: Floats
+    counts: Counters,
+    thread: int,
+    phase: int,
+    kind: Any,
+    form: Integers,
+    matrix: int,
+    x: Floats,
+    out: Floats,
 ) -> None:
     """A phase that is a product alone: of `x` with the matrix, to `out`."""
-    n_blocks = _n_blocks(t, out.size, form[2])
-    if team.is_over(t.counts, phase, n_blocks):
+    n_blocks = _n_blocks(counts, out.size, form[2])
+    if is_over(counts, phase, n_blocks):
         return
-    activations = _activations(t.kind, form, x)
+    activations = prepared(kind, form[0], form[1], x)
     while True:
-        block = team.take(t.counts, phase, thread, n_blocks)
+        block = take(counts, phase, thread, n_blocks)
         if block < 0:
             break
         start, end = _range(block, n_blocks, out.size)
-        _multiply(t.kind, form, matrix, start, end, activations, out)
-        team.done(t.counts, phase)
-    team.wait(t.counts, phase, n_blocks)
+        _multiply(kind, form, matrix, start, end, activations, out)
+        done(counts, phase)
+    wait(counts, phase, n_blocks)
 
 
 @inner_sums
-def _keys_and_values(t: Token, i: int, thread: int, phase: int, x: Floats, wkv: Floats) -> None:
+def _keys_and_values(
+    counts: Counters, thread: int, phase: int, t: Token, i: int, x: Floats, wkv: Floats
+) -> None:
     """The first half of time mixing: keys, values, receptance, and the scan's step."""
     n_embd = x.size
-    n_blocks = _n_blocks(t, n_embd, 3 * t.wide[2])
-    if team.is_over(t.counts, phase, n_blocks):
+    n_blocks = _n_blocks(counts, n_embd, 3 * t.wide[2])
+    if is_over(counts, phase, n_blocks):
         return
     v, before, after, matrices = t.vectors[i], t.state[i], t.after[i], t.matrices[i]
     time_x = np.empty(n_embd, np.float32)
     layer_norm_row(x, v[LN1], v[LN1 + 1], time_x)
     last = before[TIME_X]
-    for_k = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_K]))
-    for_v = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_V]))
-    for_r = _activations(t.kind, t.wide, _shifted(time_x, last, v[MIX_R]))
+    for_k = prepared(t.kind, t.wide[0], t.wide[1], _shifted(time_x, last, v[MIX_K]))
+    for_v = prepared(t.kind, t.wide[0], t.wide[1], _shifted(time_x, last, v[MIX_V]))
+    for_r = prepared(t.kind, t.wide[0], t.wide[1], _shifted(time_x, last, v[MIX_R]))
     kvr = np.empty((3, n_embd + ROWS), np.float32)
     while True:
-        block = team.take(t.counts, phase, thread, n_blocks)
+        block = take(counts, phase, thread, n_blocks)
         if block < 0:
             break
         start, end = _range(block, n_blocks, n_embd)
@@ -202,8 +193,8 @@ def _keys_and_values(t: Token, i: int, thread: int, phase: int, x: Floats, wkv: 
         )  # fmt: skip
         _times_sigmoid(wkv[some], kvr[2, some])
         _copy(time_x[some], after[TIME_X, some])
-        team.done(t.counts, phase)
-    team.wait(t.counts, phase, n_blocks)
+        done(counts, phase)
+    wait(counts, phase, n_blocks)
 
 
 @inner
@@ -221,21 +212,21 @@ def _times_sigmoid(x: Floats, gate: Floats) -> None:
 
 @inner_sums
 def _channel_keys(
-    t: Token, i: int, thread: int, phase: int, x: Floats, gate: Floats, k: Floats
+    counts: Counters, thread: int, phase: int, t: Token, i: int, x: Floats, gate: Floats, k: Floats
 ) -> None:
     """The first half of channel mixing: keys, squared, and the gate before its sigmoid."""
     n_embd = x.size
-    n_keys, n_gates = _n_blocks(t, k.size, t.wide[2]), _n_blocks(t, n_embd, t.wide[2])
-    if team.is_over(t.counts, phase, n_keys + n_gates):
+    n_keys, n_gates = _n_blocks(counts, k.size, t.wide[2]), _n_blocks(counts, n_embd, t.wide[2])
+    if is_over(counts, phase, n_keys + n_gates):
         return
     v, before, after, matrices = t.vectors[i], t.state[i], t.after[i], t.matrices[i]
     channel_x = np.empty(n_embd, np.float32)
     layer_norm_row(x, v[LN2], v[LN2 + 1], channel_x)
     last = before[CHANNEL_X]
-    for_k = _activations(t.kind, t.wide, _shifted(channel_x, last, v[CHANNEL_K]))
-    for_r = _activations(t.kind, t.wide, _shifted(channel_x, last, v[CHANNEL_R]))
+    for_k = prepared(t.kind, t.wide[0], t.wide[1], _shifted(channel_x, last, v[CHANNEL_K]))
+    for_r = prepared(t.kind, t.wide[0], t.wide[1], _shifted(channel_x, last, v[CHANNEL_R]))
     while True:
-        block = team.take(t.counts, phase, thread, n_keys + n_gates)
+        block = take(counts, phase, thread, n_keys + n_gates)
         if block < 0:
             break
         if block < n_keys:
@@ -246,8 +237,8 @@ def _channel_keys(
             start, end = _range(block - n_keys, n_gates, n_embd)
             _multiply(t.kind, t.wide, matrices[CHANNEL_RECEPTANCE], start, end, for_r, gate)
             _copy(channel_x[start:end], after[CHANNEL_X, start:end])
-        team.done(t.counts, phase)
-    team.wait(t.counts, phase, n_keys + n_gates)
+        done(counts, phase)
+    wait(counts, phase, n_keys + n_gates)
 
 
 @inner

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy import team
 from rwkv_backend_numpy.one_token import PHASES, Token, one_token
 from rwkv_backend_numpy.panels import ROWS, Matrix
 from rwkv_core.recurrence import Parameters
@@ -55,10 +53,6 @@ class PackedModel:
         """`recurrence.last_logits` of one token."""
         before, after = np.ascontiguousarray(state[0]), np.empty_like(state[0])
         logits = np.empty(-(-self._n_vocab // ROWS) * ROWS, np.float32)
-        one_token(
-            Token(
-                **self._constant, x=x[0, 0], state=before, after=after, logits=logits,
-                counts=team.counters(PHASES * len(before) + 1, get_num_threads()),
-            )
-        )  # fmt: skip
+        token = Token(**self._constant, x=x[0, 0], state=before, after=after, logits=logits)
+        one_token(token, n_phases=PHASES * len(before) + 1)
         return logits[None, None, : self._n_vocab], after[None]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 from numpy.typing import DTypeLike, NDArray
 
@@ -14,6 +14,7 @@ from rwkv_backend_numpy.compiled import compiled
 from rwkv_backend_numpy.panels import DEPTH, INT4, INT8, LINE, ROWS, Kind, Matrix
 from rwkv_backend_numpy.slabs import Slabs
 from rwkv_backend_numpy.transposing import put_square
+from rwkv_backend_numpy.work_sharing import Counters, take_range
 from rwkv_core.quantization import QuantizedMatrix
 
 # As many products of codes with int16 as fit into a sum of 32 bits.
@@ -128,12 +129,15 @@ def _put_bfloat16(panel: NDArray[Any], column: int, row: int, value: np.float32)
 
 
 @compiled
-def pack(array: NDArray[Any], panels: NDArray[Any]) -> None:
+def pack(counts: Counters, thread: int, array: NDArray[Any], panels: NDArray[Any]) -> None:
     """`array` [out, in], of what `as_float32` takes, to `panels` [panels, n], float32 or uint16."""
     n_out, width = array.shape
     kind, source = panels[0, 0], array[0, 0]
     columns = LINE // panels.itemsize
-    for p in prange(panels.shape[0]):
+    while True:
+        p, end = take_range(counts, thread, panels.shape[0], 1)
+        if p == end:
+            break
         panel, first = panels[p], p * ROWS
         n_rows = min(ROWS, n_out - first)
         done = 0

@@ -5,53 +5,95 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.activations import fill, row_for, rows_for
-from rwkv_backend_numpy.compiled import compiled, inner
+from rwkv_backend_numpy.activations import fill, prepared, rows_for
+from rwkv_backend_numpy.compiled import compiled
 from rwkv_backend_numpy.llvm_vectors import HAS_WIDE_VECTORS
 from rwkv_backend_numpy.panel_product import eight_rows, four_rows, one_row, sixteen_rows
-from rwkv_backend_numpy.panels import ROWS
+from rwkv_backend_numpy.panels import ROWS, Matrix
+from rwkv_backend_numpy.work_sharing import Counters, done, inner, take, take_range, wait
 
 Floats = NDArray[np.float32]
 
 # Rows of activations come in multiples of so many, if there is more than one.
 FEW = 4
+# Rows of activations, and bytes of weights for a single row, that a thread takes at a time.
+_ROWS_IN_BLOCK, _BLOCK = 16, 2**16
 # Where there are 16 registers, not 32, they hold no more sums than four rows have. With 32 a batch
 # of 16 is multiplied with while its weights come from memory, not after that.
 _WIDE = HAS_WIDE_VECTORS
 
 
-@compiled
-def product(
-    kind: Any, panels: NDArray[np.uint8], depth: int, n_groups: int, x: Floats, out: Floats
-) -> None:
-    """`x` [rows, in] times a matrix [out, in], transposed, to `out`; see `panels.Matrix`.
-
-    `out` is [rows, out], with rows up to a multiple of FEW if there is more than one.
-    """
-    n_rows, n_out = x.shape[0], out.shape[1]
+def product(matrix: Matrix, x: Floats) -> Floats:
+    """`x` [rows, in] times the matrix, transposed: [rows, out]."""
+    n_rows = len(x)
     if n_rows == 1:
-        row = row_for(kind, depth)
-        sums, units = np.empty((1, n_groups), np.float32), np.empty(1, np.float32)
-        units[0] = fill(kind, x[0], row, sums[0])
-        for p in prange(panels.shape[0]):
-            to = np.empty(ROWS, np.float32)
+        out = np.empty((1, matrix.n_out), np.float32)
+        _of_one_row(matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, x[0], out[0])
+        return out
+    padded = -(-n_rows // FEW) * FEW
+    out = np.empty((padded, matrix.n_out), np.float32)
+    rows = rows_for(matrix.kind, padded, matrix.depth)
+    sums = np.zeros((padded, matrix.n_groups), np.float32)
+    units = np.zeros(padded, np.float32)
+    _of_rows(
+        matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, x, rows, sums, units, out,
+        n_phases=2,
+    )  # fmt: skip
+    return out[:n_rows]
+
+
+@compiled
+def _of_one_row(
+    counts: Counters, thread: int,
+    kind: Any, panels: NDArray[np.uint8], depth: int, n_groups: int, x: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """`x` [in] times a matrix to `out` [out]."""
+    row, sums, unit = prepared(kind, depth, n_groups, x)
+    to = np.empty(ROWS, np.float32)
+    while True:
+        first, end = take_range(counts, thread, panels.shape[0], _panels_in_block(panels))
+        if first == end:
+            break
+        for p in range(first, end):
             one_row(
                 kind, panels[p].ctypes.data, depth, n_groups, row.ctypes.data, 0,
-                sums.ctypes.data, units.ctypes.data, to.ctypes.data, 0,
+                sums.ctypes.data, unit.ctypes.data, to.ctypes.data, 0,
             )  # fmt: skip
-            for i in range(min(ROWS, n_out - p * ROWS)):
-                out[0, p * ROWS + i] = to[i]
-    else:
-        rows = rows_for(kind, out.shape[0], depth)
-        sums = np.zeros((out.shape[0], n_groups), np.float32)
-        units = np.zeros(out.shape[0], np.float32)
-        for j in prange(n_rows):
+            for i in range(min(ROWS, out.size - p * ROWS)):
+                out[p * ROWS + i] = to[i]
+
+
+@compiled
+def _of_rows(
+    counts: Counters, thread: int,
+    kind: Any, panels: NDArray[np.uint8], depth: int, n_groups: int, x: Floats,
+    rows: Any, sums: Floats, units: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """`x` [rows, in] times a matrix to `out` [rows', out], rows' being a multiple of FEW.
+
+    The first phase puts the activations into `rows`, `sums` and `units`; see `activations`.
+    """
+    n_blocks = (x.shape[0] + _ROWS_IN_BLOCK - 1) // _ROWS_IN_BLOCK
+    while True:
+        block = take(counts, 0, thread, n_blocks)
+        if block < 0:
+            break
+        for j in range(block * _ROWS_IN_BLOCK, min((block + 1) * _ROWS_IN_BLOCK, x.shape[0])):
             units[j] = fill(kind, x[j], rows[j], sums[j])
-        for p in prange(panels.shape[0]):
-            _times_rows(kind, panels[p], p * ROWS, depth, n_groups, rows, sums, units, out)
+        done(counts, 0)
+    wait(counts, 0, n_blocks)
+    while True:
+        p = take(counts, 1, thread, panels.shape[0])
+        if p < 0:
+            break
+        _times_rows(kind, panels[p], p * ROWS, depth, n_groups, rows, sums, units, out)
+
+
+@inner
+def _panels_in_block(panels: NDArray[np.uint8]) -> Any:
+    return max(1, _BLOCK // panels.shape[1])
 
 
 @inner

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.compiled import compiled, inner, inner_sums
+from rwkv_backend_numpy.compiled import compiled, inner_sums
+from rwkv_backend_numpy.work_sharing import Counters, inner, take_range
 
 Floats = NDArray[np.float32]
 
 EPSILON = np.float32(1e-5)
-# Channels that a thread takes at once, through all of a chunk's tokens.
+# Channels that a thread takes at a time, through all of a chunk's tokens.
 _CHANNELS = 128
+# Numbers that a thread takes at a time, about: 32 kB, some microseconds of work.
+_NUMBERS = 2**13
 
 
 @inner
@@ -42,6 +46,11 @@ def sigmoid_of(x: np.float32) -> np.float32:
     return (np.float32(1) if x >= 0 else e) / (np.float32(1) + e)
 
 
+@inner
+def _take_rows(counts: Counters, thread: int, x: Floats) -> Any:
+    return take_range(counts, thread, x.shape[0], max(1, _NUMBERS // x.shape[1]))
+
+
 @inner_sums
 def layer_norm_row(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
     total = np.float32(0)
@@ -57,36 +66,61 @@ def layer_norm_row(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None
 
 
 @compiled
-def layer_norm(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None:
+def layer_norm(
+    counts: Counters, thread: int, x: Floats, weight: Floats, bias: Floats, out: Floats
+) -> None:
     """`x` [rows, D] to `out`."""
-    for row in prange(x.shape[0]):
-        layer_norm_row(x[row], weight, bias, out[row])
+    while True:
+        start, end = _take_rows(counts, thread, x)
+        if start == end:
+            break
+        for row in range(start, end):
+            layer_norm_row(x[row], weight, bias, out[row])
 
 
 @compiled
-def mix(x: Floats, previous: Floats, share: Floats, out: Floats) -> None:
+def mix(
+    counts: Counters, thread: int, x: Floats, previous: Floats, share: Floats, out: Floats
+) -> None:
     """`share` [D] of `x` and the rest of `previous` [rows, D], to `out`."""
-    for row in prange(x.shape[0]):
-        for i in range(x.shape[1]):
-            out[row, i] = previous[row, i] + share[i] * (x[row, i] - previous[row, i])
+    while True:
+        start, end = _take_rows(counts, thread, x)
+        if start == end:
+            break
+        for row in range(start, end):
+            for i in range(x.shape[1]):
+                out[row, i] = previous[row, i] + share[i] * (x[row, i] - previous[row, i])
+
+
+@inner
+def _sigmoid_row(x: Floats, out: Floats) -> None:
+    for i in range(x.size):
+        out[i] = sigmoid_of(x[i])
 
 
 @compiled
-def sigmoid(x: Floats, out: Floats) -> None:
+def sigmoid(counts: Counters, thread: int, x: Floats, out: Floats) -> None:
     """Of `x` [rows, D], to `out`."""
-    for row in prange(x.shape[0]):
-        for i in range(x.shape[1]):
-            out[row, i] = sigmoid_of(x[row, i])
+    while True:
+        start, end = _take_rows(counts, thread, x)
+        if start == end:
+            break
+        for row in range(start, end):
+            _sigmoid_row(x[row], out[row])
 
 
 @compiled
-def relu_squared(x: Floats, out: Floats) -> None:
+def relu_squared(counts: Counters, thread: int, x: Floats, out: Floats) -> None:
     """Of `x` [rows, D], to `out`."""
-    for row in prange(x.shape[0]):
-        for i in range(x.shape[1]):
-            # Not the other way round: NaN stays NaN.
-            positive = np.float32(0) if x[row, i] < 0 else x[row, i]
-            out[row, i] = positive * positive
+    while True:
+        start, end = _take_rows(counts, thread, x)
+        if start == end:
+            break
+        for row in range(start, end):
+            for i in range(x.shape[1]):
+                # Not the other way round: NaN stays NaN.
+                positive = np.float32(0) if x[row, i] < 0 else x[row, i]
+                out[row, i] = positive * positive
 
 
 @inner_sums
@@ -116,17 +150,19 @@ def wkv_row(
 
 @compiled
 def wkv(
+    counts: Counters, thread: int,
     k: Floats, v: Floats, decay: Floats, first: Floats,
     aa: Floats, bb: Floats, pp: Floats, means: Floats,
 ) -> None:  # fmt: skip
     """The scan over k and v [B, T, D] to `means`; aa, bb and pp [B, D] are changed in place."""
     n_batch, n_time, n_embd = k.shape
     n_parts = (n_embd + _CHANNELS - 1) // _CHANNELS
-    for part in prange(n_batch * n_parts):
+    while True:
+        part, end = take_range(counts, thread, n_batch * n_parts, 1)
+        if part == end:
+            break
         b, start = part // n_parts, part % n_parts * _CHANNELS
         some = slice(start, min(start + _CHANNELS, n_embd))
+        vectors = decay[some], first[some], aa[b, some], bb[b, some], pp[b, some]
         for t in range(n_time):
-            wkv_row(
-                k[b, t, some], v[b, t, some], decay[some], first[some],
-                aa[b, some], bb[b, some], pp[b, some], means[b, t, some],
-            )  # fmt: skip
+            wkv_row(k[b, t, some], v[b, t, some], *vectors, means[b, t, some])

@@ -1,0 +1,127 @@
+"""Numba's compilation as the kernels need it: announced, and kept on disk where possible."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from threading import current_thread, main_thread
+from types import CellType, FunctionType
+from typing import Any
+
+from numba import njit
+from numba.core import config, event
+from numba.core.caching import FunctionCache
+
+from rwkv_core.errors import BackendError
+
+# Sums in any order, so that they vectorize. Not numba's fastmath=True, which assumes that there are
+# no NaNs and infinities, and would hide them.
+REORDERED = {"reassoc", "contract"}
+
+
+def _digest_of_sources() -> str:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+_SOURCES = CellType(_digest_of_sources())
+
+if config.DISABLE_JIT:
+    raise BackendError(
+        "numba: found NUMBA_DISABLE_JIT set, and the kernels run only compiled; unset it"
+    )
+
+
+def kept(function: Callable[..., Any]) -> Any:
+    """`function` as Numba compiles it, running without the GIL, and kept on disk.
+
+    NUMBA_CACHE_DIR names the folder.
+    """
+    # Numba checks whether the kernel's own file has changed, not the files of the functions that
+    # it calls; but it also compares a function's closure.
+    code = function.__code__.replace(co_freevars=("sources",))
+    closed = FunctionType(code, function.__globals__, function.__name__, closure=(_SOURCES,))
+    closed.__module__, closed.__qualname__ = function.__module__, function.__qualname__
+    kernel = njit(nogil=True, fastmath=REORDERED, error_model="numpy")(closed)
+    kernel.compile = _whole(kernel.compile)
+    with suppress(RuntimeError):  # Numba found no folder that it may write to.
+        kernel._cache = _Cache(closed)
+    return kernel
+
+
+def _whole(compile: Callable[..., Any]) -> Callable[..., Any]:
+    """`compile`, of which an interrupt would leave halves that later calls stumble over."""
+
+    @wraps(compile)
+    def held(signature: Any) -> Any:
+        with _interrupts_held():
+            return compile(signature)
+
+    return held
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """What Ctrl-C does is done at the end: LLVM calls back into Python, where it would be lost."""
+    handler = signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or not callable(handler):
+        yield
+        return
+    held: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *interrupt: held.append(interrupt))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Compiles anew what cannot be read; what cannot be written is not kept."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super().load_overload(sig, target_context)
+            # Two processes that compile at a time may give their files the same name.
+            if found is None or found.signature.args == tuple(sig):
+                return found
+        except Exception:  # Of a damaged file, whatever pickle and LLVM come upon.
+            pass
+        self._forget()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception:
+            self._forget()
+
+    def _forget(self) -> None:
+        with suppress(OSError):
+            self.flush()
+
+
+class _Announcer(event.Listener):  # type: ignore[misc]
+    """Says on a terminal that kernels are being compiled; the line goes when that is done."""
+
+    def on_start(self, started: event.Event) -> None:
+        if self._is_ours(started) and sys.stderr.isatty():
+            line = "\r\x1b[Kcompiling kernels for this processor (once) ..."
+            print(line, end="", file=sys.stderr, flush=True)
+
+    def on_end(self, ended: event.Event) -> None:
+        if self._is_ours(ended) and sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _is_ours(self, happening: event.Event) -> bool:
+        module: str = happening.data["dispatcher"].py_func.__module__
+        return module.startswith(__package__)
+
+
+event.register("numba:compile", _Announcer())

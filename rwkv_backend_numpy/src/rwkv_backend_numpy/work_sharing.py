@@ -1,0 +1,158 @@
+"""How threads share the work of a kernel, for compiled code.
+
+A kernel is one or more phases; each phase needs all results of the phase before it. A phase is cut
+into blocks, and threads take blocks until none is left. They count what is taken and what is done
+in memory that they share.
+
+A thread never waits for one that has not begun: a block that nobody has taken is taken by whoever
+comes first, and only blocks that are being worked on are waited for. So a thread that the system
+does not run holds up nobody, unless it is in the middle of a block.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from rwkv_backend_numpy.llvm_vectors import I32, I64, call
+
+# A cache line, in int64. Counters lie that far apart, so that threads do not slow each other.
+_STRIDE = 8
+# How often a counter is read (20 to 50 ns each) before the core is given to other threads.
+_PATIENCE = 2000
+Counters = NDArray[np.int64]
+
+# Functions that only compiled ones call: without the slow-to-compile entry from Python, and with
+# products and sums fused, which halves the time of an exponential.
+inner = njit(
+    fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy"
+)
+
+
+def counters(*shape: int) -> Counters:
+    """Counters of this shape, all zero, each in a cache line of its own."""
+    return np.zeros((*shape, _STRIDE), np.int64)
+
+
+def phase_counters(n_phases: int, n_threads: int) -> Counters:
+    """For each phase, the blocks taken from each thread's share, and last the blocks done."""
+    return counters(n_phases, n_threads + 1)
+
+
+@intrinsic
+def fetch_add(context, counts, phase, index, value):  # type: ignore[no-untyped-def]
+    """Add to a counter; return its value before."""
+
+    def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.atomic_rmw("add", _place(context, b, sig, args), args[3], "seq_cst")
+
+    return types.int64(counts, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def exchange(context, counts, phase, index, value):  # type: ignore[no-untyped-def]
+    """Set a counter; return its value before."""
+
+    def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.atomic_rmw("xchg", _place(context, b, sig, args), args[3], "seq_cst")
+
+    return types.int64(counts, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def current(context, counts, phase, index):  # type: ignore[no-untyped-def]
+    """A counter. What other threads wrote before they changed it can be read from now on."""
+
+    def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        return b.load_atomic(_place(context, b, sig, args), "seq_cst", 8)
+
+    return types.int64(counts, types.int64, types.int64), generate
+
+
+def _place(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+    array = context.make_array(sig.args[0])(context, b, args[0])
+    n = b.extract_value(array.shape, 1)
+    return b.gep(array.data, [b.mul(b.add(b.mul(args[1], n), args[2]), I64(_STRIDE))])
+
+
+@intrinsic
+def pause(context):  # type: ignore[no-untyped-def]
+    """Tell the processor that this loop waits."""
+
+    def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        machine = platform.machine()
+        if machine in ("x86_64", "AMD64"):
+            call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        elif machine in ("aarch64", "arm64"):
+            call(b, "llvm.aarch64.hint", ir.VoidType(), [I32(1)])
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+@intrinsic
+def _yield_core(context):  # type: ignore[no-untyped-def]
+    """Let the system run another thread on this core."""
+
+    def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        if platform.system() != "Windows":
+            call(b, "sched_yield", I32, [])
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+@inner
+def wait_for(counts: Counters, phase: int, index: int, value: int) -> None:
+    """Wait until a counter has this value."""
+    looks = 0
+    while current(counts, phase, index) != value:
+        looks += 1
+        if looks < _PATIENCE:
+            pause()
+        else:
+            _yield_core()
+
+
+@inner
+def take(counts: Counters, phase: int, thread: int, n_blocks: int) -> Any:
+    """A block of the phase for this thread, from its own share or another's; -1 for none."""
+    n_threads = counts.shape[1] - 1
+    for i in range(n_threads):
+        owner = (thread + i) % n_threads
+        start, end = owner * n_blocks // n_threads, (owner + 1) * n_blocks // n_threads
+        block = start + fetch_add(counts, phase, owner, 1)
+        if block < end:
+            return block
+    return -1
+
+
+@inner
+def take_range(counts: Counters, thread: int, n: int, size: int) -> Any:
+    """The next `size` of `n` items, as start and end, in a kernel of one phase; equal if none."""
+    block = take(counts, 0, thread, (n + size - 1) // size)
+    return (0, 0) if block < 0 else (block * size, min((block + 1) * size, n))
+
+
+@inner
+def done(counts: Counters, phase: int) -> None:
+    """Count a block that was taken as done."""
+    fetch_add(counts, phase, counts.shape[1] - 1, 1)
+
+
+@inner
+def wait(counts: Counters, phase: int, n_blocks: int) -> None:
+    """Wait until all blocks of the phase are done, of which none is left to take."""
+    wait_for(counts, phase, counts.shape[1] - 1, n_blocks)
+
+
+@inner
+def is_over(counts: Counters, phase: int, n_blocks: int) -> Any:
+    """Whether all blocks of the phase are done."""
+    return current(counts, phase, counts.shape[1] - 1) == n_blocks
