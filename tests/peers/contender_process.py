@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from contenders import Contender, Files
 
-from rwkv_core.backend import one_line
 from rwkv_core.bench.measure import peak_memory
+from rwkv_core.printable import one_line
 
 # Nothing that is asked for takes longer than this, in seconds, or it has failed.
 _PATIENCE = 600

@@ -17,8 +17,8 @@ from rwkv_backend_torch.one_token import Layer, layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
 from rwkv_core import recurrence
-from rwkv_core.backend import printable
 from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.printable import printable
 from rwkv_core.tensor_ops import TensorOps, WKVState
 
 _MOST_THREADS = 1024

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rwkv_core.errors import BackendError, OptionError, RWKVError
+from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.printable import printable
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -138,22 +139,6 @@ class BackendInfo:
     def __post_init__(self) -> None:
         for name in ("name", "distribution", "version", "device", "summary", "reason"):
             object.__setattr__(self, name, printable(getattr(self, name)))
-
-
-def printable(value: object) -> str:
-    """`str(value)` as one line; characters that would steer a terminal become U+FFFD."""
-    line = " ".join(str(value).split())
-    return "".join(character if character.isprintable() else "\ufffd" for character in line)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception of a plugin says, with its type unless it is this project's."""
-    try:
-        text = str(error)
-    except Exception:
-        text = "(without a message)"
-    named = text if isinstance(error, RWKVError) else f"{type(error).__name__}: {text}"
-    return printable(named)
 
 
 def install_line(*requirements: str) -> str:

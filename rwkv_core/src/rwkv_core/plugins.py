@@ -28,11 +28,10 @@ from rwkv_core.backend import (
     check_name,
     check_status,
     install_line,
-    one_line,
-    printable,
     resolve_options,
 )
 from rwkv_core.errors import BackendError, RWKVError
+from rwkv_core.printable import one_line, printable
 from rwkv_core.tensor_ops import CONTRACT, TensorOps
 
 GROUP = "rwkv_core"

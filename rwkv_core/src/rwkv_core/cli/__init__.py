@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import rwkv_core
 from rwkv_core import plugins
-from rwkv_core.backend import one_line
 from rwkv_core.cli import (
     bench,
     chat,
@@ -31,6 +30,7 @@ from rwkv_core.cli import (
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.processes import as_one_program
 from rwkv_core.errors import OptionError, RWKVError
+from rwkv_core.printable import one_line
 
 __all__ = ["BUILTIN_COMMANDS", "Command", "main"]
 

@@ -7,10 +7,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
-from rwkv_core.backend import install_line, printable
+from rwkv_core.backend import install_line
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.table import print_table
 from rwkv_core.errors import BackendError
+from rwkv_core.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.backend import BackendInfo, Option

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from rwkv_core.backend import printable
 from rwkv_core.errors import DownloadError
+from rwkv_core.printable import printable
 from rwkv_core.sources.http_file import About, Broken, chunks, get, length_of
 
 RETRIES = 5

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from rwkv_core.backend import one_line, printable
+from rwkv_core.printable import one_line, printable
 
 TIMEOUT = 10.0
 """Seconds without a byte after which a connection counts as broken."""

@@ -1,0 +1,47 @@
+"""Makes foreign text safe to show: it must not steer a terminal, forge lines or fill the screen.
+
+Foreign is all that comes from a file, a server, a library, a plugin or a model.
+"""
+
+from __future__ import annotations
+
+MAX_LENGTH = 300
+_CUT = " ... "
+_REPLACEMENT = "\ufffd"
+# The control characters of ASCII and Latin-1 but for tab and newline. A carriage return is
+# dropped: it would let a line overwrite itself, and in "\r\n" nobody misses it.
+_STEERING = {
+    code: _REPLACEMENT for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"
+} | {ord("\r"): None}
+
+
+def printable(value: object, limit: int = MAX_LENGTH) -> str:
+    """Return `str(value)` as one line of at most `limit` characters, its start and its end.
+
+    Characters that would steer a terminal become U+FFFD.
+    """
+    line = " ".join(_shortened(str(value), limit).split())
+    return "".join(one if one.isprintable() else _REPLACEMENT for one in line)
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, with its type unless it is of this project."""
+    from rwkv_core.errors import RWKVError  # which imports this module
+
+    try:
+        text = str(error)
+    except Exception:
+        text = "(without a message)"
+    return printable(text if isinstance(error, RWKVError) else f"{type(error).__name__}: {text}")
+
+
+def without_control(text: str) -> str:
+    """Return `text` with its lines and tabs, but without characters that steer a terminal."""
+    return text.translate(_STEERING)
+
+
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    start = (limit - len(_CUT)) * 2 // 3
+    return text[:start] + _CUT + text[start + len(_CUT) - limit :]
