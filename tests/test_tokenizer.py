@@ -1,6 +1,8 @@
 """Tokenizers: bytes are the ground truth, and a file that cannot give them is refused."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -202,3 +204,106 @@ def test_only_a_tokenizer_larger_than_the_vocabulary_is_refused(small: Tokenizer
     check_fits(small, small.n_vocab + 100)
     with pytest.raises(TokenizerError, match=f"{small.n_vocab} tokens, the model knows"):
         check_fits(small, small.n_vocab - 1)
+
+
+def nested(key: str, step: object) -> object:
+    for _ in range(40):
+        step = {"type": "Sequence", key: [step]}
+    return step
+
+
+def split(pattern: str) -> dict[str, object]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+PLAIN_BPE = {"type": "BPE", "vocab": {"a": 0}, "merges": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"normalizer": {"type": "Prepend", "prepend": ""}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}},
+        {"normalizer": nested("normalizers", {"type": "NFC"})},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 30}},
+        {"pre_tokenizer": nested("pretokenizers", LEVEL)},
+        {"pre_tokenizer": split("(?:(?:a{1000}){1000}){100}")},
+        {"pre_tokenizer": split("(" * 100_000)},
+        {"pre_tokenizer": split("(")},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"pre_tokenizer": {"type": ["Digits"]}},
+        {"pre_tokenizer": 5},
+        {"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}},
+        {"model": {**PLAIN_BPE, "vocab": {"a": 30_000_000}}},
+        {"model": {**PLAIN_BPE, "vocab": {"a": -1}}},
+        {"model": {**PLAIN_BPE, "continuing_subword_prefix": "\xdf" * 20, "merges": [["a", "a"]]}},
+        {"model": []},
+        {"added_tokens": [{"id": 30_000_000, "content": "x"}]},
+        {"added_tokens": [{"id": 300, "content": "x" * 2_000_000}]},
+        {"added_tokens": {"id": 300}},
+    ],
+    ids=lambda change: f"{next(iter(change))}: {next(iter(change.values()))!s:.60}",
+)
+def test_a_file_that_would_overwhelm_the_library_is_refused_at_once(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    write_byte_tokenizer(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = time.process_time()
+    with pytest.raises(TokenizerError) as error:
+        load_tokenizer(path)
+    assert time.process_time() - before < 2
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+
+
+def test_the_second_of_two_keys_does_not_hide_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    write_byte_tokenizer(path)
+    bad = '{"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},'
+    path.write_text(path.read_text().replace("{", bad, 1))
+    assert load_tokenizer(path).encode("a")
+
+
+@pytest.mark.parametrize("start", ["{", "1 'a' 1\n"])
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path, start: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(start)
+    os.truncate(path, 2**40)
+    with pytest.raises(TokenizerError, match="MiB, expected a tokenizer's file"):
+        load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split("(a+)+x"), LEVEL]}},
+        {"model": {**PLAIN_BPE, "unk_token": "none of its tokens"}},
+    ],
+    ids=["a pattern that takes for ever", "an unknown token"],
+)
+def test_a_text_on_which_the_library_fails_is_an_error(
+    tmp_path: Path, change: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    write_byte_tokenizer(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(TokenizerError, match="cannot encode this text"):
+        load_tokenizer(path).encode("a" * 40 + "\xdf")
+
+
+def test_patterns_of_well_known_tokenizers_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    write_byte_tokenizer(path)
+    # Of Llama 3 and Qwen.
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    steps = {"type": "Sequence", "pretokenizers": [split(pattern), {**LEVEL, "use_regex": False}]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pre_tokenizer": steps}))
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.decode(tokenizer.encode("It's 12345\n\n ß")) == "It's 12345\n\n ß"

@@ -119,7 +119,7 @@ def as_tokenizer(given: object) -> Tokenizer:
     if isinstance(given, tokenizers.Tokenizer):
         from rwkv_core.tokenizer.byte_level import byte_level
 
-        return byte_level(tokenizers.Tokenizer.from_str(given.to_str()), "tokenizer")
+        return byte_level(given.to_str(), "tokenizer")
     raise TokenizerError(
         f"tokenizer: found a {type(given).__name__}, expected a tokenizer's file, a Tokenizer "
         "of rwkv_core or one of the tokenizers library"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import tokenizers
 
 from rwkv_core.errors import TokenizerError
 from rwkv_core.tokenizer import Tokenizer, utf8
+from rwkv_core.tokenizer.json_file import MAX_BYTES, library_errors, parse, read_bounded
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -26,19 +29,25 @@ def byte_alphabet() -> dict[str, int]:
 class ByteLevelTokenizer(Tokenizer):
     """A vocabulary of the `tokenizers` library, whose merges decide how text is cut."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str) -> None:
-        """Raises TokenizerError unless every token of `tokenizer` stands for known bytes."""
-        table = _token_table(tokenizer, name)
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, vocabulary: Mapping[str, int], name: str
+    ) -> None:
+        """`vocabulary` is the tokenizer's, without its added tokens.
+
+        Raises TokenizerError unless every token stands for known bytes.
+        """
+        added = tokenizer.get_added_tokens_decoder()
+        table = _token_table(vocabulary, added, name)
         super().__init__(table, name)
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder().keys()
         self._byte_tokens = {
             data[0]: token for token, data in table.items() if len(data) == 1 and token not in added
         }
 
     def encode(self, text: str) -> list[int]:
         data = utf8(text)
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        with library_errors(f"{self._name}: cannot encode this text"):
+            tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         # The library drops what it has no token for.
         if not self._byte_tokens.keys() >= set(data) and self.to_bytes(tokens) != data:
             self._check_bytes(data)
@@ -64,49 +73,49 @@ class ByteLevelTokenizer(Tokenizer):
             raise self.lacks(min(missing))
 
 
-def _token_table(tokenizer: tokenizers.Tokenizer, name: str) -> dict[int, bytes]:
+def _token_table(
+    vocabulary: Mapping[str, int], added: Mapping[int, tokenizers.AddedToken], name: str
+) -> dict[int, bytes]:
     """Token number -> its bytes. An added token is written as plain text, not in the alphabet."""
     alphabet = byte_alphabet()
-    added = tokenizer.get_added_tokens_decoder()
-    table = {token: entry.content.encode() for token, entry in added.items()}
-    for written, token in tokenizer.get_vocab(with_added_tokens=False).items():
-        if token in added:
-            continue
+    # A character of Latin-1 that is not in the alphabet must not pass for the byte of that number.
+    codes = dict.fromkeys(range(0x100), 0xFFFF) | {ord(one): alphabet[one] for one in alphabet}
+    table = {}
+    for written, token in vocabulary.items():
         try:
-            table[token] = bytes([alphabet[character] for character in written])
-        except KeyError as error:
-            raise TokenizerError(
-                f"{name}: not byte-level: token {token}, {written!r}, holds {error}"
-            ) from None
+            table[token] = written.translate(codes).encode("latin-1")
+        except UnicodeEncodeError as error:
+            if token not in added:
+                raise TokenizerError(
+                    f"{name}: not byte-level: token {token}, {written[:80]!r}, "
+                    f"holds {written[error.start]!r}"
+                ) from None
+    table.update({token: entry.content.encode() for token, entry in added.items()})
     if not table:
         raise TokenizerError(f"{name}: a tokenizer with no tokens in it")
     return table
 
 
-def read_byte_level(path: str | os.PathLike[str]) -> ByteLevelTokenizer:
+def read_byte_level(path: Path) -> ByteLevelTokenizer:
     """Read a file. Raises TokenizerError unless it is a byte-level `tokenizers` JSON."""
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(os.fspath(path))
-    # The library raises plain Exception for every fault of a file.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise TokenizerError(f"{path}: not a tokenizer's JSON file ({reason})") from None
-    return byte_level(tokenizer, str(path))
+    return byte_level(read_bounded(path, MAX_BYTES), str(path))
 
 
-def byte_level(tokenizer: tokenizers.Tokenizer, name: str) -> ByteLevelTokenizer:
-    """A Tokenizer of the library's, which is changed. Raises TokenizerError for another kind."""
-    if not isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel):
-        found = type(tokenizer.decoder).__name__ if tokenizer.decoder else "none"
-        raise TokenizerError(f"{name}: found decoder {found}, expected a byte-level tokenizer")
-    if _as_the_model_sees(tokenizer, _PROBE) != _PROBE:
+def byte_level(text: str | bytes, name: str) -> ByteLevelTokenizer:
+    """Return the tokenizer that `text`, a `tokenizers` JSON, describes.
+
+    Raises TokenizerError for one of another kind, and for one that cannot be used.
+    """
+    content = parse(text, name)
+    with library_errors(f"{name}: not a tokenizer's JSON file"):
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+        seen = _as_the_model_sees(tokenizer, _PROBE)
+    if seen != _PROBE:
         found = type(tokenizer.pre_tokenizer).__name__ if tokenizer.pre_tokenizer else "none"
         raise TokenizerError(
             f"{name}: found pre-tokenizer {found}, which loses characters; expected ByteLevel"
         )
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return ByteLevelTokenizer(tokenizer, name)
+    return ByteLevelTokenizer(tokenizer, content["model"]["vocab"], name)
 
 
 # Spaces and a character of two bytes, neither of which any usual normalizer alters.

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from rwkv_core.errors import TokenizerError
 from rwkv_core.tokenizer import Tokenizer, utf8
+from rwkv_core.tokenizer.json_file import read_bounded
 
 FILE_NAME = "rwkv_vocab_v20230424.txt"
 N_VOCAB = 65536
 """Rows in a World model's embedding; the vocabulary itself has 65,530 tokens with token 0."""
+MAX_BYTES = 8 * 2**20  # the one in use has 1.1 MB
 
 _LINE = re.compile(r"(\d{1,7}) (b?(?:'.*'|\".*\")) (\d{1,7})", re.ASCII)
 
@@ -62,9 +64,7 @@ class WorldTokenizer(Tokenizer):
 def read_world_vocabulary(path: Path) -> WorldTokenizer:
     """Read such a file; nothing in it is run. Raises TokenizerError, with the line at fault."""
     try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from None
+        text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}; expected text") from None
     table: dict[int, bytes] = {}
