@@ -1,8 +1,16 @@
 """Every error that a user can cause: one or two lines that say what was found, expected, to do."""
 
+from rwkv_core.printable import error_message
+
 
 class RWKVError(Exception):
-    """The family: catch this to catch all of them."""
+    """The family: catch this to catch all of them.
+
+    Whatever file or server is quoted in a message, it does not steer a terminal and stays short.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(error_message(message))
 
 
 class CheckpointError(RWKVError):

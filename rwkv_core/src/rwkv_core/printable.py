@@ -6,6 +6,8 @@ Foreign is all that comes from a file, a server, a library, a plugin or a model.
 from __future__ import annotations
 
 MAX_LENGTH = 300
+MAX_ERROR_LENGTH = 2000
+MAX_ERROR_LINES = 3
 _CUT = " ... "
 _REPLACEMENT = "\ufffd"
 # The control characters of ASCII and Latin-1 but for tab and newline. A carriage return is
@@ -20,8 +22,7 @@ def printable(value: object, limit: int = MAX_LENGTH) -> str:
 
     Characters that would steer a terminal become U+FFFD.
     """
-    line = " ".join(_shortened(str(value), limit).split())
-    return "".join(one if one.isprintable() else _REPLACEMENT for one in line)
+    return _steering_replaced(" ".join(_shortened(str(value), limit).split()))
 
 
 def one_line(error: BaseException) -> str:
@@ -35,9 +36,19 @@ def one_line(error: BaseException) -> str:
     return printable(text if isinstance(error, RWKVError) else f"{type(error).__name__}: {text}")
 
 
+def error_message(value: object) -> str:
+    """Return `str(value)` as a few lines; spaces stay as they are, for the paths in it."""
+    lines = _shortened(str(value), MAX_ERROR_LENGTH).split("\n", MAX_ERROR_LINES - 1)
+    return "\n".join(_steering_replaced(line.replace("\n", " ")) for line in lines)
+
+
 def without_control(text: str) -> str:
     """Return `text` with its lines and tabs, but without characters that steer a terminal."""
     return text.translate(_STEERING)
+
+
+def _steering_replaced(line: str) -> str:
+    return "".join(one if one.isprintable() else _REPLACEMENT for one in line)
 
 
 def _shortened(text: str, limit: int) -> str:

@@ -16,7 +16,7 @@ from rwkv_core.cli.model_arguments import (
     filled,
     load_rwkv,
 )
-from rwkv_core.cli.printing import print_pieces
+from rwkv_core.cli.printing import print_pieces, print_text
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
         rwkv.load_state(args.state)
     rwkv.load_context(prompt)
     if args.echo and not args.json:
-        print(prompt, end="", flush=True)
+        print_text(prompt)
     began = time.perf_counter()
     running = rwkv.stream(args.max_tokens, **options)
     print_pieces(running, quiet=args.json)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from rwkv_core.printable import without_control
 
 if TYPE_CHECKING:
     from rwkv_core.generation import GenerationStream
@@ -19,16 +22,21 @@ def print_pieces(running: GenerationStream, label: str = "", quiet: bool = False
     try:
         with _noting_ctrl_c() as check:
             if not quiet:
-                print(label, end="", flush=True)
+                print_text(label)
             for piece in running:
                 if not quiet:
-                    print(piece, end="", flush=True)
+                    print_text(piece)
                 check()
     except KeyboardInterrupt:
         running.close()
     finally:
         if not quiet:
             print(flush=True)
+
+
+def print_text(text: str) -> None:
+    """Print text of a model or a file as it is, but to a terminal nothing that steers it."""
+    print(without_control(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 @contextmanager
