@@ -157,8 +157,11 @@ def test_a_ctrl_c_that_is_lost_in_a_library_ends_the_text_all_the_same(generate,
         (["a", "--sampler", "nosuch"], "no sampler 'nosuch'"),
         (["a", "--state", "no-such-file"], "no-such-file: no such file, expected one"),
         (["a", "--tokenizer", "no-such-file"], "no-such-file"),
-        (["a", "--save-state", "no/such/folder/file"], "--save-state: no folder no/such/folder"),
-        (["a", "--save-state", "."], "--save-state: . is no regular file"),
+        (
+            ["a", "--save-state", "no/such/folder/file"],
+            "no/such/folder/file: cannot be written: No such file",
+        ),
+        (["a", "--save-state", "."], ".: is no regular file"),
         *[
             (["a", option, ""], f"{option}: found nothing, expected a name")
             for option in ("--prompt-file", "--tokenizer", "--save-state", "--state")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,19 @@ def test_a_failure_leaves_what_was_there(
     with pytest.raises(CheckpointError, match="cannot be written: No such file"):
         rwkv_core.prequantize(model, tmp_path / "absent" / "m")
     assert sorted(tmp_path.iterdir()) == before and target.read_text() == "kept"
+
+
+def test_a_file_of_another_kind_is_not_overwritten(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("kept")
+    for kind in ("pth", "safetensors"):
+        shutil.copy(model, tmp_path / f"other.{kind}")
+    for target in ("text", "other.pth", "other.safetensors"):
+        with pytest.raises(OptionError, match="a file of another kind"):
+            rwkv_core.prequantize(model, tmp_path / target)
+    assert (tmp_path / "text").read_text() == "kept"
+    (tmp_path / "empty").touch()
+    for bits in (8, 4):
+        rwkv_core.prequantize(model, tmp_path / "empty", bits)
 
 
 def test_an_interrupt_just_after_the_file_is_in_place_is_what_is_raised(

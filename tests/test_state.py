@@ -1,5 +1,6 @@
 """States: saved whole or not at all, refused where they do not belong."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import rwkv_core
 from byte_tokenizer import write_byte_tokenizer
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import State, StateError
-from rwkv_core.state import save_state
+from rwkv_core.state import check_place, load_state, save_state
 
 
 def test_a_state_goes_on_where_it_was_saved(
@@ -61,6 +63,72 @@ def test_a_place_that_cannot_be_written_is_one_line_and_leaves_nothing(
     assert sorted(os.listdir(tmp_path)) == ["a-folder", "a-pipe"]
     with pytest.raises(StateError):
         model.load_state(tmp_path / place)
+
+
+@pytest.fixture(scope="module")
+def plain() -> State:
+    return State(np.zeros((2, 5, 32), np.float32), model="0" * 16)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 a model", b"a text", b"\xff" * 16, b"{}"])
+def test_a_file_of_another_kind_is_not_overwritten(
+    tmp_path: Path, plain: State, content: bytes
+) -> None:
+    (tmp_path / "precious").write_bytes(content)
+    with pytest.raises(StateError, match="a file of another kind"):
+        save_state(tmp_path / "precious", plain)
+    assert (tmp_path / "precious").read_bytes() == content
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    with pytest.raises(StateError, match="a file of another kind"):
+        save_state(tmp_path / "link", plain)
+
+
+def test_a_model_is_not_overwritten_a_state_and_an_empty_file_are(
+    tmp_path: Path, plain: State
+) -> None:
+    save_file({"state": plain.array}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StateError, match="a file of another kind"):
+        save_state(tmp_path / "model.safetensors", plain)
+    (tmp_path / "a.state").touch()
+    save_state(tmp_path / "a.state", plain)
+    save_state(tmp_path / "a.state", replace(plain, model="1" * 16))
+    assert load_state(tmp_path / "a.state").model == "1" * 16
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "no/folder/file", ".", "/proc/none/file"])
+def test_a_name_that_cannot_be_written_is_refused_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StateError) as error:
+        check_place(name)
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+    check_place("n" * 255)
+
+
+@pytest.mark.parametrize("tensor", ["state", "logits", "other"])
+def test_a_tensor_of_gigabytes_is_not_read(tmp_path: Path, tensor: str) -> None:
+    about = {"format": "rwkv-core state 1", "model": "", "pending": ""}
+    shape, end = [2**20, 1, 2**10], 2**32
+    header = json.dumps(
+        {
+            "__metadata__": about,
+            tensor: {"dtype": "F32", "shape": shape, "data_offsets": [0, end]},
+        }
+    ).encode()
+    path = tmp_path / "a.state"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + end)
+    with pytest.raises(StateError, match=r"its (state|logits) takes|it holds a tensor 'other'"):
+        load_state(path)
+
+
+def test_a_file_that_steers_a_terminal_does_not(tmp_path: Path, plain: State) -> None:
+    about = {"format": "\x1b[2J\n" + "x" * 100_000}
+    save_file({"state": plain.array}, tmp_path / "a.state", about)
+    with pytest.raises(StateError) as error:
+        load_state(tmp_path / "a.state")
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
 def test_a_link_is_written_through(small_model: Path, tmp_path: Path, backend: str) -> None:

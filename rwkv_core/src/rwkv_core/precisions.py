@@ -23,6 +23,7 @@ from rwkv_core.model_file import open_model
 from rwkv_core.perplexity import Score, compare_tokens, encode, score_tokens
 from rwkv_core.prequantizing import check_quantizable, prequantize
 from rwkv_core.quantization import GROUP_SIZE
+from rwkv_core.replacing import temporary_folder
 from rwkv_core.rwkv import RWKV
 from rwkv_core.sources import local_file
 
@@ -113,8 +114,8 @@ class Precisions:
             )
             return self._compared(name, model, self._bytes_of(name), on_progress)
         options = {**self._options, "dtype": REFERENCE} if self._dtypes else self._options
-        with tempfile.TemporaryDirectory(prefix="rwkv-core-") as folder:
-            file = Path(folder) / f"{name}.pqth"
+        with temporary_folder(tempfile.gettempdir()) as folder:
+            file = folder / f"{name}.pqth"
             prequantize(self._source, file, _BITS[name], self._group_size, **self._lora)
             n_bytes = _quantized_bytes(file)
             model = load(file, self.backend, **options)

@@ -14,7 +14,8 @@ from rwkv_core.checkpoint import (
     diagnose,
 )
 from rwkv_core.checkpoint.doctor import expected_shapes
-from rwkv_core.checkpoint.prequantized import PARTS, metadata
+from rwkv_core.checkpoint.opening import HEAD_BYTES
+from rwkv_core.checkpoint.prequantized import FORMAT, PARTS, metadata
 from rwkv_core.checkpoint.safetensors_writer import SafetensorsWriter
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
 from rwkv_core.model import fingerprint_of
@@ -59,6 +60,7 @@ def prequantize(
         check_quantizable(checkpoint, shape, bits, group_size)
         if _same_file(source, target) or (lora_file and _same_file(lora_file, target)):
             raise OptionError(f"output: {target} is a file that is read; name another")
+        _check_replaceable(target)
         try:
             with replacing(target) as file:
                 _write(checkpoint, shape, bits, group_size, file, on_progress)
@@ -71,6 +73,22 @@ def prequantize(
 
 def _default_output(model: str | os.PathLike[str], source: Path) -> Path:
     return (source if Path(model) == source else Path(source.name)).with_suffix(SUFFIX)
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raise OptionError for a file there that is of another kind and not empty."""
+    try:
+        if not target.is_file() or not target.stat().st_size:
+            return
+        with target.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return  # What is wrong with it shows when it is written.
+    if not FORMAT.matches(target, head):
+        raise OptionError(
+            f"output: {target} is a file of another kind, which a prequantized model must not "
+            "replace; name another"
+        )
 
 
 def _same_file(one: Path, other: Path) -> bool:

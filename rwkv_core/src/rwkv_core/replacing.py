@@ -1,15 +1,30 @@
-"""Writes a file beside the one it will replace, so that a failure leaves what was there."""
+"""Writes a file beside the one it will replace, so that a failure leaves what was there.
+
+The new file grows in a temporary folder. A process that is killed leaves that behind; the next one
+that needs a temporary folder in the same place removes it. Each holds a lock on its own, which ends
+with the process.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
+# Short: the name of the file that is replaced may be as long as names can be.
+_PREFIX, _SUFFIX = ".rwkv-core-", ".partial"
+_LOCK = "lock"
 
 
 @contextmanager
@@ -22,22 +37,67 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "what is there is no regular file")
-    descriptor, beside = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with open(descriptor, "wb") as file:
+    with temporary_folder(target.parent) as folder:
+        with (folder / "new").open("wb") as file:
             yield file
-        os.chmod(beside, _mode(target))
-        os.replace(beside, target)
-    except BaseException:
-        # Not there any more if what is raised came as the file had just been put in its place.
-        Path(beside).unlink(missing_ok=True)
-        raise
+        if target.exists():
+            os.chmod(folder / "new", stat.S_IMODE(target.stat().st_mode))
+        os.replace(folder / "new", target)
 
 
-def _mode(target: Path) -> int:
-    """The permissions of the file that is replaced, or those a new file gets."""
-    if target.exists():
-        return stat.S_IMODE(target.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+@contextmanager
+def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder in `parent`, removed at the end; first those of killed processes are.
+
+    Raises OSError.
+    """
+    _remove_abandoned(Path(parent))
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        lock.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(parent: str | os.PathLike[str]) -> tuple[Path, BinaryIO]:
+    while True:
+        folder = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, parent))
+        try:
+            lock = (folder / _LOCK).open("wb")
+        except FileNotFoundError:
+            continue  # Another process took the folder for abandoned.
+        except OSError:
+            folder.rmdir()
+            raise
+        _wait_for(lock)
+        if os.fstat(lock.fileno()).st_nlink:
+            return folder, lock
+        lock.close()  # As above, a moment later.
+
+
+def _wait_for(lock: BinaryIO) -> None:
+    if fcntl is not None:
+        with suppress(OSError):  # A file system without locks: there nothing is removed.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
+        # Another user's folder, one in use, or one that another process removes.
+        with suppress(OSError), _claimed(folder / _LOCK):
+            shutil.rmtree(folder)
+        with suppress(OSError):
+            folder.rmdir()  # Its process was killed before it could make the lock.
+
+
+@contextmanager
+def _claimed(lock: Path) -> Iterator[None]:
+    """Raises OSError if a process holds the lock."""
+    if fcntl is None:
+        lock.unlink()
+        yield
+        return
+    with lock.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

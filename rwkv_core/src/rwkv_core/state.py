@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rwkv_core.errors import StateError
-from rwkv_core.replacing import replacing
+from rwkv_core.printable import printable
+from rwkv_core.replacing import replacing, temporary_folder
 from rwkv_core.stop_strings import unfinished_character
 
 _FORMAT = "rwkv-core state 1"
+_ANY_VERSION = "rwkv-core state "
+# A state of 14B takes 4 MB.
+MAX_TENSOR_BYTES = 2**29
+MAX_HEADER_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +46,11 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     """Write a single state, its arrays being NumPy's, as safetensors.
 
     It is written beside `path` first and then renamed onto it, so that a failure leaves what was
-    there. Raises StateError if that cannot be done.
+    there. Raises StateError if that cannot be done, and for a file there that is no state.
     """
     from safetensors.numpy import save
 
-    _check_path(path)
+    check_place(path)
     tensors = {"state": state.array}
     if state.logits is not None:
         tensors["logits"] = state.logits
@@ -55,6 +61,56 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
             file.write(data)
     except OSError as error:
         raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raise StateError unless a state can be written to `path`, as far as that can be told.
+
+    It replaces a state or an empty file, and nothing else.
+    """
+    _check_path(path)
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not target.is_file():
+            raise StateError(f"{path}: is no regular file, expected the name of a state file")
+        if target.exists() and target.stat().st_size and not _is_state(target):
+            raise StateError(
+                f"{path}: is a file of another kind, which a state must not replace; name another"
+            )
+        with temporary_folder(target.parent):
+            pass
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _is_state(path: Path) -> bool:
+    try:
+        return str(_header(path)["__metadata__"]["format"]).startswith(_ANY_VERSION)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header of a safetensors file. Raises OSError, ValueError and RecursionError."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("a header that is no JSON object")
+    return header
+
+
+def _check_sizes(header: dict[str, Any]) -> None:
+    """Raise ValueError if there are tensors that no state has, or larger ones."""
+    names = header.keys() - {"__metadata__"}
+    if extra := names - {"state", "logits"}:
+        raise ValueError(f"it holds a tensor {printable(min(extra), 40)!r}")
+    for name in names:
+        begin, end = header[name]["data_offsets"]
+        if end - begin > MAX_TENSOR_BYTES:
+            raise ValueError(f"its {name} takes {end - begin} bytes")
 
 
 def _check_path(path: object) -> None:
@@ -74,18 +130,19 @@ def load_state(path: str | os.PathLike[str]) -> State:
         found = "no regular file" if Path(path).exists() else "no such file"
         raise StateError(f"{path}: {found}, expected one that save_state wrote")
     try:
+        _check_sizes(_header(path))
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                found = metadata.get("format", "another kind of safetensors file")
+                found = printable(metadata.get("format", "another kind of safetensors file"), 80)
                 raise StateError(f"{path}: found {found!r}, expected {_FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             pending = bytes.fromhex(metadata["pending"])
             state = State(tensors["state"], tensors.get("logits"), pending, metadata["model"])
     except OSError as error:
         raise StateError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise StateError(f"{path}: not a state file, or damaged ({error})") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"{path}: not a state file, or damaged ({printable(error)})") from error
     _check_values(path, state)
     return state
 

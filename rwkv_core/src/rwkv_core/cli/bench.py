@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkv_core.cli.command import Command
@@ -135,6 +134,7 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     from rwkv_core.bench import parse_shape
     from rwkv_core.memory import memory_of_file
     from rwkv_core.random_weights import write_random_model
+    from rwkv_core.replacing import temporary_folder
 
     if args.model is not None:
         memory_of_file(args.model)  # what is wrong with it shows here, once
@@ -142,8 +142,8 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         return
     shape = parse_shape(args.shape)
     _check_room(shape)
-    with tempfile.TemporaryDirectory(prefix="rwkv-core-bench-") as folder:
-        path = Path(folder) / "random.safetensors"
+    with temporary_folder(tempfile.gettempdir()) as folder:
+        path = folder / "random.safetensors"
         _show_stage("writing random weights")
         try:
             write_random_model(path, shape)

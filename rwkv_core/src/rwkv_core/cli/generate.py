@@ -20,6 +20,7 @@ from rwkv_core.cli.printing import print_pieces, print_text
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
+from rwkv_core.state import check_place
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     options = sampling_options(args)
     if args.save_state is not None:
         # Now, and not when the text is done.
-        _check_place(Path(args.save_state))
+        check_place(args.save_state)
     rwkv = load_rwkv(args)
     if args.state is not None:
         rwkv.load_state(args.state)
@@ -75,14 +76,6 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     print(f"interrupted after {len(result.tokens)} tokens", file=sys.stderr)
     return 130
-
-
-def _check_place(path: Path) -> None:
-    """Raise OptionError unless a file can be put there, as far as that can be told."""
-    if not path.parent.is_dir():
-        raise OptionError(f"--save-state: no folder {path.parent} to write it in")
-    if path.exists() and not path.is_file():
-        raise OptionError(f"--save-state: {path} is no regular file, expected the name of one")
 
 
 def _prompt(args: argparse.Namespace) -> str:

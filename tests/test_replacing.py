@@ -1,0 +1,50 @@
+"""Files that are replaced whole, and what killed processes leave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rwkv_core.replacing import replacing
+
+WRITES_UNTIL_KILLED = """
+import sys
+from rwkv_core.replacing import replacing
+with replacing("of-another") as file:
+    file.write(bytes(1000))
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no locks that end with a process")
+def test_what_a_killed_process_leaves_is_removed_and_nothing_that_is_being_written(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", WRITES_UNTIL_KILLED]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (left,) = tmp_path.iterdir()
+        with replacing(tmp_path / "ours") as file:
+            file.write(b"1")
+        assert left.exists()
+        process.kill()
+    assert left.exists()
+    (tmp_path / ".rwkv-core-empty.partial").mkdir()
+    with replacing(tmp_path / "ours") as file:
+        file.write(b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    assert (tmp_path / "ours").read_bytes() == b"2"
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    name = "n" * 255
+    with replacing(tmp_path / name) as file:
+        file.write(b"1")
+    assert os.listdir(tmp_path) == [name]
