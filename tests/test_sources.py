@@ -274,11 +274,6 @@ def test_what_the_server_does_wrong_is_one_line(web, address, tmp_path, faults, 
     assert not list(tmp_path.rglob("file.bin"))
 
 
-def test_a_length_beyond_all_files_is_none():
-    response = SimpleNamespace(headers={"Content-Length": "9" * 5000})
-    assert http_file.length_of(response) is None
-
-
 def test_a_host_that_is_not_there_is_one_line(web, address):
     with pytest.raises(DownloadError, match="cannot be fetched: ConnectionRefused") as error:
         local_file("http://localhost:9/file.bin")

@@ -6,7 +6,8 @@ from rwkv_core.printable import error_message
 class RWKVError(Exception):
     """The family: catch this to catch all of them.
 
-    Whatever file or server is quoted in a message, it does not steer a terminal and stays short.
+    Whatever file or server is quoted in a message, it shows no password, does not steer a
+    terminal and stays short.
     """
 
     def __init__(self, message: object = "") -> None:

@@ -126,9 +126,12 @@ def memory_of_file(path: str | os.PathLike[str]) -> Memory:
 
     Raises CheckpointError, and DownloadError for an address.
     """
+    from rwkv_core.addresses import without_secrets
     from rwkv_core.checkpoint import diagnose
     from rwkv_core.model_file import open_model
 
     with open_model(path) as checkpoint:
         shape = diagnose(checkpoint)
-        return memory(str(path), shape, checkpoint.tensors["emb.weight"].dtype.itemsize)
+        return memory(
+            without_secrets(str(path)), shape, checkpoint.tensors["emb.weight"].dtype.itemsize
+        )

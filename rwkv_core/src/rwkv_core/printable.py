@@ -5,6 +5,8 @@ Foreign is all that comes from a file, a server, a library, a plugin or a model.
 
 from __future__ import annotations
 
+from rwkv_core.addresses import without_secrets
+
 MAX_LENGTH = 300
 MAX_ERROR_LENGTH = 2000
 MAX_ERROR_LINES = 3
@@ -52,6 +54,8 @@ def _steering_replaced(line: str) -> str:
 
 
 def _shortened(text: str, limit: int) -> str:
+    # Here, since all that is shown passes through: a secret that is cut in half is known no more.
+    text = without_secrets(text)
     if len(text) <= limit:
         return text
     start = (limit - len(_CUT)) * 2 // 3

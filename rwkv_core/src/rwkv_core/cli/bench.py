@@ -13,6 +13,7 @@ from dataclasses import asdict
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rwkv_core.addresses import without_secrets
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_option_argument, backend_options, filled
 from rwkv_core.cli.signals import ending_in_order
@@ -138,7 +139,7 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
     if args.model is not None:
         memory_of_file(args.model)  # what is wrong with it shows here, once
-        yield args.model, args.model
+        yield without_secrets(args.model), args.model
         return
     shape = parse_shape(args.shape)
     _check_room(shape)

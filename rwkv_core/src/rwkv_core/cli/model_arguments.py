@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from rwkv_core import shipped
+from rwkv_core.addresses import without_secrets
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.errors import OptionError
@@ -105,7 +106,10 @@ def load_model(args: argparse.Namespace) -> Model:
         model = load(name, args.backend, progress, args.lora, args.lora_alpha, **options)
     if name == shipped.NAME:
         name += " (ships with rwkv-core; -m names another)" if args.model is None else ""
-    print(f"model: {name}  backend: {model.backend} on {model.device}", file=sys.stderr)
+    print(
+        f"model: {without_secrets(name)}  backend: {model.backend} on {model.device}",
+        file=sys.stderr,
+    )
     return model
 
 

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 from rwkv_core import shipped
+from rwkv_core.addresses import scheme_of, shown
 from rwkv_core.errors import CheckpointError, DownloadError
-
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def local_file(model: str | os.PathLike[str]) -> Path:
@@ -25,8 +24,8 @@ def local_file(model: str | os.PathLike[str]) -> Path:
     """
     if model == shipped.NAME:
         return shipped.MODEL
-    if isinstance(model, str) and (scheme := _SCHEME.match(model)):
-        return _fetch(model, scheme[1].lower())
+    if isinstance(model, str) and scheme_of(model):
+        return _fetch(model.strip())
     try:
         return Path(model)
     except TypeError:
@@ -35,12 +34,12 @@ def local_file(model: str | os.PathLike[str]) -> Path:
         ) from None
 
 
-def _fetch(address: str, scheme: str) -> Path:
+def _fetch(address: str) -> Path:
     from rwkv_core.sources import download, hub
 
-    if scheme not in ("hf", "http", "https"):
+    if not address.lower().startswith(("hf://", "http://", "https://")):
         raise DownloadError(
-            f"{address}: expected a path, or an address that begins with hf://, https:// or http://"
+            f"{shown(address)}: expected a path, or an address that begins with hf://, https:// or http://"
         )
     address, sha256 = _split_checksum(address)
     place = hub.parse(address)
@@ -53,5 +52,7 @@ def _split_checksum(address: str) -> tuple[str, str | None]:
         return bare, None
     found = re.fullmatch(r"sha256=([0-9A-Fa-f]{64})", fragment)
     if not found:
-        raise DownloadError(f"{address}: expected #sha256= and 64 hex digits, or nothing, after #")
+        raise DownloadError(
+            f"{shown(address)}: expected #sha256= and 64 hex digits, or nothing, after #"
+        )
     return bare, found[1].lower()

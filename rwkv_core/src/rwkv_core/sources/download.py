@@ -15,14 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from rwkv_core.addresses import shown
 from rwkv_core.errors import DownloadError
 from rwkv_core.printable import printable
+from rwkv_core.sources.cache_file import digest_of, open_own, stamp_of
 from rwkv_core.sources.http_file import About, Broken, chunks, get, length_of
 
 RETRIES = 5
 """How often in a row a download that gets no further is tried again."""
 PAUSE = 1.0
 """Seconds before the first of these; each further one waits twice as long."""
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+"""Names that are devices on Windows."""
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -44,8 +48,11 @@ def fetch(address: str, sha256: str | None = None) -> Path:
     arrived by then is kept beside the file, to go on from, unless its checksum is wrong.
     """
     parts = _split(address)
-    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", unquote(parts.path.rpartition("/")[2])).lstrip(".")
-    name = name[-100:] or "file"
+    # What follows an encoded question mark may be a secret as much as a query may.
+    last = unquote(parts.path.rpartition("/")[2]).partition("?")[0]
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", last)[-100:].strip(".")
+    if not name or _RESERVED.match(name):
+        name = f"file-{name}"
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
     file = folder / name
     try:
@@ -53,19 +60,19 @@ def fetch(address: str, sha256: str | None = None) -> Path:
         with _only_one(folder / ".lock", address):
             download = _Download(address, file)
             if file.exists() and sha256 is not None:
-                if _digest(file, "sha256") == sha256:
+                if digest_of(file, "sha256") == sha256:
                     return file
                 download.forget()
             try:
                 download.run(sha256)
             except DownloadError:
                 # A copy of other content than is asked for is no substitute.
-                if sha256 is not None or not file.exists():
+                if sha256 is not None or not download.is_cached():
                     raise
             return file
     except OSError as error:
         raise DownloadError(
-            f"{address}: cannot be kept in {folder}: {error.strerror or error}; "
+            f"{shown(address)}: cannot be kept in {folder}: {error.strerror or error}; "
             "RWKV_CACHE names another folder"
         ) from None
 
@@ -74,15 +81,16 @@ def _split(address: str) -> SplitResult:
     try:
         parts = urlsplit(address)
         _ = parts.port  # raises for one that is no number
-    except ValueError as error:
-        raise DownloadError(f"{printable(address)}: not an address: {error}") from None
+    except ValueError:
+        # Its text may quote a part of a password.
+        raise DownloadError(f"{shown(address)}: not an address: no host or port is so") from None
     if parts.username is not None or parts.password is not None:
         raise DownloadError(
-            f"{parts.scheme}://...@{parts.hostname}{parts.path}: a name and password in an address "
+            f"{shown(address)}: a name and password in an address "
             "are not supported; fetch the file by hand and give its path"
         )
     if not parts.hostname:
-        raise DownloadError(f"{printable(address)}: not an address: it names no host")
+        raise DownloadError(f"{shown(address)}: not an address: it names no host")
     return parts
 
 
@@ -91,12 +99,14 @@ def _only_one(lock_file: Path, address: str) -> Iterator[None]:
     """Holds a lock between processes; one that has to wait says so on a terminal."""
     from filelock import FileLock, Timeout
 
+    if lock_file.is_symlink():
+        lock_file.unlink()
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if sys.stderr.isatty():
-            print(f"waiting for another process that fetches {address}", file=sys.stderr)
+            print(f"waiting for another process that fetches {shown(address)}", file=sys.stderr)
         lock.acquire()
     try:
         yield
@@ -112,7 +122,7 @@ class _Download:
     """One file on its way into the cache, in `file.partial` until it is whole."""
 
     def __init__(self, address: str, file: Path) -> None:
-        self._address, self._file = address, file
+        self._address, self._shown, self._file = address, shown(address), file
         self._partial = file.with_name(file.name + ".partial")
         self._about_file = file.with_name(file.name + ".json")
         self._about_partial = file.with_name(file.name + ".partial.json")
@@ -121,28 +131,49 @@ class _Download:
         """Take the copy in the cache for outdated, whatever the server says."""
         self._about_file.unlink(missing_ok=True)
 
+    def is_cached(self) -> bool:
+        """Whether the cache has the file as it arrived; a damaged one is taken for missing."""
+        return self._cached() is not None
+
+    def _cached(self) -> About | None:
+        about = About.read(self._about_file)
+        if about is None or self._file.is_symlink() or not self._file.is_file():
+            return None
+        stamp = stamp_of(self._file)
+        if list(stamp) == list(about.stamp):
+            return about
+        # Touched since: damaged, copied or restored. The checksum tells, and is taken just once.
+        if stamp[0] != about.size or digest_of(self._file, "sha256") != about.digests.get("sha256"):
+            return None
+        about = about._replace(stamp=stamp)
+        about.write(self._about_file)
+        return about
+
     def run(self, sha256: str | None) -> None:
         """Leave the file whole and current in its place. Raises DownloadError, OSError."""
-        tries = 0
+        tries, furthest = 0, self._size()
         while True:
-            before = self._size()
             try:
                 about = self._request()
                 break
             except _Restart:
                 self._discard()
-                reason, hopeless = "it gives ever other parts of the file", False
+                reason, hopeless = "the server sends other parts than it is asked for", False
             except Broken as error:
                 reason, hopeless = str(error), error.hopeless
-            tries = 1 if self._size() > before else tries + 1
+            # A size reached before is no progress: a server that changes the file each time would
+            # be asked for ever.
+            tries = 1 if self._size() > furthest else tries + 1
+            furthest = max(furthest, self._size())
             if hopeless or tries > RETRIES:
-                raise DownloadError(f"{self._address}: cannot be fetched: {reason}")
+                raise DownloadError(f"{self._shown}: cannot be fetched: {reason}")
             time.sleep(PAUSE * 2 ** (tries - 1))
         if about is not None:
             self._finish(about, sha256)
 
     def _size(self) -> int:
-        return self._partial.stat().st_size if self._partial.exists() else 0
+        there = self._partial.is_file() and not self._partial.is_symlink()
+        return self._partial.stat().st_size if there else 0
 
     def _discard(self) -> None:
         self._partial.unlink(missing_ok=True)
@@ -154,14 +185,14 @@ class _Download:
         Raises _Restart, Broken, DownloadError and, for the disk, OSError.
         """
         partial = About.read(self._about_partial)
-        start = self._size() if partial is not None and partial.strong is not None else 0
+        start = self._size() if partial is not None and partial.validator is not None else 0
         headers = {"Accept-Encoding": "identity", "User-Agent": "rwkv-core"}
-        if partial is not None and partial.strong is not None and start:
+        if partial is not None and partial.validator is not None and start:
             # The process ended between the last byte and the file's taking its place.
             if start == partial.size:
                 return partial
-            headers |= {"Range": f"bytes={start}-", "If-Range": partial.strong}
-        cached = About.read(self._about_file) if self._file.exists() else None
+            headers |= {"Range": f"bytes={start}-", "If-Range": partial.validator}
+        cached = self._cached()
         if cached is not None and not start:
             if cached.etag is not None:
                 headers["If-None-Match"] = cached.etag
@@ -179,11 +210,13 @@ class _Download:
         with response:
             self._check_kind(response)
             if response.status == 206:
+                if not start:
+                    raise _Restart
                 about = self._about_part(response, partial, start)
             else:
                 start, about = 0, About.of(response.headers, length_of(response))
                 # A server that knows no conditions sends all of it; what is known is not read.
-                if about == cached and about.strong is not None:
+                if cached is not None and self._same(about, cached):
                     return None
                 # First, so that what is left of another version is never taken for one of this.
                 self._discard()
@@ -191,29 +224,38 @@ class _Download:
             self._take(response, start, about)
             return about
 
+    @staticmethod
+    def _same(now: About, cached: About) -> bool:
+        known = now.etag is not None or now.modified is not None
+        return known and now[:3] == cached[:3]
+
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         said = f"{error.code} {printable(str(error.reason))}".strip()
         if error.code in _BUSY:
             return Broken(f"the server answers {said}")
         if error.code in (404, 410):
-            return DownloadError(f"{self._address}: no such file there ({said}); check the address")
+            return DownloadError(f"{self._shown}: no such file there ({said}); check the address")
         if error.code in (401, 403, 407):
             return DownloadError(
-                f"{self._address}: access refused ({said}); fetch it by hand and give its path"
+                f"{self._shown}: access refused ({said}); fetch it by hand and give its path"
             )
-        return DownloadError(f"{self._address}: cannot be fetched: the server answers {said}")
+        return DownloadError(f"{self._shown}: cannot be fetched: the server answers {said}")
 
     def _check_kind(self, response: http.client.HTTPResponse) -> None:
+        if response.status not in (200, 206):
+            raise DownloadError(
+                f"{self._shown}: the server answers {response.status}, expected a file (200)"
+            )
         kind = response.headers.get_content_type()
         encoding = response.headers.get("Content-Encoding", "identity")
         if kind == "text/html":
             raise DownloadError(
-                f"{self._address}: found a web page, expected a file; give the address that the "
+                f"{self._shown}: found a web page, expected a file; give the address that the "
                 "page's download link has"
             )
         if encoding != "identity":
             raise DownloadError(
-                f"{self._address}: the server packs the file ({printable(encoding)}) though asked "
+                f"{self._shown}: the server packs the file ({printable(encoding)}) though asked "
                 "not to; fetch it by hand and give its path"
             )
 
@@ -222,10 +264,13 @@ class _Download:
     ) -> About:
         """The file's description, once the part given is the one that was asked for."""
         given = response.headers.get("Content-Range", "")
-        found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", given)
+        found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", given)
         if partial is None or found is None or int(found[1]) != start:
             raise _Restart
-        total = None if found[2] == "*" else int(found[2])
+        total = None if found[3] == "*" else int(found[3])
+        length = length_of(response)
+        if length is not None and length != int(found[2]) + 1 - start:
+            raise _Restart
         now = About.of(response.headers, total)
         for was, is_now in zip(partial[:3], now[:3], strict=True):
             if was is not None and is_now is not None and was != is_now:
@@ -238,7 +283,7 @@ class _Download:
         free = shutil.disk_usage(self._file.parent).free
         if missing is not None and missing > free:
             raise DownloadError(
-                f"{self._address}: needs {missing:,} bytes, {self._file.parent} has {free:,} free; "
+                f"{self._shown}: needs {missing:,} bytes, {self._file.parent} has {free:,} free; "
                 "free some, or name another folder with RWKV_CACHE"
             )
         from tqdm.auto import tqdm
@@ -247,32 +292,41 @@ class _Download:
             desc=self._file.name, total=about.size, initial=start, unit="B", unit_scale=True,
             disable=None,
         )  # fmt: skip
-        with bar, self._partial.open("ab") as file:
+        with bar, open_own(self._partial, "ab") as file:
             file.truncate(start)
             for chunk in chunks(response):
+                if about.size is not None and file.tell() + len(chunk) > about.size:
+                    break
                 file.write(chunk)
                 bar.update(len(chunk))
+            else:
+                chunk = b""
             file.flush()
             os.fsync(file.fileno())
+        if chunk:
+            self._discard()
+            raise DownloadError(
+                f"{self._shown}: the server sends more than the {about.size:,} bytes that it "
+                "announces: removed; fetch it by other means and give its path"
+            )
         found = self._size()
         if about.size is not None and found < about.size:
             raise Broken(f"it broke off after {found:,} of {about.size:,} bytes")
 
     def _finish(self, about: About, sha256: str | None) -> None:
         expected = about.digests | ({"sha256": sha256} if sha256 else {})
+        ours = digest_of(self._partial, "sha256")
         for algorithm, digest in expected.items():
-            found = _digest(self._partial, algorithm)
+            found = ours if algorithm == "sha256" else digest_of(self._partial, algorithm)
             if found != digest:
                 self._discard()
                 raise DownloadError(
-                    f"{self._address}: what arrived has the {algorithm} {found}, expected "
+                    f"{self._shown}: what arrived has the {algorithm} {found}, expected "
                     f"{digest}: removed; if it was damaged on the way, run it again"
                 )
+        size = self._size()
         # In this order: after a crash in between, the description is of no file there is.
         self._partial.replace(self._file)
-        self._about_partial.replace(self._about_file)
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        about = about._replace(size=size, digests=about.digests | {"sha256": ours})
+        about._replace(stamp=stamp_of(self._file)).write(self._about_file)
+        self._about_partial.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """One GET over http(s): what the server says of a file, and its bytes as they arrive.
 
-By the standard library's client: the hub's own brings another one along, but has changed it twice.
+This uses the standard library's client, since of the libraries that fetch files pooch and fsspec's
+http do not resume, and huggingface_hub's `http_get` appends a part without asking which version of
+the file it is of (no If-Range, no look at Content-Range).
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import quote
 
 from rwkv_core.printable import one_line, printable
+from rwkv_core.sources.cache_file import open_own
 
+_STRONG = re.compile(r'"[!#-~\x80-\xff]*"')
+_MAX_DESCRIPTION = 1 << 16
 TIMEOUT = 10.0
 """Seconds without a byte after which a connection counts as broken."""
 _CHUNK = 1 << 20
@@ -39,6 +44,8 @@ class About(NamedTuple):
     modified: str | None
     size: int | None
     digests: dict[str, str]
+    stamp: tuple[int, ...] = ()
+    """Of the file that has arrived: see `stamp_of`."""
 
     @classmethod
     def of(cls, headers: http.client.HTTPMessage, size: int | None) -> About:
@@ -46,19 +53,27 @@ class About(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> About | None:
+        """What `write` wrote; None if there is none, or what is there is anything else."""
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
+            with open_own(path, "rb") as file:
+                about = cls(**json.loads(file.read(_MAX_DESCRIPTION)))
+            texts = (about.etag or "", about.modified or "", *about.digests.values())
+            numbers = (about.size or 0, *about.stamp)
+            sound = all(isinstance(one, str) for one in texts) and all(
+                isinstance(one, int) for one in numbers
+            )
+            return about._replace(stamp=tuple(about.stamp)) if sound else None
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self._asdict()))
+        with open_own(path, "wb") as file:
+            file.write(json.dumps(self._asdict()).encode())
 
     @property
-    def strong(self) -> str | None:
-        """What a later part is asked for by: that it is of the same bytes."""
-        weak = self.etag is None or self.etag.startswith("W/")
-        return self.modified if weak else self.etag
+    def validator(self) -> str | None:
+        """Value for If-Range: a strong ETag. Two versions within a second share Last-Modified."""
+        return self.etag if self.etag and _STRONG.fullmatch(self.etag) else None
 
 
 def _digests(headers: http.client.HTTPMessage) -> dict[str, str]:
@@ -80,13 +95,30 @@ def _hex(written: str) -> str:
         return ""
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but not from https to http: there anyone may change the file."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and not newurl.lower().startswith("https:"):
+            raise Broken("the server redirects from https to http", hopeless=True)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def get(address: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     """GET, following redirects within http(s) alone. Raises HTTPError, Broken."""
     request = urllib.request.Request(quote(address, safe="!#$%&'()*+,/:;=?@[]~"), headers=headers)
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler, _Redirects,
         urllib.request.HTTPErrorProcessor, urllib.request.UnknownHandler,
     ):  # fmt: skip
         opener.add_handler(handler())
@@ -101,9 +133,11 @@ def get(address: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         # No such host, nobody who listens there, no network, no trust: soon found out, and to stay.
         passing = isinstance(reason, TimeoutError | ConnectionResetError | ConnectionAbortedError)
         raise Broken(text, hopeless=not passing) from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        refused = isinstance(error, ValueError | ssl.SSLError | http.client.InvalidURL)
-        raise Broken(one_line(error), hopeless=refused) from None
+    except (ValueError, http.client.InvalidURL):
+        # Their texts quote parts of an address, such as its password.
+        raise Broken("the address, or one it is redirected to, is not valid", True) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise Broken(one_line(error), hopeless=isinstance(error, ssl.SSLError)) from None
 
 
 def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -119,5 +153,11 @@ def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def length_of(response: http.client.HTTPResponse) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+    """Bytes that the body is to have, None if the server does not say. Raises Broken."""
+    lengths = set(response.headers.get_all("Content-Length") or ())
+    if not lengths or "Transfer-Encoding" in response.headers:
+        return None
+    length = lengths.pop().strip()
+    if lengths or not re.fullmatch(r"[0-9]{1,18}", length):
+        raise Broken("the server does not give the file's length as one number", hopeless=True)
+    return int(length)

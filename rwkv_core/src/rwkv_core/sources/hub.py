@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from rwkv_core.addresses import shown
 from rwkv_core.errors import DownloadError
 from rwkv_core.printable import one_line
+from rwkv_core.sources.cache_file import digest_of
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _EXPECTED = "expected hf://owner/repo/file or hf://owner/repo@revision/file"
@@ -18,6 +19,8 @@ _EXPECTED = "expected hf://owner/repo/file or hf://owner/repo@revision/file"
 _REVISION = r"(refs/(?:pr|convert)/[^/]+|[^/]+)"
 _HF = re.compile(rf"([^/@]+/[^/@]+)(?:@{_REVISION})?/(.+)")
 _PAGE = re.compile(rf"([^/]+/[^/]+)/(?:resolve|blob|raw)/{_REVISION}/(.+)")
+# What git allows in no name.
+_NO_REVISION = re.compile(r"[ ~^:?*\[]|\.\.|@\{|\.lock(/|$)|(^|/)\.")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -30,7 +33,7 @@ class HubFile(NamedTuple):
     folder: Path | None = None
 
     def __str__(self) -> str:
-        return f"hf://{self.repo}@{self.revision}/{self.path}"
+        return shown(f"hf://{self.repo}@{self.revision}/{self.path}")
 
 
 class NotInRepository(DownloadError):
@@ -44,20 +47,34 @@ def parse(address: str) -> HubFile | None:
     """
     if address[:5].lower() == "hf://":
         found = _HF.fullmatch(address[5:])
-        if not found or found[1].startswith(("datasets/", "spaces/")) or _leaves(found[3]):
-            raise DownloadError(f"{address}: {_EXPECTED}")
-        return HubFile(found[1], found[3], unquote(found[2] or "main"))
+        if not found or found[1].startswith(("datasets/", "spaces/")):
+            raise DownloadError(f"{shown(address)}: {_EXPECTED}")
+        return _checked(address, HubFile(found[1], found[3], unquote(found[2] or "main")))
     path = _path_on_hub(address)
     if path is None:
         return None
     found = _PAGE.fullmatch(path)
-    if not found or _leaves(unquote(found[3])):
-        raise DownloadError(f"{address}: names no file of a model repository; {_EXPECTED}")
-    return HubFile(unquote(found[1]), unquote(found[3]), unquote(found[2]))
+    if not found:
+        raise DownloadError(f"{shown(address)}: names no file of a model repository; {_EXPECTED}")
+    return _checked(address, HubFile(unquote(found[1]), unquote(found[3]), unquote(found[2])))
+
+
+def _checked(address: str, place: HubFile) -> HubFile:
+    """`place`, once each part of it names one file in the client's cache and nothing outside."""
+    # Decoded once more, since some servers and proxies do.
+    parts = (place.repo, place.path, unquote(place.repo), unquote(place.path))
+    if place.repo.count("/") != 1 or any(map(_leaves, parts)):
+        raise DownloadError(f"{shown(address)}: names no file of a model repository; {_EXPECTED}")
+    if _leaves(place.revision) or _NO_REVISION.search(place.revision):
+        raise DownloadError(f"{shown(address)}: no revision has such a name; {_EXPECTED}")
+    return place
 
 
 def _leaves(path: str) -> bool:
-    return not {"", ".", ".."}.isdisjoint(path.split("/"))
+    """Whether a path is not one below a folder, on any system."""
+    odd = any(not one.isprintable() for one in path) or "\\" in path
+    drive = re.search(r"(^|/)[A-Za-z]:", path)
+    return odd or bool(drive) or not {"", ".", ".."}.isdisjoint(path.split("/"))
 
 
 def _endpoint() -> str:
@@ -92,7 +109,7 @@ def fetch(place: HubFile, sha256: str | None = None) -> Path:
         raise _explained(place, error) from None
     if before is None or before.resolve() != path.resolve():
         _check(place, path)
-    if sha256 and _digest(path, "sha256") != sha256:
+    if sha256 and digest_of(path, "sha256") != sha256:
         raise DownloadError(f"{place}: its SHA-256 is not the {sha256} that the address gives")
     return path
 
@@ -121,9 +138,9 @@ def _check(place: HubFile, path: Path) -> None:
     blob = path.parent / path.readlink()
     prefix = b"blob %d\0" % blob.stat().st_size
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        sound = _digest(blob, "sha256") == blob.name
+        sound = digest_of(blob, "sha256") == blob.name
     elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
-        sound = _digest(blob, "sha1", prefix) == blob.name
+        sound = digest_of(blob, "sha1", prefix) == blob.name
     else:
         return
     if not sound:
@@ -133,12 +150,6 @@ def _check(place: HubFile, path: Path) -> None:
             f"{place}: what arrived has not the checksum that the hub gives ({blob.name}): "
             "damaged on the way, and removed; run it again"
         )
-
-
-def _digest(path: Path, algorithm: str, prefix: bytes = b"") -> str:
-    with path.open("rb") as file:
-        digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
-        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def _explained(place: HubFile, error: Exception) -> DownloadError:

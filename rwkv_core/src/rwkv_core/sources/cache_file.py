@@ -1,0 +1,35 @@
+"""Files of a cache folder: opened without following a link, stamped, and digested."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Size and times of a file, which change with its content unless the disk is at fault."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def open_own(path: Path, mode: Literal["rb", "wb", "ab"]) -> BinaryIO:
+    """Open a file of the cache. A link or device that someone put there is removed, not followed.
+
+    Raises OSError.
+    """
+    if os.path.lexists(path):
+        there = path.lstat()
+        if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
+            path.unlink()
+    no_link = getattr(os, "O_NOFOLLOW", 0)
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | no_link, 0o666))
+
+
+def digest_of(path: Path, algorithm: str, prefix: bytes = b"") -> str:
+    """Return the hex digest of `prefix` and the file's content. Raises OSError."""
+    with path.open("rb") as file:
+        digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
