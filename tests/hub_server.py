@@ -36,6 +36,10 @@ class Faults:
     """Send other bytes than the checksum is of."""
     parts: bool = True
     """Whether a part can be asked for."""
+    new_etags: bool = False
+    """Give another ETag each time."""
+    second_length: str = ""
+    """A second Content-Length beside the right one."""
     slow: float = 0.0
     """Seconds before the second half of a body."""
 
@@ -138,7 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _give(self, data: bytes, asked: dict[str, str], extra: dict[str, str], body: bool) -> None:
         faults = self.hub.faults
-        etag = f'"{hashlib.md5(data).hexdigest()}"'
+        version = str(len(self.hub.requests)).encode() if faults.new_etags else b""
+        etag = f'"{hashlib.md5(data + version).hexdigest()}"'
         headers = {"ETag": etag, "Content-Type": "application/octet-stream", **extra}
         if asked.get("if-none-match") == etag and "ETag" not in faults.headers:
             return self._refuse(304)
@@ -156,6 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             if value:
                 self.send_header(name, value)
+        if faults.second_length:
+            self.send_header("Content-Length", faults.second_length)
         self.end_headers()
         if body:
             self._send(bytes(len(sent)) if faults.damage else sent)

@@ -30,9 +30,11 @@ def shown(address: str) -> str:
     if at:
         if user != "...":
             place = f"...@{rest}{path}"
-    elif _has_no_port(host) and "@" in address:
+    elif _has_no_port(host):
         # A password with a slash, a question mark or a hash in it ends the host too early.
-        return f"{scheme}{slashes}...@{address.rpartition('@')[2].partition('?')[0]}"
+        if "@" in address:
+            return f"{scheme}{slashes}...@{address.rpartition('@')[2].partition('?')[0]}"
+        place = f"{host.rpartition(':')[0]}:...{path}"
     encoded = re.search("%3f", place, re.IGNORECASE)
     if encoded:
         place, query = place[: encoded.start()], "?"

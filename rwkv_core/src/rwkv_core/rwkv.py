@@ -16,7 +16,7 @@ from rwkv_core.model import Model, load
 from rwkv_core.sampling import Processor, Sampling, check_tokens
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
-from rwkv_core.tokenizer.search import find_tokenizer
+from rwkv_core.tokenizer.search import find_tokenizer, tokenizer_before_load
 from rwkv_core.transcript import read
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class RWKV:
             )
         # The tokenizer first where it can be: its mistakes show before a long load.
         given = None if tokenizer is None else as_tokenizer(tokenizer)
+        if given is None and not isinstance(model, Model):
+            given = tokenizer_before_load(model)
         self.model = model if isinstance(model, Model) else load(model, backend, **backend_options)
         self.tokenizer = given or load_tokenizer(_tokenizer_of(self.model))
         check_fits(self.tokenizer, self.model.n_vocab)

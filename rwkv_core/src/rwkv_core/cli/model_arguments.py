@@ -96,10 +96,9 @@ def backend_options(pairs: list[str]) -> dict[str, str]:
     return options
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    """The model that the arguments name; what was chosen goes to stderr."""
+def _load_model(args: argparse.Namespace, name: str) -> Model:
+    """The model called `name`; what was chosen goes to stderr."""
     options = backend_options(args.options)
-    name = choose_model(args.model)
     from rwkv_core.model import load
 
     with progress_line("loading") as progress:
@@ -117,7 +116,10 @@ def load_rwkv(args: argparse.Namespace) -> RWKV:
     """The model that the arguments name, with its tokenizer."""
     from rwkv_core.rwkv import RWKV
     from rwkv_core.tokenizer import load_tokenizer
+    from rwkv_core.tokenizer.search import tokenizer_before_load
 
-    # The tokenizer first: its mistakes show before a long load.
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
-    return RWKV(load_model(args), tokenizer=tokenizer)
+    backend_options(args.options)
+    name = choose_model(args.model)
+    # The tokenizer first: its mistakes show before a long download and load.
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else tokenizer_before_load(name)
+    return RWKV(_load_model(args, name), tokenizer=tokenizer)

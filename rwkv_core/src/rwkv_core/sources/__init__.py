@@ -46,6 +46,23 @@ def _fetch(address: str) -> Path:
     return download.fetch(address, sha256) if place is None else hub.fetch(place, sha256)
 
 
+def fetch_beside(address: str, name: str) -> Path | None:
+    """Fetch the file `name` beside the one at an address, to the folder of the latter's copy.
+
+    None if there is none. Raises DownloadError if the server cannot be reached, or for the address.
+    """
+    from rwkv_core.sources import download, hub
+
+    address, _ = _split_checksum(address.strip())
+    place = hub.parse(address)
+    if place is None:
+        return download.fetch_beside(address, name)
+    try:
+        return hub.fetch(place.beside(name))
+    except hub.NotInRepository:
+        return None
+
+
 def _split_checksum(address: str) -> tuple[str, str | None]:
     bare, _, fragment = address.partition("#")
     if not fragment:

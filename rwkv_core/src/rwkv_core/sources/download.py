@@ -47,13 +47,45 @@ def fetch(address: str, sha256: str | None = None) -> Path:
     has not the length or checksum that the server or `sha256` tells, or the disk is full. What has
     arrived by then is kept beside the file, to go on from, unless its checksum is wrong.
     """
+    return _fetch(address, address, sha256, RETRIES)
+
+
+def fetch_beside(address: str, name: str) -> Path | None:
+    """The file `name` beside the one at `address`, in the folder of the latter's copy.
+
+    One that is in the cache is used without a question. None if the server has none or gives
+    something else. Raises DownloadError for the address, Unreachable.
+    """
+    file = _folder(address) / name
+    if file.is_file():
+        return file
     parts = _split(address)
+    beside = parts._replace(path=parts.path.rpartition("/")[0] + f"/{name}").geturl()
+    try:
+        return _fetch(beside, address, None, 1)
+    except Unreachable:
+        raise
+    except DownloadError:
+        return None
+
+
+def _cache_name(path: str) -> str:
+    """A file name that every system takes, for the last part of an address's path."""
     # What follows an encoded question mark may be a secret as much as a query may.
-    last = unquote(parts.path.rpartition("/")[2]).partition("?")[0]
+    last = unquote(path.rpartition("/")[2]).partition("?")[0]
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", last)[-100:].strip(".")
-    if not name or _RESERVED.match(name):
-        name = f"file-{name}"
-    folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
+    return f"file-{name}" if not name or _RESERVED.match(name) else name
+
+
+def _folder(address: str) -> Path:
+    return cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
+
+
+def _fetch(address: str, at: str, sha256: str | None, retries: int) -> Path:
+    """Fetch `address` into the cache folder of the address `at`."""
+    parts = _split(address)
+    name = _cache_name(parts.path)
+    folder = _folder(at)
     file = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +96,7 @@ def fetch(address: str, sha256: str | None = None) -> Path:
                     return file
                 download.forget()
             try:
-                download.run(sha256)
+                download.run(sha256, retries)
             except DownloadError:
                 # A copy of other content than is asked for is no substitute.
                 if sha256 is not None or not download.is_cached():
@@ -92,6 +124,10 @@ def _split(address: str) -> SplitResult:
     if not parts.hostname:
         raise DownloadError(f"{shown(address)}: not an address: it names no host")
     return parts
+
+
+class Unreachable(DownloadError):
+    """The server does not answer, or breaks off each time."""
 
 
 @contextmanager
@@ -149,7 +185,7 @@ class _Download:
         about.write(self._about_file)
         return about
 
-    def run(self, sha256: str | None) -> None:
+    def run(self, sha256: str | None, retries: int) -> None:
         """Leave the file whole and current in its place. Raises DownloadError, OSError."""
         tries, furthest = 0, self._size()
         while True:
@@ -165,8 +201,8 @@ class _Download:
             # be asked for ever.
             tries = 1 if self._size() > furthest else tries + 1
             furthest = max(furthest, self._size())
-            if hopeless or tries > RETRIES:
-                raise DownloadError(f"{self._shown}: cannot be fetched: {reason}")
+            if hopeless or tries > retries:
+                raise Unreachable(f"{self._shown}: cannot be fetched: {reason}")
             time.sleep(PAUSE * 2 ** (tries - 1))
         if about is not None:
             self._finish(about, sha256)

@@ -19,6 +19,10 @@ _EXPECTED = "expected hf://owner/repo/file or hf://owner/repo@revision/file"
 _REVISION = r"(refs/(?:pr|convert)/[^/]+|[^/]+)"
 _HF = re.compile(rf"([^/@]+/[^/@]+)(?:@{_REVISION})?/(.+)")
 _PAGE = re.compile(rf"([^/]+/[^/]+)/(?:resolve|blob|raw)/{_REVISION}/(.+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[0-9A-Fa-f]{32,128}")
+TIMEOUT = 4.0
+"""Seconds in which the hub has to say what a file is."""
 # What git allows in no name.
 _NO_REVISION = re.compile(r"[ ~^:?*\[]|\.\.|@\{|\.lock(/|$)|(^|/)\.")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -31,6 +35,10 @@ class HubFile(NamedTuple):
     path: str
     revision: str = "main"
     folder: Path | None = None
+
+    def beside(self, name: str) -> HubFile:
+        """The file `name` in the same folder."""
+        return self._replace(path="/".join([*self.path.split("/")[:-1], name]))
 
     def __str__(self) -> str:
         return shown(f"hf://{self.repo}@{self.revision}/{self.path}")
@@ -104,6 +112,8 @@ def fetch(place: HubFile, sha256: str | None = None) -> Path:
     """
     try:
         before, path = _fetch(place)
+    except DownloadError:
+        raise
     # Beside its own errors those of its HTTP library, of Xet and of the disk, of no common family.
     except Exception as error:
         raise _explained(place, error) from None
@@ -120,11 +130,32 @@ def _fetch(place: HubFile) -> tuple[Path | None, Path]:
 
     repo, path, revision, folder = place
     before = try_to_load_from_cache(repo, path, folder, revision)
+    if not (isinstance(before, str) and _COMMIT.fullmatch(revision)):
+        _check_names(place)
     now = hf_hub_download(
         repo, path, revision=revision, cache_dir=folder, endpoint=_endpoint(),
         library_name="rwkv-core",
     )  # fmt: skip
     return (Path(before) if isinstance(before, str) else None), Path(now)
+
+
+def _check_names(place: HubFile) -> None:
+    """Raise DownloadError unless the commit and ETag that the hub answers with are hex digests.
+
+    The client names files of its cache after them, unchecked.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    url = hf_hub_url(place.repo, place.path, revision=place.revision, endpoint=_endpoint())
+    try:
+        about = get_hf_file_metadata(url, timeout=TIMEOUT)
+    # The client meets it again, and knows what the cache has.
+    except Exception:
+        return
+    if about.commit_hash is not None and not _COMMIT.fullmatch(about.commit_hash):
+        raise DownloadError(f"{place}: {_endpoint()} gives no commit of 40 hex digits")
+    if about.etag is not None and not _ETAG.fullmatch(about.etag):
+        raise DownloadError(f"{place}: {_endpoint()} gives an ETag that is no hex digest")
 
 
 def _check(place: HubFile, path: Path) -> None:
@@ -208,7 +239,7 @@ def beside(path: Path, name: str) -> Path | None:
     cached = _cached(path)
     if cached is None:
         return None
-    place = cached._replace(path=str(Path(cached.path).with_name(name).as_posix()))
+    place = cached.beside(name)
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
     known = try_to_load_from_cache(place.repo, place.path, place.folder, place.revision)

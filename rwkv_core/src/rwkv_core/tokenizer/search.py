@@ -1,12 +1,19 @@
-"""Where a model's tokenizer is, when none is named: beside the model, or on the hub."""
+"""Where a model's tokenizer is, when none is named: beside the model, or on the hub.
+
+It is looked for before the model is fetched and loaded, as far as it can be.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from rwkv_core import shipped
+from rwkv_core.addresses import scheme_of, shown
 from rwkv_core.errors import DownloadError, TokenizerError
-from rwkv_core.sources import hub
+from rwkv_core.model_file import open_model
+from rwkv_core.sources import fetch_beside, hub, local_file
+from rwkv_core.tokenizer import Tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.world import FILE_NAME as WORLD
 from rwkv_core.tokenizer.world import N_VOCAB as N_WORLD
 
@@ -14,6 +21,56 @@ PILE = hub.HubFile("EleutherAI/gpt-neox-20b", "tokenizer.json")
 """The tokenizer of the RWKV-4 Pile models, which is that of GPT-NeoX-20B."""
 N_PILE = 50277
 _JSON = ("tokenizer.json", "20B_tokenizer.json")
+
+
+def tokenizer_before_load(model: str | os.PathLike[str]) -> Tokenizer | None:
+    """Return the tokenizer of a model that is not loaded yet; None if only loading tells which.
+
+    For an address, what lies beside it is fetched first, and the model's file after that. Raises
+    TokenizerError, and what opening a model raises.
+    """
+    if model == shipped.NAME:
+        return None
+    if isinstance(model, str) and scheme_of(model):
+        _fetch_beside(model)
+    path = local_file(model)
+    with open_model(path) as checkpoint:
+        embedding = checkpoint.tensors.get("emb.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        return None  # which loading explains
+    n_vocab = embedding.shape[0]
+    try:
+        tokenizer = load_tokenizer(find_tokenizer(path, n_vocab))
+        check_fits(tokenizer, n_vocab)
+        return tokenizer
+    except TokenizerError:
+        # A copy of the shipped model is known by its fingerprint, once it is loaded.
+        if n_vocab != load_tokenizer(shipped.TOKENIZER).n_vocab:
+            raise
+        return None
+
+
+def _fetch_beside(address: str) -> None:
+    """Fetch the tokenizers beside a model's address, or for want of one the Pile models'.
+
+    Raises TokenizerError if there are none: a model of gigabytes would be fetched for nothing.
+    """
+    names = (WORLD, *_JSON)
+    try:
+        found = [path for name in names if (path := fetch_beside(address, name))]
+    # The server is not there: whether the cache has the model is for the next step to say.
+    except DownloadError:
+        return
+    for path in found:
+        load_tokenizer(path)
+    if found:
+        return
+    if "rwkv" in address.lower() and "world" in address.lower():
+        raise TokenizerError(
+            f"no {' or '.join(names)} beside {shown(address)}: name one with tokenizer=... "
+            f"(--tokenizer)\nWorld models take {WORLD}, from https://github.com/BlinkDL/ChatRWKV"
+        )
+    _pile(f"beside {shown(address)}")
 
 
 def find_tokenizer(model_path: str | os.PathLike[str], n_vocab: int) -> Path:
@@ -38,7 +95,7 @@ def find_tokenizer(model_path: str | os.PathLike[str], n_vocab: int) -> Path:
     except DownloadError:
         pass
     if n_vocab == N_PILE:
-        return _pile(path)
+        return _pile(f"in {path.parent}")
     advice = "the file published with the model"
     if n_vocab == N_WORLD:
         advice = f"World models take {WORLD}, from https://github.com/BlinkDL/ChatRWKV"
@@ -48,12 +105,12 @@ def find_tokenizer(model_path: str | os.PathLike[str], n_vocab: int) -> Path:
     )
 
 
-def _pile(path: Path) -> Path:
+def _pile(where: str) -> Path:
     try:
         return hub.fetch(PILE)
     except DownloadError as error:
         raise TokenizerError(
-            f"no {' or '.join(_JSON)} in {path.parent}, and {error}\n"
+            f"no {' or '.join(_JSON)} {where}, and {error}\n"
             f"get https://huggingface.co/{PILE.repo}/resolve/main/{PILE.path} by other means and "
             "name it with tokenizer=... (--tokenizer)"
         ) from None
