@@ -1,6 +1,7 @@
 """Addresses, servers and cache files that are malicious or damaged, and what messages give away."""
 
 import os
+import time
 import urllib.request
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def test_drives_and_shares_of_windows_are_paths():
         assert scheme_of(path) is None and local_file(path) == Path(path)
     for name in ("con", "NUL.pth", "com1.bin", "a:b.", "..."):
         assert download._RESERVED.match(download._cache_name(f"/{name}")) is None
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_at_once(web, address, monkeypatch, capfd):
+    first = local_file("hf://owner/repo/model.pth")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert local_file("hf://owner/repo/model.pth") == first
+    began = time.monotonic()
+    assert main(["generate", "a", "-m", "hf://owner/repo/other.pth"]) == 2
+    assert time.monotonic() - began < 5
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "cannot be reached" in err
 
 
 # Secrets

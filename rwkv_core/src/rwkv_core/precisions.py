@@ -26,6 +26,8 @@ from rwkv_core.quantization import GROUP_SIZE
 from rwkv_core.replacing import temporary_folder
 from rwkv_core.rwkv import RWKV
 from rwkv_core.sources import local_file
+from rwkv_core.tokenizer import load_tokenizer
+from rwkv_core.tokenizer.search import fetch_tokenizers
 
 REFERENCE = "float32"
 _BITS = {"int8": 8, "int4": 4}
@@ -80,6 +82,10 @@ class Precisions:
         """
         if "dtype" in options:
             raise OptionError("dtype: found one, expected none: all dtypes are compared")
+        # First, so that its mistakes show before a long download.
+        given = None if tokenizer is None else load_tokenizer(tokenizer)
+        if given is None:
+            fetch_tokenizers(model)
         lora = None if lora is None else local_file(lora)
         self._lora: dict[str, Any] = {"lora": lora, "lora_alpha": lora_alpha}
         self._source, self._options = local_file(model), options
@@ -94,7 +100,7 @@ class Precisions:
         first, own = self.backend, {**options, "dtype": REFERENCE}
         if REFERENCE not in self._dtypes:
             first, own = _backend_with_float32(), {"dtype": REFERENCE}
-        rwkv = RWKV(self._source, first, tokenizer, on_progress=on_load, **self._lora, **own)
+        rwkv = RWKV(self._source, first, given, on_progress=on_load, **self._lora, **own)
         self.reference = rwkv.model
         self.names = [REFERENCE, *(name for name in self._dtypes if name != REFERENCE), *_BITS]
         encoded = [encode(rwkv.tokenizer, text, name, max_tokens) for name, text in texts]

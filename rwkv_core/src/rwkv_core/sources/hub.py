@@ -48,6 +48,10 @@ class NotInRepository(DownloadError):
     """The repository is there, the file is not in it."""
 
 
+class Unreachable(DownloadError):
+    """The hub does not answer."""
+
+
 def parse(address: str) -> HubFile | None:
     """The file that an address names, None if it is not one of the hub's.
 
@@ -131,7 +135,15 @@ def _fetch(place: HubFile) -> tuple[Path | None, Path]:
     repo, path, revision, folder = place
     before = try_to_load_from_cache(repo, path, folder, revision)
     if not (isinstance(before, str) and _COMMIT.fullmatch(revision)):
-        _check_names(place)
+        unreachable = _check_names(place)
+        # The client would try for half a minute, with lines of its own.
+        if unreachable is not None:
+            if not isinstance(before, str):
+                raise Unreachable(
+                    f"{place}: is not in the hub's cache, and {_endpoint()} cannot be reached: "
+                    f"{one_line(unreachable)}"
+                )
+            return Path(before), Path(before)
     now = hf_hub_download(
         repo, path, revision=revision, cache_dir=folder, endpoint=_endpoint(),
         library_name="rwkv-core",
@@ -139,23 +151,27 @@ def _fetch(place: HubFile) -> tuple[Path | None, Path]:
     return (Path(before) if isinstance(before, str) else None), Path(now)
 
 
-def _check_names(place: HubFile) -> None:
+def _check_names(place: HubFile) -> Exception | None:
     """Raise DownloadError unless the commit and ETag that the hub answers with are hex digests.
 
-    The client names files of its cache after them, unchecked.
+    The client names files of its cache after them, unchecked. Returns what kept the hub from being
+    reached, if anything did.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     url = hf_hub_url(place.repo, place.path, revision=place.revision, endpoint=_endpoint())
     try:
         about = get_hf_file_metadata(url, timeout=TIMEOUT)
-    # The client meets it again, and knows what the cache has.
-    except Exception:
-        return
+    # An answer of the hub the client meets again, and knows what the cache has.
+    except Exception as error:
+        answered = getattr(error, "response", None) is not None
+        return None if answered or isinstance(error, OfflineModeIsEnabled) else error
     if about.commit_hash is not None and not _COMMIT.fullmatch(about.commit_hash):
         raise DownloadError(f"{place}: {_endpoint()} gives no commit of 40 hex digits")
     if about.etag is not None and not _ETAG.fullmatch(about.etag):
         raise DownloadError(f"{place}: {_endpoint()} gives an ETag that is no hex digest")
+    return None
 
 
 def _check(place: HubFile, path: Path) -> None:

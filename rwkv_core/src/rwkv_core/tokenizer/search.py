@@ -31,8 +31,7 @@ def tokenizer_before_load(model: str | os.PathLike[str]) -> Tokenizer | None:
     """
     if model == shipped.NAME:
         return None
-    if isinstance(model, str) and scheme_of(model):
-        _fetch_beside(model)
+    fetch_tokenizers(model)
     path = local_file(model)
     with open_model(path) as checkpoint:
         embedding = checkpoint.tensors.get("emb.weight")
@@ -50,11 +49,15 @@ def tokenizer_before_load(model: str | os.PathLike[str]) -> Tokenizer | None:
         return None
 
 
-def _fetch_beside(address: str) -> None:
+def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
     """Fetch the tokenizers beside a model's address, or for want of one the Pile models'.
 
-    Raises TokenizerError if there are none: a model of gigabytes would be fetched for nothing.
+    Does nothing for a path. Raises TokenizerError if there are none: a model of gigabytes would be
+    fetched for nothing.
     """
+    if not isinstance(model, str) or not scheme_of(model):
+        return
+    address = model
     names = (WORLD, *_JSON)
     try:
         found = [path for name in names if (path := fetch_beside(address, name))]
