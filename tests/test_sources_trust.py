@@ -1,5 +1,7 @@
 """Addresses, servers and cache files that are malicious or damaged, and what messages give away."""
 
+import hashlib
+import json
 import os
 import time
 import urllib.request
@@ -192,10 +194,26 @@ def test_a_damaged_copy_is_no_substitute_for_the_server(web, address):
         local_file(address)
 
 
-@pytest.mark.parametrize("content", ['{"etag": 5}', "[]", "[" * 20000, '{"size": "x"}', "\0"])
-def test_a_strange_description_is_none(web, address, content):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"etag": 5},
+        {"etag": 0},
+        {"etag": '"a\nb: c"'},
+        {"modified": ["x"]},
+        {"size": "x"},
+        {"digests": 5},
+        {"digests": {"sha256": 5}},
+        {"stamp": "abc"},
+        {"other": 1},
+        "[" * 20000,
+    ],
+)
+def test_a_strange_description_is_none(web, address, wrong):
     file = local_file(address)
     for name in ("file.bin.json", "file.bin.partial.json"):
+        sound = {"etag": '"a"', "modified": None, "size": 10, "digests": {}}
+        content = wrong if isinstance(wrong, str) else json.dumps(sound | wrong)
         file.with_name(name).write_text(content)
     file.with_name("file.bin.partial").write_bytes(b"x" * 10)
     assert local_file(address).read_bytes() == DATA
@@ -209,7 +227,9 @@ def test_a_planted_link_is_not_followed(web, address, tmp_path, link):
     folder = local_file(address).parent
     for path in folder.iterdir():
         path.unlink()
-    for name in ("file.bin.partial", "file.bin.json", "file.bin.partial.json"):
+    sound = {"etag": f'"{hashlib.md5(DATA).hexdigest()}"', "modified": None, "size": len(DATA)}
+    (folder / "file.bin.partial.json").write_text(json.dumps(sound | {"digests": {}}))
+    for name in ("file.bin.partial", "file.bin.json"):
         link(victim, folder / name)
     assert local_file(address).read_bytes() == DATA
     assert victim.read_bytes() == b"precious"

@@ -15,15 +15,19 @@ def stamp_of(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
+def is_own(path: Path) -> bool:
+    """Whether there is a file, which no other name leads to. Raises OSError."""
+    there = path.lstat() if os.path.lexists(path) else None
+    return there is not None and stat.S_ISREG(there.st_mode) and there.st_nlink == 1
+
+
 def open_own(path: Path, mode: Literal["rb", "wb", "ab"]) -> BinaryIO:
     """Open a file of the cache. A link or device that someone put there is removed, not followed.
 
     Raises OSError.
     """
-    if os.path.lexists(path):
-        there = path.lstat()
-        if not stat.S_ISREG(there.st_mode) or there.st_nlink > 1:
-            path.unlink()
+    if os.path.lexists(path) and not is_own(path):
+        path.unlink()
     no_link = getattr(os, "O_NOFOLLOW", 0)
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | no_link, 0o666))
 

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from rwkv_core.addresses import shown
 from rwkv_core.errors import DownloadError
 from rwkv_core.printable import printable
-from rwkv_core.sources.cache_file import digest_of, open_own, stamp_of
+from rwkv_core.sources.cache_file import digest_of, is_own, open_own, stamp_of
 from rwkv_core.sources.http_file import About, Broken, chunks, get, length_of
 
 RETRIES = 5
@@ -208,8 +208,7 @@ class _Download:
             self._finish(about, sha256)
 
     def _size(self) -> int:
-        there = self._partial.is_file() and not self._partial.is_symlink()
-        return self._partial.stat().st_size if there else 0
+        return self._partial.stat().st_size if is_own(self._partial) else 0
 
     def _discard(self) -> None:
         self._partial.unlink(missing_ok=True)

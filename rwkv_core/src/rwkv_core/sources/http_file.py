@@ -57,12 +57,13 @@ class About(NamedTuple):
         try:
             with open_own(path, "rb") as file:
                 about = cls(**json.loads(file.read(_MAX_DESCRIPTION)))
-            texts = (about.etag or "", about.modified or "", *about.digests.values())
-            numbers = (about.size or 0, *about.stamp)
-            sound = all(isinstance(one, str) for one in texts) and all(
-                isinstance(one, int) for one in numbers
+            about = about._replace(stamp=tuple(about.stamp))
+            texts = [about.etag, about.modified, *about.digests.values()]
+            numbers = [about.size, *about.stamp]
+            sound = all(one is None or _is_header(one) for one in texts) and all(
+                one is None or isinstance(one, int) for one in numbers
             )
-            return about._replace(stamp=tuple(about.stamp)) if sound else None
+            return about if sound else None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             return None
 
@@ -74,6 +75,10 @@ class About(NamedTuple):
     def validator(self) -> str | None:
         """Value for If-Range: a strong ETag. Two versions within a second share Last-Modified."""
         return self.etag if self.etag and _STRONG.fullmatch(self.etag) else None
+
+
+def _is_header(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def _digests(headers: http.client.HTTPMessage) -> dict[str, str]:
