@@ -136,7 +136,7 @@ def test_a_server_that_never_gets_further_is_left(web, address, monkeypatch):
     """Each answer is of another version, and breaks off: what has arrived is of no use."""
     monkeypatch.setattr(download, "RETRIES", 2)
     monkeypatch.setattr(download, "PAUSE", 0)
-    web.faults = Faults(breaks=99, new_etags=True)
+    web.faults = Faults(breaks=20, new_etags=True)
     with pytest.raises(DownloadError, match="cannot be fetched"):
         local_file(address)
     assert len(web.requests) < 12
