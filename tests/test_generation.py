@@ -153,10 +153,21 @@ def test_character_of_the_call_before_is_completed_when_a_token_is_cut(rwkv: RWK
 
 def test_stop_token_is_neither_read_nor_in_the_text(rwkv: RWKV) -> None:
     start = rwkv.get_state()
-    tokens = tokens_of(rwkv.tokenizer, [b"a", b"b", b"<|endoftext|>"])
-    out = rwkv.generate(9, stop_tokens=[0], stop_strings=["bc"], processors=[force(tokens)])
+    tokens = tokens_of(rwkv.tokenizer, [b"a", b"b", b"c"])
+    out = rwkv.generate(9, stop_tokens=tokens[2:], stop_strings=["bc"], processors=[force(tokens)])
     assert (out.text, out.tokens, out.stop_reason) == ("ab", tokens[:2], "stop_token")
     assert same(rwkv.model, out.state, stepped(rwkv, start, tokens[:2]))
+
+
+def test_the_end_of_a_document_ends_the_text_unless_it_is_ignored(rwkv: RWKV) -> None:
+    start = rwkv.get_state()
+    tokens = tokens_of(rwkv.tokenizer, [b"a", b"<|endoftext|>", b"b"])
+    out = rwkv.generate(3, processors=[force(tokens)])
+    assert (out.text, out.tokens, out.stop_reason) == ("a", tokens[:1], "stop_token")
+    assert same(rwkv.model, out.state, stepped(rwkv, start, tokens[:1]))
+    rwkv.set_state(start)
+    out = rwkv.generate(3, ignore_eos=True, processors=[force(tokens)])
+    assert (out.text, out.stop_reason) == ("a<|endoftext|>b", "length")
 
 
 def test_numbers_that_pad_the_vocabulary_are_not_sampled_unless_as_a_stop(rwkv: RWKV) -> None:

@@ -62,6 +62,7 @@ def test_character_of_several_tokens_decodes_whole_only_when_complete(small: Tok
 
 def test_special_token_stands_for_its_name(small: Tokenizer) -> None:
     assert small.token_bytes(0) == b"<|endoftext|>"
+    assert small.end_of_text == 0
     assert small.encode("a<|endoftext|>")[-1] == 0
 
 
@@ -102,6 +103,7 @@ def test_vocabulary_with_holes_gives_no_bytes_for_them(tmp_path: Path) -> None:
     library.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert (tokenizer.n_vocab, tokenizer.holes) == (4, (1, 2))
+    assert tokenizer.end_of_text is None  # token 0 is text here
     assert tokenizer.token_bytes(1) == b""
 
 

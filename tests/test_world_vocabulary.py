@@ -86,6 +86,7 @@ def test_bytes_come_back_from_their_tokens(world, pieces):
 def test_the_end_of_a_text_is_token_0_which_has_no_bytes(world):
     table = vocabulary()
     assert (world.n_vocab, world.holes) == (max(table) + 1, (0, 261))
+    assert world.end_of_text == 0
     assert world.token_bytes(0) == b"" and world.token_bytes(max(table)) == table[max(table)]
     with pytest.raises(TokenizerError, match="expected 0 to"):
         world.token_bytes(world.n_vocab)

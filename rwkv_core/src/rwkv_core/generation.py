@@ -109,6 +109,7 @@ class GenerationStream:
         sampling: Sampling | None = None,
         stop_strings: Sequence[str] = (),
         stop_tokens: Collection[int] = (),
+        ignore_eos: bool = False,
         seed: Seed = None,
         on_progress: OnProgress | None = None,
         processors: Sequence[Processor] = (),
@@ -122,6 +123,8 @@ class GenerationStream:
             sampling: how tokens are chosen; None draws from the model's own distribution.
             stop_strings: the text ends before the first place where one of them begins.
             stop_tokens: the text ends before one of these, which the state does not read.
+            ignore_eos: go on after the token that ends a document (`tokenizer.end_of_text`). By
+                default that is one of the stop tokens.
             seed: a number, a NumPy Generator to draw from, or None for a different text each time.
             on_progress: called with a Progress after each token. What it raises ends the
                 generation; KeyboardInterrupt, here as anywhere, ends it with what there is.
@@ -132,6 +135,8 @@ class GenerationStream:
         model.check_state(state)
         if not is_whole(max_tokens) or max_tokens < 0:
             raise OptionError(f"max_tokens: found {max_tokens!r}, expected a whole number >= 0")
+        if not isinstance(ignore_eos, bool):
+            raise OptionError(f"ignore_eos: found {ignore_eos!r}, expected True or False")
         if on_progress is not None and not callable(on_progress):
             raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
         self._sampling = sampling or Sampling()
@@ -139,6 +144,8 @@ class GenerationStream:
         check_vocabulary("banned_tokens", self._sampling.banned_tokens, model.n_vocab)
         stops = encode_stop_strings(stop_strings)
         self._stop_tokens = _stop_tokens(stop_tokens, model.n_vocab)
+        if tokenizer.end_of_text is not None and not ignore_eos:
+            self._stop_tokens |= {tokenizer.end_of_text}
         self._rng, self._processors = _generator(model, seed), processors
         self._model, self._max_tokens, self._on_progress = model, max_tokens, on_progress
         self.result: Generated | None = None

@@ -86,20 +86,23 @@ class RWKV:
         *,
         stop_strings: Sequence[str] = (),
         stop_tokens: Collection[int] = (),
+        ignore_eos: bool = False,
         seed: Seed = None,
         on_progress: OnProgress | None = None,
         processors: Sequence[Processor | str] = (),
         sampling: Sampling | None = None,
         **sampling_options: Any,
     ) -> Generated:
-        """Continue by at most `max_tokens` tokens; Ctrl-C ends it with what there is.
+        """Continue by at most `max_tokens` tokens, or to the end of the document.
+
+        Ctrl-C ends it with what there is.
 
         Arguments:
             sampling_options: temperature, top_p and the other attributes of `Sampling`.
             sampling: a Sampling that these start from.
             processors: functions (logits [V], tokens so far) -> logits, or names of samplers that
                 plugins offer.
-            stop_strings, stop_tokens, seed, on_progress: see `GenerationStream`.
+            stop_strings, stop_tokens, ignore_eos, seed, on_progress: see `GenerationStream`.
 
         Raises OptionError for an argument. The running state moves on when the call returns.
         """
@@ -107,6 +110,7 @@ class RWKV:
             max_tokens,
             stop_strings=stop_strings,
             stop_tokens=stop_tokens,
+            ignore_eos=ignore_eos,
             seed=seed,
             on_progress=on_progress,
             processors=processors,
@@ -127,6 +131,7 @@ class RWKV:
         *,
         stop_strings: Sequence[str] = (),
         stop_tokens: Collection[int] = (),
+        ignore_eos: bool = False,
         seed: Seed = None,
         on_progress: OnProgress | None = None,
         processors: Sequence[Processor | str] = (),
@@ -145,6 +150,7 @@ class RWKV:
             sampling=_sampling(sampling, sampling_options),
             stop_strings=stop_strings,
             stop_tokens=stop_tokens,
+            ignore_eos=ignore_eos,
             seed=seed,
             on_progress=on_progress,
             processors=_processors(processors),

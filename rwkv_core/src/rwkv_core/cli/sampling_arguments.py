@@ -53,6 +53,10 @@ def add_sampling_arguments(
         "--stop-token", metavar="TOKEN", type=int, action="append", default=[],
         help="end before this token; may be repeated",
     )  # fmt: skip
+    group.add_argument(
+        "--ignore-eos", action="store_true",
+        help="go on after token 0, which ends a document, into another one",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument(
         "--sampler", metavar="NAME", action="append", default=[],
@@ -93,6 +97,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         ),
         "stop_strings": [unescape(text) for text in args.stop],
         "stop_tokens": args.stop_token,
+        "ignore_eos": args.ignore_eos,
         # Drawn here where none is given, so that it can be told and the text had again.
         "seed": secrets.randbits(32) if args.seed is None else args.seed,
         "processors": args.sampler,

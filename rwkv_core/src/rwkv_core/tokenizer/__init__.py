@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from rwkv_core import sources
 from rwkv_core.errors import TokenizerError
 
+# Token 0 of the Pile vocabulary. That of the World vocabulary has no bytes.
+_END_OF_TEXT = b"<|endoftext|>"
 _KINDS = "a tokenizer's JSON file or World's vocabulary"
 
 
@@ -18,6 +20,8 @@ class Tokenizer(ABC):
     Attributes:
         n_vocab: one more than the highest token number.
         holes: the token numbers below n_vocab that no token has; they stand for no bytes.
+        end_of_text: the token that ends a document, 0 in the Pile and World vocabularies; None
+            where token 0 is ordinary text.
     """
 
     def __init__(self, table: Mapping[int, bytes], name: str) -> None:
@@ -25,6 +29,7 @@ class Tokenizer(ABC):
         self._name = name
         self.n_vocab = max(table) + 1
         self.holes = tuple(sorted(set(range(self.n_vocab)) - table.keys()))
+        self.end_of_text = 0 if table.get(0, b"") in (b"", _END_OF_TEXT) else None
         self._bytes = [table.get(token, b"") for token in range(self.n_vocab)]
 
     @abstractmethod
