@@ -17,7 +17,7 @@ from byte_tokenizer import write_byte_tokenizer
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import State, StateError
-from rwkv_core.state import check_place, load_state, save_state
+from rwkv_core.state import check_place, load_state, load_transcript, save_state
 
 
 def test_a_state_goes_on_where_it_was_saved(
@@ -31,6 +31,19 @@ def test_a_state_goes_on_where_it_was_saved(
     assert np.array_equal(model.to_numpy(again.logits), model.to_numpy(state.logits))
     expected, found = model.forward([4], state)[0], model.forward([4], again)[0]
     assert np.array_equal(model.to_numpy(found), model.to_numpy(expected))
+
+
+def test_a_text_is_kept_with_a_state_and_none_with_a_state_of_before(
+    small_model: Path, tmp_path: Path, backend: str
+) -> None:
+    model = rwkv_core.load(small_model, backend=backend)
+    _, state = model.forward([1])
+    for transcript in ("", "a talk\n\N{GRINNING FACE}"):
+        model.save_state(tmp_path / "a.state", state, transcript)
+        assert load_transcript(tmp_path / "a.state") == transcript
+        model.load_state(tmp_path / "a.state")
+    with pytest.raises(StateError, match="cannot be read"):
+        load_transcript(small_model)
 
 
 def test_an_empty_state_and_pending_bytes_are_kept(

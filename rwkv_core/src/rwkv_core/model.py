@@ -360,12 +360,15 @@ class Model:
             for i in range(n_batch)
         ]
 
-    def save_state(self, path: str | os.PathLike[str], single: State) -> None:
-        """Write a state to a file that this model loads on any backend. Raises StateError."""
+    def save_state(self, path: str | os.PathLike[str], single: State, transcript: str = "") -> None:
+        """Write a state to a file that this model loads on any backend. Raises StateError.
+
+        `transcript` is any text to keep with it; `state.load_transcript` reads it.
+        """
         self.check_state(single)
         logits = None if single.logits is None else self.to_numpy(single.logits)
         on_host = State(self.to_numpy(single), logits, single.pending, self.fingerprint)
-        state_file.save_state(path, on_host)
+        state_file.save_state(path, on_host, transcript)
 
     def load_state(self, path: str | os.PathLike[str]) -> State:
         """Read a state that `save_state` wrote. Raises StateError, of another model's too."""

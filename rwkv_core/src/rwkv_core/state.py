@@ -42,8 +42,10 @@ class State:
     model: str = ""
 
 
-def save_state(path: str | os.PathLike[str], state: State) -> None:
+def save_state(path: str | os.PathLike[str], state: State, transcript: str = "") -> None:
     """Write a single state, its arrays being NumPy's, as safetensors.
+
+    `transcript` is any text to keep with it, which `load_transcript` reads.
 
     It is written beside `path` first and then renamed onto it, so that a failure leaves what was
     there. Raises StateError if that cannot be done, and for a file there that is no state.
@@ -55,6 +57,8 @@ def save_state(path: str | os.PathLike[str], state: State) -> None:
     if state.logits is not None:
         tensors["logits"] = state.logits
     metadata = {"format": _FORMAT, "model": state.model, "pending": state.pending.hex()}
+    if transcript:
+        metadata["transcript"] = transcript
     data = save(tensors, metadata)
     try:
         with replacing(path) as file:
@@ -145,6 +149,20 @@ def load_state(path: str | os.PathLike[str]) -> State:
         raise StateError(f"{path}: not a state file, or damaged ({printable(error)})") from error
     _check_values(path, state)
     return state
+
+
+def load_transcript(path: str | os.PathLike[str]) -> str:
+    """Return the text that was saved with a state, "" if there is none.
+
+    Raises StateError if the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("transcript", "")
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"{path}: cannot be read: {error}") from error
 
 
 def _check_values(path: str | os.PathLike[str], state: State) -> None:
