@@ -8,8 +8,11 @@ import pytest
 
 import rwkv_core
 from rwkv_core.cli import main
+from rwkv_core.cli.chat_settings import Settings
+from rwkv_core.cli.chat_transcript import ChatTranscript
 from rwkv_core.cli.conversation import Conversation
 from rwkv_core.errors import OptionError, StateError
+from rwkv_core.sampling import Sampling
 
 pytestmark = pytest.mark.needs_backend
 
@@ -22,8 +25,8 @@ def chat(small_model, capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         status = main(["chat", "-m", str(small_model), "-n", "6", "--seed", "1", *arguments])
         out, err = capsys.readouterr()
-        errors = [line for line in err.splitlines() if not line.startswith("model: ")]
-        return status, out, errors
+        said = [line for line in err.splitlines() if not line.startswith(("model: ", "(cut at "))]
+        return status, out, said
 
     return run
 
@@ -34,9 +37,8 @@ def rwkv(small_model):
 
 
 def conversation(rwkv, max_tokens=6, intro="", **options):
-    return Conversation(
-        rwkv, "User", "Bot", intro, max_tokens, {"seed": 1, "stop_strings": [], **options}
-    )
+    options = {"sampling": Sampling(), "stop_strings": [], "ignore_eos": False, **options}
+    return Conversation(rwkv, "User", "Bot", intro, Settings(max_tokens, options, seed=1))
 
 
 def read(rwkv, text):
@@ -72,6 +74,71 @@ def test_commands_that_go_wrong_say_so_in_a_line_and_the_chat_goes_on(chat, tmp_
     assert [error.split(":")[0] for error in errors] == ["error"] * 5
 
 
+def test_a_message_may_have_several_lines(chat, tmp_path):
+    saved = str(tmp_path / "a.state")
+    lines = ['"""', "/one", "", "two", '"""', "three\\", "four", f"/save {saved}", f"/load {saved}"]
+    said = "\n".join(chat(lines)[2])
+    assert "User: /one\n\ntwo\n\nBot:" in said and "User: three\nfour\n\nBot:" in said
+    assert said.endswith(f"loaded {saved}: 2 turns")
+
+
+def test_an_answer_that_is_cut_says_so_and_on_request_its_speed(chat, capsys, monkeypatch):
+    said = chat(["hello", "/set verbose on", "hello"], "--verbose")[2]
+    fast = re.compile(r"\(6 tokens in [\d.]+ s, [\d.]+ tokens/s; [\d.]+ s to read\)")
+    assert [bool(fast.fullmatch(line)) for line in said] == [True, False, True]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
+    main(["chat", "-m", "prose", "-n", "3", "--seed", "1"])
+    assert "(cut at 3 tokens; /set max_tokens N allows more)" in capsys.readouterr().err
+
+
+def test_settings_are_changed_and_shown(chat):
+    lines = ["/set temperature 0", "/set top-k=5", "/set max_tokens 2", "/set seed 7", "/show", "a"]
+    said = chat(lines, "--system", r"A talk.\nOf two.")[2]
+    assert said[:4] == ["temperature 0.0", "top_k 5", "max_tokens 2", "seed 7"]
+    shown = dict(line.split() for line in said[4:] if len(line.split()) == 2)
+    assert (shown["temperature"], shown["top_k"], shown["verbose"]) == ("0.0", "5", "off")
+    assert said[-1] == "0 turns; system text: A talk. Of two."
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("/set", "give NAME VALUE"),
+        ("/set temperature", "give NAME VALUE"),
+        ("/set temprature 1", "did you mean temperature?"),
+        ("/set nosuch 1", "expected one of max_tokens, temperature"),
+        ("/set temperature warm", "temperature: found 'warm', expected a number"),
+        ("/set temperature -1", "temperature: found -1.0"),
+        ("/set top_k 1.5", "top_k: found '1.5', expected a whole number"),
+        ("/set max_tokens -1", "max_tokens: found -1"),
+        ("/set seed -1", "seed: found -1"),
+        ("/set verbose maybe", "verbose: found 'maybe', expected on or off"),
+        ("/system", "give the text"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused_and_changes_nothing(chat, command, error):
+    before, (said, *after) = chat(["/show"])[2], chat([command, "/show"])[2]
+    assert said.startswith("error: ") and error in said
+    assert after == before
+
+
+def test_commands_say_what_they_did(chat, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    lines = ["hello", "/save ~/a.state", "/undo", "/load ~/a.state", "/undo", "/reset", "/system x"]
+    said = chat(lines)[2]
+    path = tmp_path / "a.state"
+    assert path.is_file()
+    assert said[:2] == [f"saved to {path}", "took back: hello"]
+    assert said[2] == "User: hello" and said[4].startswith("Bot:")
+    assert said[-4:] == [
+        f"loaded {path}: 1 turn",
+        "error: there is no turn to go back to since the conversation was loaded",
+        "began again",
+        "began again, with this text before the first turn",
+    ]
+
+
 def test_exit_ends_before_the_input_does(chat):
     for command in ("/exit", "/quit"):
         assert chat([command, "hello"]) == (0, "", [])
@@ -79,7 +146,7 @@ def test_exit_ends_before_the_input_does(chat):
 
 def test_help_lists_the_commands(chat):
     errors = chat(["/help"])[2]
-    for command in ("/retry", "/undo", "/reset", "/save", "/load", "/exit"):
+    for command in ("/retry", "/undo", "/reset", "/system", "/save", "/load", "/set", "/show"):
         assert any(line.startswith(command) for line in errors)
 
 
@@ -163,3 +230,55 @@ def test_an_answer_ends_where_the_user_would_speak(rwkv):
 def test_options_are_checked_when_a_conversation_is_made(rwkv):
     with pytest.raises(OptionError, match="stop_tokens"):
         conversation(rwkv, stop_tokens=[-1])
+
+
+def test_a_system_text_comes_before_the_first_turn_and_can_be_replaced(rwkv):
+    talk = conversation(rwkv, max_tokens=0, intro="One.")
+    talk.ask("hello").run()
+    talk.begin("Two.")
+    assert logits(rwkv) == pytest.approx(read(rwkv, "Two."), abs=1e-4)
+    assert talk.transcript() == ChatTranscript("User", "Bot", "Two.", [])
+
+
+def test_a_conversation_is_saved_with_its_text_and_its_names(rwkv, tmp_path):
+    talk = conversation(rwkv, intro="A talk.")
+    first = talk.ask("one").run().text
+    talk.ask("two").run()
+    second = talk.retry().run().text
+    talk.save(tmp_path / "a.state")
+    other = Conversation(rwkv, "Alice", "Bob", "", talk.settings)
+    turns = [("one", first), ("two", second)]
+    assert other.load(tmp_path / "a.state") == ChatTranscript("User", "Bot", "A talk.", turns)
+    third = other.ask("three").run().text
+    assert other.transcript().turns == [*turns, ("three", third)]
+    other.undo()
+    with pytest.raises(StateError, match="since the conversation was loaded"):
+        other.undo()
+    other.reset()
+    assert logits(rwkv) == pytest.approx(read(rwkv, "A talk."), abs=1e-4)
+    assert other.transcript().turns == []
+
+
+def test_a_state_without_a_conversation_is_loaded_too(rwkv, tmp_path):
+    rwkv.load_context("some text")
+    rwkv.save_state(tmp_path / "a.state")
+    expected = logits(rwkv)
+    talk = conversation(rwkv)
+    assert talk.load(tmp_path / "a.state") is None
+    assert (logits(rwkv) == expected).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"user": 1, "bot": "", "system": "", "turns": []}', "[" * 100_000,
+             '{"user": "a", "bot": "b", "system": "", "turns": [["only a question"]]}'],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_what_is_no_transcript_is_taken_for_none(text):
+    assert ChatTranscript.from_json(text) is None
+
+
+def test_a_transcript_of_a_file_does_not_steer_the_terminal():
+    turns = [("\x1b[2Jhello\nthere", "\x1b]0;title\x07 yes")]
+    shown = str(ChatTranscript("U\nx\x1b", "B", "\x9bsystem", turns))
+    assert not set(shown) & set("\x1b\x9b\x07")
+    assert "hello\nthere" in shown and "U x\ufffd: " in shown

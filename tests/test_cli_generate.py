@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import sys
 from types import SimpleNamespace
@@ -75,6 +76,23 @@ def test_a_saved_state_continues_the_text(generate, tmp_path):
     whole = generate("ab", "-n", "10", "--temperature", "0")[1]
     # A character that the first ends within is given out by the second.
     assert first.removesuffix("\n") + second == whole
+
+
+def test_verbose_says_on_stderr_how_fast_it_was(generate):
+    plain = generate("ab", "-n", "5", "--seed", "2")
+    status, out, err = generate("ab", "-n", "5", "--seed", "2", "--verbose")
+    assert (status, out) == plain[:2]
+    prompt, text = err.removeprefix(plain[2]).splitlines()
+    rate = r"\d+ tokens in [\d.]+ s, [\d.]+ tokens/s"
+    assert re.fullmatch(f"prompt: {rate}", prompt)
+    assert re.fullmatch(rf"text: {rate} \(ended by length, seed 2\)", text)
+
+
+def test_the_end_of_a_document_ends_the_text_unless_it_is_ignored(generate):
+    likely = ["ab", "-n", "3", "--json", "--logit-bias", "0=1e4"]
+    found = json.loads(generate(*likely)[1])
+    assert (found["stop_reason"], found["text"]) == ("stop_token", "")
+    assert json.loads(generate(*likely, "--ignore-eos")[1])["text"] == "<|endoftext|>" * 3
 
 
 def test_stop_strings_understand_escapes(generate):

@@ -1,105 +1,60 @@
 """What happens on a terminal: Ctrl-C, the chat's prompt, the choice of a model."""
 
-import os
-import select
 import shutil
-import subprocess
-import sys
-import time
 
 import pytest
 
 from rwkv_core.cli import main
 from rwkv_core.tokenizer import load_tokenizer
+from terminal import CTRL_C, CTRL_D, Terminal
 
 pytestmark = pytest.mark.needs_backend
 
 pytest.importorskip("pty", reason="no pseudo-terminals here")
 
-CTRL_C, CTRL_D = "\x03", "\x04"
-# The terminal becomes the child's own, so that its Ctrl-C reaches it, also where these tests run in
-# the background and Ctrl-C is ignored.
-PROGRAM = """
-import fcntl, signal, sys, termios
-signal.signal(signal.SIGINT, signal.default_int_handler)
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from rwkv_core.cli import main
-sys.exit(main())
-"""
-SECONDS = 60
-
-
-class Terminal:
-    """The program on a pseudo-terminal of its own."""
-
-    def __init__(self, *arguments, cwd=None):
-        import pty
-
-        self._side, child = pty.openpty()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
-            stdin=child, stdout=child, stderr=child, start_new_session=True, cwd=cwd,
-            env={**os.environ, "TERM": "dumb"},
-        )  # fmt: skip
-        os.close(child)
-        self.shown = ""
-
-    def wait_for(self, text, n=1):
-        """Read until `text` has been shown `n` times."""
-        end = time.monotonic() + SECONDS
-        while self.shown.count(text) < n:
-            assert time.monotonic() < end and self._read(), f"no {text!r} in {self.shown!r}"
-
-    def type(self, text):
-        os.write(self._side, text.encode())
-
-    def end_by(self, key):
-        """Type `key`, until the program ends; gives the exit status.
-
-        Python's readline can miss a signal that comes just as it begins to wait for a key.
-        """
-        for _ in range(4):
-            self.type(key)
-            while select.select([self._side], [], [], SECONDS / 4)[0]:
-                if not self._read():
-                    return self.end()
-        raise AssertionError(f"{key!r} does not end it: {self.shown[-200:]!r}")
-
-    def end(self):
-        """Read what is left; gives the exit status."""
-        end = time.monotonic() + SECONDS
-        while self._read():
-            assert time.monotonic() < end, f"it does not end: {self.shown[-200:]!r}"
-        os.close(self._side)
-        return self._process.wait(SECONDS)
-
-    def kill(self):
-        self._process.kill()
-        self._process.wait()
-
-    def _read(self):
-        assert select.select([self._side], [], [], SECONDS)[0], f"silent after {self.shown!r}"
-        try:
-            data = os.read(self._side, 65536)
-        # Linux says so where the program has gone.
-        except OSError:
-            return False
-        self.shown += data.decode("utf-8", "replace")
-        return bool(data)
-
 
 @pytest.fixture
-def start():
+def start(tmp_path_factory):
     """Starts the program on a terminal; none outlives its test."""
     terminals = []
+    home = str(tmp_path_factory.mktemp("home"))
 
-    def start(*arguments, cwd=None):
-        terminals.append(Terminal(*arguments, cwd=cwd))
+    def start(*arguments, **more):
+        terminals.append(Terminal(*arguments, **{"XDG_STATE_HOME": home, **more}))
         return terminals[-1]
 
     yield start
     for terminal in terminals:
         terminal.kill()
+
+
+def test_a_chat_asks_for_a_model_of_the_folder_and_then_for_a_question(start, folder):
+    terminal = start("chat", "-n", "4", cwd=folder)
+    terminal.wait_for("which model?")
+    terminal.type("\n")
+    terminal.wait_for("User: ")
+    assert "model: a.bin" in terminal.shown
+    terminal.type("hello\n")
+    terminal.wait_for("(cut at 4 tokens")
+    terminal.wait_for("User: ", n=2)
+    terminal.type(CTRL_D)
+    assert terminal.end() == 0
+
+
+def test_a_chat_keeps_its_history_unless_told_not_to(start, small_model, tmp_path):
+    kept = tmp_path / "rwkv-core" / "chat_history.jsonl"
+    for options in (["--no-history"], []):
+        assert not kept.exists()
+        terminal = start(
+            "chat", "-m", str(small_model), "-n", "1", *options, XDG_STATE_HOME=str(tmp_path)
+        )
+        terminal.wait_for("User: ")
+        terminal.type("/show\n")
+        terminal.wait_for("system text: none")
+        terminal.type("/exit\n")
+        assert terminal.end() == 0
+    assert kept.read_text() == '"/show"\n'
+    assert kept.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture
@@ -124,7 +79,7 @@ def test_ctrl_c_ends_generate_with_what_there_is(start, small_model, tmp_path):
     assert state.exists()
 
 
-def test_ctrl_c_in_a_chat_ends_the_answer_and_then_the_program(start, small_model):
+def test_ctrl_c_in_a_chat_ends_the_answer_and_clears_the_line_but_not_the_chat(start, small_model):
     terminal = start("chat", "-m", str(small_model), "-n", "1000000")
     terminal.wait_for("User: ")
     terminal.type("hello\n")
@@ -133,8 +88,13 @@ def test_ctrl_c_in_a_chat_ends_the_answer_and_then_the_program(start, small_mode
     terminal.wait_for("(interrupted)")
     terminal.type("/undo\n/undo\n")
     terminal.wait_for("no turn to go back to")
-    terminal.wait_for("User: ", n=4)
-    assert terminal.end_by(CTRL_C) == 0
+    terminal.type("half a line")
+    terminal.wait_for("half a line")
+    terminal.type_until(CTRL_C, "(Ctrl-D or /exit ends the chat)")
+    terminal.type("/retry\n")
+    terminal.wait_for("no turn to go back to", 2)
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
     assert "Traceback" not in terminal.shown
 
 
@@ -165,11 +125,14 @@ def test_choosing_no_model_names_the_option(start, folder):
     assert "no model chosen; name one with -m" in terminal.shown
 
 
-def test_without_a_terminal_the_error_names_the_option_and_the_files(folder, monkeypatch, capsys):
+def test_without_a_terminal_the_shipped_model_is_taken_and_the_files_are_named(
+    folder, monkeypatch, capsys
+):
     monkeypatch.chdir(folder)
-    assert main(["generate", "a"]) == 2
-    error = capsys.readouterr().err
-    assert "Name it with -m; in this folder: a.bin, b.pth\n" in error and "-m prose" in error
+    assert main(["generate", "a", "-n", "2"]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "-m names a model; in this folder: a.bin, b.pth"
+    assert second.startswith("model: prose (ships with rwkv-core")
 
 
 def test_a_folder_without_models_means_the_shipped_one(tmp_path, monkeypatch, capsys):

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from rwkv_core.cli.chat_transcript import ChatTranscript
 from rwkv_core.errors import StateError
+from rwkv_core.state import load_transcript
 
 if TYPE_CHECKING:
     import os
 
+    from rwkv_core.cli.chat_settings import Settings
     from rwkv_core.generation import GenerationStream
     from rwkv_core.rwkv import RWKV
     from rwkv_core.state import State
 
 
-class _Turn(NamedTuple):
+@dataclass
+class _Turn:
+    question: str
     before: State
-    asked: State  # the user's text has been read, the answer is about to begin
+    asked: State  # the question has been read, the answer is about to begin
+    stream: GenerationStream | None
+    answer: str = ""
+
+    def settle(self) -> None:
+        """Keep of the stream only its text: it holds arrays of the vocabulary's size."""
+        if self.stream is not None:
+            self.stream.close()
+            assert self.stream.result is not None
+            self.answer, self.stream = self.stream.result.text, None
 
 
 class Conversation:
@@ -27,57 +42,109 @@ class Conversation:
         Bot: an answer
 
     The running state is `rwkv`'s, and between calls it always ends at the end of a turn.
+
+    Attributes:
+        user, bot: the names of the two.
+        system: the text before the first turn.
+        settings: how answers are generated. They also end where the next turn would begin.
     """
 
-    def __init__(
-        self, rwkv: RWKV, user: str, bot: str, intro: str, max_tokens: int, options: dict[str, Any]
-    ) -> None:
-        """`options` are those of `RWKV.stream`; answers also end where the next turn would begin.
-
-        Raises OptionError for an option.
-        """
-        self._rwkv, self._user, self._bot, self._max_tokens = rwkv, user, bot, max_tokens
-        stops = [*options["stop_strings"], f"\n\n{user}:", f"\n{user}:", f"\n\n{bot}:"]
-        self._options = {**options, "stop_strings": stops}
+    def __init__(self, rwkv: RWKV, user: str, bot: str, system: str, settings: Settings) -> None:
+        """Begin with `system`. Raises OptionError for an option among the settings."""
+        self._rwkv, self.user, self.bot, self.settings = rwkv, user, bot, settings
         # Of no tokens: it checks the options now, and not in the midst of the first answer.
-        rwkv.stream(0, **self._options)
-        rwkv.load_context(intro)
-        self._start = rwkv.get_state()
+        self._stream(0)
+        self.begin(system)
+
+    def begin(self, system: str) -> None:
+        """Begin again, with `system` before the first turn."""
+        before = self._rwkv.get_state()
+        self._rwkv.reset_state()
+        try:
+            self._rwkv.load_context(system)
+        except BaseException:
+            self._rwkv.set_state(before)
+            raise
+        self.system = system
+        self._start: State | None = self._rwkv.get_state()
+        self._earlier: list[tuple[str, str]] = []
         self._turns: list[_Turn] = []
 
     def ask(self, text: str) -> GenerationStream:
         """Read the user's text; the stream gives the answer."""
+        self._settle()
         before = self._rwkv.get_state()
         apart = "" if before.logits is None else "\n\n"
-        self._rwkv.load_context(f"{apart}{self._user}: {text}\n\n{self._bot}:")
-        self._turns.append(_Turn(before, self._rwkv.get_state()))
-        return self._rwkv.stream(self._max_tokens, **self._options)
+        self._rwkv.load_context(f"{apart}{self.user}: {text}\n\n{self.bot}:")
+        asked = self._rwkv.get_state()
+        stream = self._stream(self.settings.max_tokens)
+        self._turns.append(_Turn(text, before, asked, stream))
+        return stream
 
     def retry(self) -> GenerationStream:
         """Another answer in place of the last. Raises StateError if there is none."""
-        self._rwkv.set_state(self._last_turn().asked)
-        return self._rwkv.stream(self._max_tokens, **self._options)
+        turn = self._last_turn()
+        self._rwkv.set_state(turn.asked)
+        turn.stream = stream = self._stream(self.settings.max_tokens)
+        return stream
 
-    def undo(self) -> None:
-        """Take the last turn back, question and answer. Raises StateError if there is none."""
-        self._rwkv.set_state(self._last_turn().before)
+    def undo(self) -> str:
+        """Take the last turn back; returns its question. Raises StateError if there is none."""
+        turn = self._last_turn()
+        self._rwkv.set_state(turn.before)
         self._turns.pop()
+        return turn.question
 
     def reset(self) -> None:
-        """Begin again, after the introduction."""
+        """Begin again, after the text before the first turn."""
+        if self._start is None:
+            return self.begin(self.system)
         self._rwkv.set_state(self._start)
+        self._earlier.clear()
         self._turns.clear()
+
+    def transcript(self) -> ChatTranscript:
+        """Return what was said so far."""
+        self._settle()
+        turns = [*self._earlier, *((turn.question, turn.answer) for turn in self._turns)]
+        return ChatTranscript(self.user, self.bot, self.system, turns)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file. Raises StateError."""
-        self._rwkv.save_state(path)
+        """Write the state and the transcript to a file. Raises StateError."""
+        state = self._rwkv.get_state()
+        self._rwkv.model.save_state(path, state, self.transcript().to_json())
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a saved state; the turns before it cannot be taken back. Raises StateError."""
-        self._rwkv.load_state(path)
+    def load(self, path: str | os.PathLike[str]) -> ChatTranscript | None:
+        """Go on from a saved state, with the names and the text that were saved with it.
+
+        Returns None if no transcript was saved with it. The turns before it cannot be taken back.
+        Raises StateError.
+        """
+        state = self._rwkv.model.load_state(path)
+        found = ChatTranscript.from_json(load_transcript(path))
+        self._rwkv.set_state(state)
         self._turns.clear()
+        self._earlier = [] if found is None else found.turns
+        if found is not None:
+            self.user, self.bot = found.user, found.bot
+            if found.system != self.system:
+                self.system, self._start = found.system, None
+        return found
+
+    def _stream(self, max_tokens: int) -> GenerationStream:
+        options = dict(self.settings.options)
+        user, bot = self.user, self.bot
+        options["stop_strings"] = [
+            *options["stop_strings"], f"\n\n{user}:", f"\n{user}:", f"\n\n{bot}:",
+        ]  # fmt: skip
+        return self._rwkv.stream(max_tokens, **options)
+
+    def _settle(self) -> None:
+        if self._turns:
+            self._turns[-1].settle()
 
     def _last_turn(self) -> _Turn:
         if not self._turns:
-            raise StateError("there is no turn to go back to")
+            earlier = " since the conversation was loaded" if self._earlier else ""
+            raise StateError(f"there is no turn to go back to{earlier}")
         return self._turns[-1]

@@ -16,7 +16,7 @@ from rwkv_core.cli.model_arguments import (
     filled,
     load_rwkv,
 )
-from rwkv_core.cli.printing import print_pieces, print_text
+from rwkv_core.cli.printing import print_pieces, print_text, speed
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
@@ -48,7 +48,9 @@ def _run(args: argparse.Namespace) -> int:
     rwkv = load_rwkv(args)
     if args.state is not None:
         rwkv.load_state(args.state)
+    began = time.perf_counter()
     rwkv.load_context(prompt)
+    prompt_seconds = time.perf_counter() - began
     if args.echo and not args.json:
         print_text(prompt)
     began = time.perf_counter()
@@ -59,12 +61,20 @@ def _run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     if args.save_state is not None:
         rwkv.save_state(args.save_state)
+    n_prompt = len(rwkv.tokenizer.encode(prompt)) if args.json or args.verbose else 0
+    if args.verbose:
+        print(
+            f"prompt: {speed(n_prompt, prompt_seconds)}\n"
+            f"text: {speed(len(result.tokens), seconds)} "
+            f"(ended by {result.stop_reason}, seed {options['seed']})",
+            file=sys.stderr,
+        )
     if args.json:
         summary: dict[str, Any] = {
             "text": result.text,
             "tokens": result.tokens,
             "stop_reason": result.stop_reason,
-            "prompt_tokens": len(rwkv.tokenizer.encode(prompt)),
+            "prompt_tokens": n_prompt,
             "seconds": seconds,
             "tokens_per_second": len(result.tokens) / seconds,
             "model": str(rwkv.model.path),

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from rwkv_core import shipped
 from rwkv_core.errors import OptionError
+from rwkv_core.printable import printable
 
 _PATTERNS = ("*.pth", "*.pqth", "*.safetensors", "*.bin")
+_MAX_NAMED = 3
 
 
 def choose_model(named: str | None) -> str:
-    """`named` if a model is; else one of this folder's, asked for on a terminal; else the shipped.
+    """Return `named`; without it ask on a terminal for one of this folder's, else take the shipped.
 
-    Raises OptionError where the folder has model files and there is no terminal to ask on.
+    Raises OptionError if the user chooses none.
     """
     if named is not None:
         return named
@@ -24,10 +26,10 @@ def choose_model(named: str | None) -> str:
     names = [str(path) for path in files]
     if sys.stdin.isatty() and sys.stderr.isatty():
         return _ask(names)
-    raise OptionError(
-        f"which model? Name it with -m; in this folder: {', '.join(names)}\n"
-        f"(or -m {shipped.NAME} for the model that ships with rwkv-core)"
-    )
+    more = ", ..." if len(names) > _MAX_NAMED else ""
+    listed = ", ".join(map(printable, names[:_MAX_NAMED])) + more
+    print(f"-m names a model; in this folder: {listed}", file=sys.stderr)
+    return shipped.NAME
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -55,13 +57,13 @@ def _ask(names: list[str]) -> str:
     notes = [f"{Path(name).stat().st_size / 2**20:.0f} MiB" for name in names]
     notes.append("ships with rwkv-core")
     for i, (choice, note) in enumerate(zip(choices, notes, strict=True), 1):
-        print(f"{i:3}  {choice}  ({note})", file=sys.stderr)
+        print(f"{i:3}  {printable(choice)}  ({note})", file=sys.stderr)
     while True:
-        print(f"which model? 1 to {len(choices)}: ", end="", file=sys.stderr, flush=True)
+        print(f"which model? 1 to {len(choices)} [1]: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
             raise OptionError("no model chosen; name one with -m")
-        answer = line.strip()
+        answer = line.strip() or "1"
         if answer in choices:
             return answer
         if answer.isdecimal() and 1 <= int(answer) <= len(choices):

@@ -39,6 +39,11 @@ def print_text(text: str) -> None:
     print(without_control(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
+def speed(n_tokens: int, seconds: float) -> str:
+    """Return how many tokens took how long."""
+    return f"{n_tokens} tokens in {seconds:.2f} s, {n_tokens / max(seconds, 1e-9):.1f} tokens/s"
+
+
 @contextmanager
 def _noting_ctrl_c() -> Iterator[Callable[[], None]]:
     """Gives a function that raises KeyboardInterrupt if Ctrl-C was pressed.

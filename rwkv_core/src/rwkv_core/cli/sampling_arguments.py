@@ -59,6 +59,9 @@ def add_sampling_arguments(
     )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument(
+        "--verbose", action="store_true", help="say on stderr how fast the text was generated"
+    )
+    group.add_argument(
         "--sampler", metavar="NAME", action="append", default=[],
         help="a sampling step that a plugin offers; may be repeated",
     )  # fmt: skip
