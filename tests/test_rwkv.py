@@ -1,6 +1,7 @@
 """RWKV: streams, interrupts and errors leave a running state that is known; bad input, the old."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,35 @@ def test_context_in_text_and_in_tokens_read_the_same(rwkv: RWKV) -> None:
     assert same(rwkv.model, rwkv.get_state(), by_text)
 
 
+def test_progress_of_a_context_tells_of_each_chunk_and_changes_nothing_else(rwkv: RWKV) -> None:
+    start = rwkv.get_state()
+    tokens = rwkv.tokenizer.encode("abc" * 400)
+    rwkv.load_context(tokens)
+    whole = rwkv.get_state()
+    rwkv.set_state(start)
+    told: list[tuple[int, int]] = []
+    rwkv.load_context(tokens, on_progress=lambda done, total: told.append((done, total)))
+    ends = np.cumsum([0, *rwkv.model.ops.chunks(len(tokens))])
+    assert len(ends) > 2
+    assert told == [(end, len(tokens)) for end in ends]
+    assert same(rwkv.model, rwkv.get_state(), whole)
+
+
+def test_interrupt_while_a_context_is_read_leaves_the_running_state(rwkv: RWKV) -> None:
+    start = rwkv.get_state()
+
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rwkv.load_context("abc" * 400, on_progress=interrupt)
+    assert rwkv.get_state() is start
+    with pytest.raises(OptionError, match="on_progress: found 3, expected a function"):
+        rwkv.load_context("abc", on_progress=3)  # type: ignore[arg-type]
+    assert rwkv.get_state() is start
+
+
 def test_saved_state_goes_on_as_the_running_one(rwkv: RWKV, tmp_path: Path) -> None:
     say(rwkv, [b"a", b"\xf0", b"\x9f"])
     rwkv.save_state(tmp_path / "chat.state")
@@ -255,3 +285,14 @@ def test_options_for_a_model_that_is_loaded_already_are_refused(folder: Path, ba
     for options in ({"backend": backend}, {"dtype": "float32"}):
         with pytest.raises(OptionError, match="loaded already"):
             RWKV(model, **options)
+
+
+def test_what_a_notebook_shows_of_each_object_fits_two_lines(rwkv: RWKV) -> None:
+    told: list[Progress] = []
+    rwkv.load_context("\x1b\n\u4e2d" * 500)
+    out = rwkv.generate(200, temperature=5.0, seed=1, on_progress=told.append)
+    named = replace(out.state, model="m" * 1000)
+    for thing in (rwkv, rwkv.model, out.state, named, rwkv.empty_state(), out, told[-1]):
+        assert repr(thing).startswith(f"{type(thing).__name__}(")
+        assert len(repr(thing)) <= 160 and repr(thing).isprintable()
+    assert "200 tokens" in repr(out) and rwkv.model.backend in repr(rwkv)

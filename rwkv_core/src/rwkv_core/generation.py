@@ -16,7 +16,7 @@ import numpy as np
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.sampling import Processor, Sampling, TokenCounts, check_tokens, is_whole, sample
 from rwkv_core.sampling_steps import check_vocabulary
-from rwkv_core.state import State
+from rwkv_core.state import State, short_repr
 from rwkv_core.stop_strings import encode_stop_strings
 from rwkv_core.transcript import Transcript
 
@@ -49,6 +49,10 @@ class Generated:
     logits: Any
     stop_reason: str
 
+    def __repr__(self) -> str:
+        text = short_repr(self.text)
+        return f"Generated({len(self.tokens)} tokens, {self.stop_reason}, text={text})"
+
 
 @dataclass(frozen=True, eq=False)
 class Progress:
@@ -70,6 +74,10 @@ class Progress:
     tokens: list[int]
     total: int
     current: int
+
+    def __repr__(self) -> str:
+        piece, output = short_repr(self.progress), short_repr(self.output)
+        return f"Progress({self.current} of {self.total}, progress={piece}, output={output})"
 
 
 OnProgress = Callable[[Progress], object]

@@ -22,17 +22,17 @@ from rwkv_core.checkpoint.doctor import Shape, check_finite
 from rwkv_core.errors import CheckpointError, OptionError, StateError
 from rwkv_core.heap import keep_freed_memory
 from rwkv_core.model_file import open_model
-from rwkv_core.state import State
+from rwkv_core.state import State, kind_of, short_repr
 from rwkv_core.tensor_ops import TensorOps
 
 Tokens = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer[Any]]
-OnLoad = Callable[[int, int], None]
+OnCount = Callable[[int, int], object]
 
 
 def load(
     model: str | os.PathLike[str],
     backend: str | None = None,
-    on_progress: OnLoad | None = None,
+    on_progress: OnCount | None = None,
     lora: str | os.PathLike[str] | None = None,
     lora_alpha: float | None = None,
     **options: Any,
@@ -63,7 +63,7 @@ def load(
 def _load(
     model: str | os.PathLike[str],
     backend: str | None,
-    on_progress: OnLoad | None,
+    on_progress: OnCount | None,
     lora: str | os.PathLike[str] | None,
     lora_alpha: float | None,
     options: dict[str, Any],
@@ -94,7 +94,7 @@ class _Reader:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnLoad | None, pool: Executor
+        self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnCount | None, pool: Executor
     ) -> None:
         self._checkpoint, self._ops, self._on_progress = checkpoint, ops, on_progress
         self._pool = pool
@@ -222,12 +222,22 @@ class Model:
         self.n_layer, self.n_embd, self.n_vocab = shape.n_layer, shape.n_embd, shape.n_vocab
         self.device = ops.device
         self._table, self._parameters = table, parameters
-        self._kind = _kind(self.empty_state().array)
+        self._kind = kind_of(self.empty_state().array)
         self._all_logits = ops.compile(partial(recurrence.all_logits, ops))
         self._last_logits = ops.compile(partial(recurrence.last_logits, ops))
 
+    def __repr__(self) -> str:
+        return (
+            f"Model({short_repr(self.path.name)}: {self.n_layer} layers, {self.n_embd} wide, "
+            f"{self.n_vocab} tokens; {self.backend} on {self.device:.40})"
+        )
+
     def forward(
-        self, tokens: Tokens, state: State | None = None, all_logits: bool = False
+        self,
+        tokens: Tokens,
+        state: State | None = None,
+        all_logits: bool = False,
+        on_progress: OnCount | None = None,
     ) -> tuple[Any, State]:
         """Read tokens, continuing from `state` (None: from nothing).
 
@@ -235,6 +245,7 @@ class Model:
             tokens: T token numbers, or B rows of T each, with T >= 1.
             state: a single state for single tokens, a batch of B for rows.
             all_logits: logits after every token and not only after the last.
+            on_progress: called with the tokens read so far and in all, at 0 and after each chunk.
 
         Returns logits, float32 arrays of the backend: [V], with all_logits [T, V], and with a
         leading B for rows; and the state after the last token, with the last token's logits.
@@ -250,19 +261,23 @@ class Model:
         if single:
             rows, array = rows[None], xp.expand_dims(array, axis=0)
         run = self._all_logits if all_logits else self._last_logits
-        pieces, start = [], 0
-        for length in self.ops.chunks(rows.shape[1]):
+        pieces, start, total = [], 0, rows.shape[1]
+        if on_progress is not None:
+            on_progress(0, total)
+        for length in self.ops.chunks(total):
             x = self.ops.embed(self._table, rows[:, start : start + length])
             logits, array = run(self._parameters, x, array)
             pieces.append(logits)
             start += length
+            if on_progress is not None:
+                self.ops.to_numpy(logits[:, -1, :])  # waits for what is computed in the background
+                on_progress(start, total)
         logits = pieces[-1] if len(pieces) == 1 or not all_logits else xp.concat(pieces, axis=1)
         logits = xp.astype(logits, xp.float32, copy=False)
         if single:
             logits, array = logits[0, ...], array[0, ...]
         last = logits[..., -1, :]
-        # A copy for the state: what a caller does to the logits, and how long it keeps them, is
-        # no matter to it.
+        # A copy for the state: the caller may change the logits, or keep them for long.
         after = State(array, xp.asarray(last, copy=True), model=self.fingerprint)
         return (logits if all_logits else last), after
 
@@ -306,9 +321,9 @@ class Model:
             raise StateError(
                 f"state: found one of model {state.model}, this model is {self.fingerprint}"
             )
-        if _kind(state.array) != self._kind:
+        if kind_of(state.array) != self._kind:
             raise StateError(
-                f"state: found an array of {_kind(state.array)}, expected {self._kind}: to carry "
+                f"state: found an array of {kind_of(state.array)}, expected {self._kind}: to carry "
                 "a state to another backend or dtype, save it there and load it here"
             )
         expected = (self.n_layer, recurrence.STATE_ROWS, self.n_embd)
@@ -385,10 +400,3 @@ class Model:
         loaded = State(self.ops.vector(found.array), logits, found.pending, found.model)
         self.check_state(loaded)
         return loaded
-
-
-def _kind(array: Any) -> str:
-    """The library, type and device of an array, as far as it tells."""
-    library = type(array).__module__.partition(".")[0]
-    dtype, device = (getattr(array, name, "unknown") for name in ("dtype", "device"))
-    return f"{library} {dtype} on {device}"

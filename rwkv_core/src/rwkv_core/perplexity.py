@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,12 @@ from rwkv_core.errors import OptionError, RWKVError
 from rwkv_core.generation import FIRST_TOKEN
 
 if TYPE_CHECKING:
-    from rwkv_core.model import Model
+    from rwkv_core.model import Model, OnCount
     from rwkv_core.tokenizer import Tokenizer
 
 _CHUNK = 256
 # Rows of logits that are taken to float64 at a time.
 _ROWS = 32
-
-OnTokens = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def score(
     name: str = "text",
     context: int | None = None,
     max_tokens: int | None = None,
-    on_progress: OnTokens | None = None,
+    on_progress: OnCount | None = None,
 ) -> Score:
     """Score a text, of one character at least.
 
@@ -136,7 +134,7 @@ def score_tokens(
     model: Model,
     tokens: Sequence[int],
     context: int | None = None,
-    on_progress: OnTokens | None = None,
+    on_progress: OnCount | None = None,
 ) -> float:
     """Nats of all `tokens` in order, the first given token 0; `context` as for `score`.
 
@@ -158,7 +156,7 @@ def compare_tokens(
     model: Model,
     tokens: Sequence[int],
     context: int | None = None,
-    on_progress: OnTokens | None = None,
+    on_progress: OnCount | None = None,
 ) -> tuple[float, float, float]:
     """How `model` scores `tokens`, and how far it is from `reference`, which has its vocabulary.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from rwkv_core import plugins
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.memory import BYTES_PER_WEIGHT, count_parameters
-from rwkv_core.model import Model, load
+from rwkv_core.model import Model, OnCount, load
 from rwkv_core.model_file import open_model
 from rwkv_core.perplexity import Score, compare_tokens, encode, score_tokens
 from rwkv_core.prequantizing import check_quantizable, prequantize
@@ -31,8 +31,6 @@ from rwkv_core.tokenizer.search import fetch_tokenizers
 
 REFERENCE = "float32"
 _BITS = {"int8": 8, "int4": 4}
-
-OnTokens = Callable[[int, int], object]
 
 
 class Comparison(NamedTuple):
@@ -67,7 +65,7 @@ class Precisions:
         max_tokens: int | None = None,
         lora: str | os.PathLike[str] | None = None,
         lora_alpha: float | None = None,
-        on_load: OnTokens | None = None,
+        on_load: OnCount | None = None,
         **options: Any,
     ) -> None:
         """Load the reference and the tokenizer.
@@ -107,7 +105,7 @@ class Precisions:
         self._texts = [tokens for tokens, _ in encoded]
         self._n_tokens, self._n_bytes = sum(map(len, self._texts)), sum(n for _, n in encoded)
 
-    def compare(self, name: str, on_progress: OnTokens | None = None) -> Comparison:
+    def compare(self, name: str, on_progress: OnCount | None = None) -> Comparison:
         """One of `names`, loaded, scored and let go of; `on_progress` gets tokens.
 
         Raises what `load` and `score` do.
@@ -131,7 +129,7 @@ class Precisions:
         return round(self._n_weights * BYTES_PER_WEIGHT[dtype])
 
     def _compared(
-        self, name: str, model: Model, matrix_bytes: int, on_progress: OnTokens | None
+        self, name: str, model: Model, matrix_bytes: int, on_progress: OnCount | None
     ) -> Comparison:
         nats = divergence = seconds = 0.0
         done = 0

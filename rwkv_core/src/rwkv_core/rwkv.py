@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rwkv_core import plugins, shipped
 from rwkv_core.errors import OptionError
 from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed
-from rwkv_core.model import Model, load
+from rwkv_core.model import Model, OnCount, load
 from rwkv_core.sampling import Processor, Sampling, check_tokens
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
@@ -67,8 +67,18 @@ class RWKV:
         self._state = self.model.empty_state()
         self._stream: GenerationStream | None = None
 
-    def load_context(self, context: str | Sequence[int]) -> None:
+    def __repr__(self) -> str:
+        read = "a text" if self._state.logits is not None else "nothing"
+        return f"RWKV({self.model!r}, has read {read})"
+
+    def load_context(
+        self, context: str | Sequence[int], *, on_progress: OnCount | None = None
+    ) -> None:
         """Read text, or tokens, after what has been read already. Empty ones change nothing.
+
+        Arguments:
+            on_progress: called with the tokens read so far and in all, from 0 on, after each chunk
+                of up to 512. An exception, Ctrl-C's too, leaves the running state as it was.
 
         Raises TokenizerError for text that UTF-8 cannot express, OptionError for tokens.
         """
@@ -76,9 +86,11 @@ class RWKV:
             raise OptionError(f"context: found {context!r}, expected text or a list of tokens")
         tokens = self.tokenizer.encode(context) if isinstance(context, str) else list(context)
         check_tokens("context", tokens)
+        if on_progress is not None and not callable(on_progress):
+            raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
         state = self.get_state()
         if tokens:
-            self._state = read(self.model, self.tokenizer, state, tokens)
+            self._state = read(self.model, self.tokenizer, state, tokens, on_progress)
 
     def generate(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,28 @@ class State:
     logits: Any = None
     pending: bytes = b""
     model: str = ""
+
+    def __repr__(self) -> str:
+        shape = list(getattr(self.array, "shape", []))
+        logits = "without logits" if self.logits is None else "with logits"
+        return (
+            f"State({shape} of {kind_of(self.array):.52}, {logits}, pending={self.pending!r}, "
+            f"model={short_repr(self.model)})"
+        )
+
+
+def kind_of(array: Any) -> str:
+    """The library, type and device of an array, as far as it tells."""
+    library = type(array).__module__.partition(".")[0]
+    dtype, device = (getattr(array, name, "unknown") for name in ("dtype", "device"))
+    return f"{library} {dtype} on {device}"
+
+
+def short_repr(text: str) -> str:
+    """`repr(text)`, without its middle where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = 48
+    return short.repr(text)
 
 
 def save_state(path: str | os.PathLike[str], state: State, transcript: str = "") -> None:

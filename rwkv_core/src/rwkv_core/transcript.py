@@ -16,16 +16,24 @@ from rwkv_core.state import State
 from rwkv_core.stop_strings import first_stop, possible_stop, unfinished_character
 
 if TYPE_CHECKING:
-    from rwkv_core.model import Model
+    from rwkv_core.model import Model, OnCount
     from rwkv_core.tokenizer import Tokenizer
 
 
-def read(model: Model, tokenizer: Tokenizer, state: State, tokens: Sequence[int]) -> State:
+def read(
+    model: Model,
+    tokenizer: Tokenizer,
+    state: State,
+    tokens: Sequence[int],
+    on_progress: OnCount | None = None,
+) -> State:
     """The state after `tokens`, with the unfinished character at their end in its `pending`.
+
+    `on_progress` is that of `Model.forward`.
 
     Raises OptionError for tokens, and StateError for a state, that do not fit the model.
     """
-    _, after = model.forward(tokens, state)
+    _, after = model.forward(tokens, state, on_progress=on_progress)
     data = b"".join(_bytes_of(tokenizer, token) for token in tokens)
     return replace(after, pending=unfinished_character(state.pending + data))
 

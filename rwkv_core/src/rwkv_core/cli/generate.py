@@ -18,6 +18,7 @@ from rwkv_core.cli.model_arguments import (
 )
 from rwkv_core.cli.printing import print_pieces, print_text, speed
 from rwkv_core.cli.processes import refuse_stdin
+from rwkv_core.cli.progress import read_prompt
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
 from rwkv_core.state import check_place
@@ -49,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.state is not None:
         rwkv.load_state(args.state)
     began = time.perf_counter()
-    rwkv.load_context(prompt)
+    read_prompt(rwkv, prompt)
     prompt_seconds = time.perf_counter() - began
     if args.echo and not args.json:
         print_text(prompt)

@@ -70,6 +70,7 @@ def _score(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
     scores = []
     for path, text in texts:
         with progress_line(os.path.basename(path)) as progress:
+            progress(0, 1)
             scores.append(
                 score(
                     rwkv.model, rwkv.tokenizer, text, path, args.context, args.max_tokens, progress

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rwkv_core.rwkv import RWKV
 
 _CLEAR = "\r\x1b[K"
 
@@ -26,3 +30,9 @@ def progress_line(label: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if shown >= 0:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
+
+
+def read_prompt(rwkv: RWKV, text: str) -> None:
+    """Read `text` after what `rwkv` has read, and say how far that is."""
+    with progress_line("reading the prompt") as progress:
+        rwkv.load_context(text, on_progress=progress)
