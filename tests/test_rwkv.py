@@ -58,24 +58,43 @@ def test_stream_that_is_not_begun_changes_nothing(rwkv: RWKV) -> None:
     assert list(stream) == []
 
 
-def test_interrupt_ends_with_what_there_is(rwkv: RWKV) -> None:
+def interrupt_at_the_fourth(logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
+    if len(history) == 3:
+        raise KeyboardInterrupt
+    return logits
+
+
+def test_interrupt_settles_the_state_and_is_raised(rwkv: RWKV) -> None:
     start = rwkv.get_state()
     tokens = tokens_of(rwkv.tokenizer, [b"a", b"b", b"a", b"b"])
-    forced = force(tokens)
-
-    def interrupted(logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
-        if len(history) == 3:
-            raise KeyboardInterrupt
-        return forced(logits, history)
-
-    out = rwkv.generate(4, stop_strings=["abc"], processors=[interrupted])
+    processors = [force(tokens), interrupt_at_the_fourth]
+    assert rwkv.last is None
+    # A loop over prompts ends at the first.
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(2):
+            rwkv.generate(4, stop_strings=["abc"], processors=processors)
+    out = rwkv.last
+    assert out is not None
     assert (out.text, out.tokens, out.stop_reason) == ("aba", tokens[:3], "interrupted")
     assert same(rwkv.model, out.state, stepped(rwkv, start, tokens[:3]))
     assert rwkv.get_state() is out.state
-    rwkv.set_state(start)
-    assert list(rwkv.stream(4, stop_strings=["ba"], processors=[interrupted])) == ["a"]
-    rwkv.set_state(start)
-    assert list(rwkv.stream(4, stop_strings=["abc"], processors=[interrupted])) == ["ab", "a"]
+
+
+def test_interrupt_of_a_stream_leaves_the_state_of_the_pieces_received(rwkv: RWKV) -> None:
+    start = rwkv.get_state()
+    tokens = tokens_of(rwkv.tokenizer, [b"a", b"b", b"a", b"b"])
+    processors = [force(tokens), interrupt_at_the_fourth]
+    received = []
+    stream = rwkv.stream(4, stop_strings=["abc"], processors=processors)
+    with pytest.raises(KeyboardInterrupt):
+        for piece in stream:
+            received.append(piece)
+    # "a" might have begun the stop string.
+    assert received == ["ab"] and list(stream) == []
+    out = rwkv.last
+    assert out is not None and out is stream.result
+    assert (out.text, out.tokens, out.stop_reason) == ("ab", tokens[:2], "interrupted")
+    assert same(rwkv.model, rwkv.get_state(), stepped(rwkv, start, tokens[:2]))
 
 
 def test_progress_tells_of_each_token_and_may_interrupt(rwkv: RWKV) -> None:
@@ -87,7 +106,10 @@ def test_progress_tells_of_each_token_and_may_interrupt(rwkv: RWKV) -> None:
             raise KeyboardInterrupt
 
     tokens = tokens_of(rwkv.tokenizer, [b"a", b"\n", b"bc", b"a"])
-    out = rwkv.generate(4, stop_strings=["\n\n"], on_progress=tell, processors=[force(tokens)])
+    with pytest.raises(KeyboardInterrupt):
+        rwkv.generate(4, stop_strings=["\n\n"], on_progress=tell, processors=[force(tokens)])
+    out = rwkv.last
+    assert out is not None
     assert [progress.progress for progress in told] == ["a", "", "\nbc"]
     assert [progress.output for progress in told] == ["a", "a", "a\nbc"]
     assert [progress.tokens for progress in told] == [tokens[:1], tokens[:2], tokens[:3]]

@@ -103,6 +103,9 @@ def _generator(model: Model, seed: Seed) -> np.random.Generator:
 class GenerationStream:
     """Continues from a state, as an iterator over pieces of text, none of them empty.
 
+    An exception, Ctrl-C's KeyboardInterrupt too, ends it after the text given out before, and is
+    raised.
+
     Attributes:
         result: None while it runs; a Generated after the last piece or `close()`.
     """
@@ -135,7 +138,7 @@ class GenerationStream:
                 default that is one of the stop tokens.
             seed: a number, a NumPy Generator to draw from, or None for a different text each time.
             on_progress: called with a Progress after each token. What it raises ends the
-                generation; KeyboardInterrupt, here as anywhere, ends it with what there is.
+                generation.
             processors: steps of the sampling chain, run after the penalties; see `sampling.sample`.
 
         Raises OptionError for an argument, StateError for a state that does not fit the model.
@@ -174,19 +177,24 @@ class GenerationStream:
 
     def __next__(self) -> str:
         while self.result is None:
-            piece = self._advance()
+            given_out = self._transcript.given_out
+            try:
+                piece = self._advance()
+            except BaseException:
+                self._cut(given_out, "interrupted")
+                raise
             if piece:
                 return piece
         raise StopIteration
 
     def run(self) -> Generated:
-        """Go on to the end, or to Ctrl-C, which ends it with what there is."""
+        """Go on to the end. Ctrl-C ends it after all that was read, and is raised."""
         try:
-            for _ in self:
-                pass
+            while self.result is None:
+                self._advance()
         except KeyboardInterrupt:
             self._interrupt()
-        assert self.result is not None
+            raise
         return self.result
 
     def close(self) -> None:
@@ -197,18 +205,13 @@ class GenerationStream:
             self._cut(self._transcript.given_out, "interrupted")
 
     def _advance(self) -> str:
-        """One token on: the text it adds. On an error, back to the text given out before."""
+        """One token on: the text it adds."""
         transcript = self._transcript
         given_out = transcript.given_out
         self._advancing = True
         try:
             self._step()
             self._report(transcript.text(given_out))
-        except KeyboardInterrupt:
-            self._interrupt()
-        except BaseException:
-            self._cut(given_out, "interrupted")
-            raise
         finally:
             self._advancing = False
         return transcript.text(given_out)

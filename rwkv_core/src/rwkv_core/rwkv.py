@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class RWKV:
     """A model, its tokenizer, and a state that runs along with what is read and generated.
 
-    A call that raises leaves the running state as it was. A call made while a stream is open ends
-    that stream first: the running state is then that of the text which the stream has given out.
+    A call that raises leaves the running state as it was, but for Ctrl-C in `generate`. A call made
+    while a stream is open ends that stream first: the running state is then that of the text which
+    the stream has given out.
 
     Attributes:
         model: the Model.
@@ -66,6 +67,7 @@ class RWKV:
         check_fits(self.tokenizer, self.model.n_vocab)
         self._state = self.model.empty_state()
         self._stream: GenerationStream | None = None
+        self._last: Generated | None = None
 
     def __repr__(self) -> str:
         read = "a text" if self._state.logits is not None else "nothing"
@@ -107,7 +109,9 @@ class RWKV:
     ) -> Generated:
         """Continue by at most `max_tokens` tokens, or to the end of the document.
 
-        Ctrl-C ends it with what there is.
+        Ctrl-C, and the stop button of a notebook, end it after the last whole token: the running
+        state is then that of the text so far, `last` holds that text, and KeyboardInterrupt is
+        raised, so that a loop over prompts and the cell it is in end too.
 
         Arguments:
             sampling_options: temperature, top_p and the other attributes of `Sampling`.
@@ -131,6 +135,9 @@ class RWKV:
         )
         try:
             result = running.run()
+        except KeyboardInterrupt:
+            self.get_state()
+            raise
         except BaseException:
             self._stream = None
             raise
@@ -152,7 +159,8 @@ class RWKV:
     ) -> GenerationStream:
         """As `generate`, as an iterator over pieces of text; its `result` is the Generated.
 
-        To stop early, leave the loop: the running state is then that of the pieces received.
+        To stop early, leave the loop, by Ctrl-C too: the running state is then that of the pieces
+        received, and `last` holds them.
         """
         running = GenerationStream(
             self.model,
@@ -170,12 +178,19 @@ class RWKV:
         self._stream = running
         return running
 
+    @property
+    def last(self) -> Generated | None:
+        """What the last generation gave, one that Ctrl-C ended too; None before the first."""
+        self.get_state()  # ends a stream that is open
+        return self._last
+
     def get_state(self) -> State:
         """The running state, which holds its logits too. It never changes in place."""
         if self._stream is not None:
             self._stream.close()
-            assert self._stream.result is not None
-            self._state, self._stream = self._stream.result.state, None
+            self._last = self._stream.result
+            assert self._last is not None
+            self._state, self._stream = self._last.state, None
         return self._state
 
     def set_state(self, state: State) -> None:
