@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import rwkv_core
+from rwkv_core import plugins
 from rwkv_core.cli import BUILTIN_COMMANDS, main
 
 PROGRAM = [sys.executable, "-c", "import sys; from rwkv_core.cli import main; sys.exit(main())"]
@@ -29,11 +30,20 @@ def test_list_backends_imports_no_tensor_library():
     assert (done.returncode, done.stderr) == (0, "set()\n")
 
 
-def test_list_backends_shows_each_backend(backend, capsys):
+def test_list_backends_shows_each_backend_in_80_columns(
+    backend, install_plugin, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    install_plugin("broken-plugin", "raise RuntimeError('oh no' + ' no' * 100)")
     assert main(["list-backends"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:5] == ["name", "distribution", "version", "contract", "status"]
-    assert any(line.split()[0] == backend and " ready " in line for line in lines[1:])
+    assert lines[0].split()[:3] == ["name", "status", "device"]
+    assert any(line.split()[:2] == [backend, "ready"] for line in lines[1:])
+    assert lines[-1] == f"Without -b, {plugins.default_backend()} is used."
+    assert lines[1].split()[0] == plugins.default_backend()
+    assert main(["list-backends", backend]) == 0
+    lines += capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
 
 
 def test_list_backends_as_json(backend, capsys):
@@ -66,7 +76,8 @@ def test_list_backends_of_an_unknown_one_names_those_installed(backend, capsys):
 def test_a_broken_plugin_is_listed_with_its_reason(install_plugin, capsys):
     install_plugin("broken-plugin", "raise RuntimeError('oh no')")
     assert main(["list-backends"]) == 0
-    assert "broken-plugin: RuntimeError: oh no" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "broken-plugin broken - RuntimeError: oh no" in shown
 
 
 def test_help_lists_every_command_with_a_line_and_shows_an_example(capsys):
@@ -205,4 +216,5 @@ def test_what_a_plugin_prints_is_not_among_the_output(install_plugin):
 def test_a_plugins_text_does_not_steer_the_terminal(install_plugin, capsys):
     install_plugin("broken-plugin", "raise RuntimeError('oh\\x1b[2J no')")
     assert main(["list-backends"]) == 0
-    assert "broken-plugin: RuntimeError: oh\ufffd[2J no" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "broken-plugin broken - RuntimeError: oh\ufffd[2J no" in shown

@@ -31,6 +31,12 @@ from rwkv_core.backend import (
     resolve_options,
 )
 from rwkv_core.errors import BackendError, RWKVError
+from rwkv_core.install_advice import (
+    RECOMMENDED,
+    from_checkout,
+    install_extra,
+    install_recommended,
+)
 from rwkv_core.printable import one_line, printable
 from rwkv_core.tensor_ops import CONTRACT, TensorOps
 
@@ -237,8 +243,7 @@ def default_backend() -> str:
     if ready:
         return max(ready, key=lambda row: (row.score, row.name)).name
     broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
-    lines = " or ".join(install_line(f"rwkv-core[{extra}]") for extra in own_extras())
-    raise BackendError(f"no backend is ready here. Install one: {lines}{plugin_limit()}{broken}")
+    raise BackendError(f"no backend is ready here; {install_recommended()}{plugin_limit()}{broken}")
 
 
 def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
@@ -286,7 +291,9 @@ def _line_for(error: ImportError, offer: _Offer) -> str:
     # A requirement may be a variant of the library, such as tensorflow-cpu.
     if any(_normal(requirement).startswith(missing) for requirement in requires):
         return install_line(*requires)
-    return f'pip install --force-reinstall "{offer.distribution}"'
+    own = offer.distribution in own_extras().values()
+    line = f'pip install --force-reinstall "{offer.distribution}"'
+    return line + (from_checkout(offer.distribution) if own else "")
 
 
 def _others(name: str) -> str:
@@ -307,12 +314,12 @@ def why_not(name: str) -> str:
     ready = ", ".join(row.name for row in rows if row.status == "ready") or "none"
     extras = own_extras()
     if name in extras:
-        advice = f"install it with: {install_line(f'rwkv-core[{name}]')}"
+        advice = f"install it with: {install_extra(name)}"
     else:
         close = difflib.get_close_matches(name, [*extras, *(row.name for row in rows)], 1)
         advice = (
             f"{f'did you mean {close[0]}? ' if close else ''}the project's own come with: "
-            f"{install_line(f'rwkv-core[{next(iter(extras))}]')} (extras: {', '.join(extras)})"
+            f"{install_extra(RECOMMENDED)} (extras: {', '.join(extras)})"
         )
     return f"no backend {name!r} is installed (ready here: {ready}{plugin_limit()}); {advice}"
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
-from rwkv_core.backend import install_line
 from rwkv_core.cli.command import Command
-from rwkv_core.cli.table import print_table
+from rwkv_core.cli.table import print_wrapped_table
 from rwkv_core.errors import BackendError
+from rwkv_core.install_advice import install_recommended
 from rwkv_core.printable import printable
 
 if TYPE_CHECKING:
@@ -42,28 +44,24 @@ def _run(args: argparse.Namespace) -> int:
 
 def _print_all(rows: list[BackendInfo]) -> None:
     if not rows:
-        lines = " or ".join(install_line(f"rwkv-core[{extra}]") for extra in plugins.own_extras())
-        print(f"no backend is installed; {lines}{plugins.plugin_limit()}")
+        print(f"no backend is installed; {install_recommended()}{plugins.plugin_limit()}")
         return
-    header = (
-        "name", "distribution", "version", "contract", "status", "device", "prequantized", "summary"
-    )  # fmt: skip
-    print_table(
-        header,
-        [
-            (row.name, row.distribution, row.version, "-" if row.contract is None else row.contract,
-             row.status, row.device or "-", _prequantized(row), row.summary)
-            for row in rows
-        ],
-    )  # fmt: skip
-    for row in rows:
-        if row.reason:
-            print(f"{row.name}: {row.reason}")
+    ready = [row for row in rows if row.status == "ready"]
+    ready.sort(key=lambda row: (row.score, row.name), reverse=True)
+    rows = [*ready, *(row for row in rows if row.status != "ready")]
+    print_wrapped_table(
+        ("name", "status", "device", "summary, or what is wrong"),
+        [(row.name, row.status, row.device or "-", row.reason or row.summary) for row in rows],
+    )
+    if ready:
+        print(f"\nWithout -b, {plugins.default_backend()} is used.")
 
 
 def _print_one(row: BackendInfo) -> None:
-    print(f"{row.name}: {row.summary}" if row.summary else row.name)
-    print(f"from {row.distribution} {row.version}, {row.status}", end="")
+    title = f"{row.name}: {row.summary}" if row.summary else row.name
+    print(textwrap.fill(title, shutil.get_terminal_size().columns))
+    contract = "" if row.contract is None else f" (contract {row.contract})"
+    print(f"from {row.distribution} {row.version}{contract}, {row.status}", end="")
     print(f" on {row.device}" if row.device else "")
     if row.reason:
         print(row.reason)
@@ -71,8 +69,8 @@ def _print_one(row: BackendInfo) -> None:
         print(f"matrices of prequantized files: {_prequantized(row)}")
     if row.options:
         print("\noptions, each given as -o name=value:")
-        header = ("name", "type", "default", "choices", "what it is")
-        print_table(header, [_option_cells(option) for option in row.options])
+        header = ("name", "type", "what it is")
+        print_wrapped_table(header, [_option_cells(option) for option in row.options])
 
 
 def _prequantized(row: BackendInfo) -> str:
@@ -84,9 +82,13 @@ def _prequantized(row: BackendInfo) -> str:
 
 
 def _option_cells(option: Option) -> tuple[str, ...]:
-    default = "-" if option.default is None else printable(option.default)
-    choices = ", ".join(map(printable, option.choices)) or "-"
-    return (option.name, option.type.__name__, default, choices, printable(option.help))
+    notes = []
+    if option.choices:
+        notes.append(f"one of {', '.join(map(printable, option.choices))}")
+    if option.default is not None:
+        notes.append(f"default {printable(option.default)}")
+    text = printable(option.help) + (f" ({'; '.join(notes)})" if notes else "")
+    return (option.name, option.type.__name__, text)
 
 
 def _as_json(row: BackendInfo) -> dict[str, Any]:
@@ -113,8 +115,8 @@ COMMAND = Command(
     "list the installed backends, their status and their options",
     _add_arguments,
     _run,
-    "Imports no tensor library. The column prequantized says what becomes of the matrices of a\n"
-    "prequantized file: kept as they are, or restored when they are loaded.\n\n"
-    "  rwkv-core list-backends          all of them\n"
-    "  rwkv-core list-backends torch    one, with the options that -o takes",
+    "Imports no tensor library.\n\n"
+    "  rwkv-core list-backends          all of them, the fastest first\n"
+    "  rwkv-core list-backends torch    one, with its version, what it does with prequantized\n"
+    "                                   files, and the options that -o takes",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Collection, Sequence
 
 
@@ -17,6 +19,18 @@ def print_table(
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+
+
+def print_wrapped_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
+    """As `print_table`, with the last column wrapped, so that lines fit the terminal."""
+    table = [[str(cell) for cell in line] for line in (header, *rows)]
+    first = [max(map(len, column)) + 2 for column in list(zip(*table, strict=True))[:-1]]
+    width = max(20, shutil.get_terminal_size().columns - sum(first))
+    for line in table:
+        start = "".join(cell.ljust(w) for cell, w in zip(line, first, strict=False))
+        for text in textwrap.wrap(line[-1], width, break_on_hyphens=False) or [""]:
+            print((start + text).rstrip())
+            start = " " * sum(first)
 
 
 def readable_bytes(size: float) -> str:
