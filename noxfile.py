@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def core(session: nox.Session) -> None:
     """rwkv-core with no backend at all."""
-    install(session, "./rwkv_core", *TEST_TOOLS)
+    install(session, "./rwkv_core[completion]", *TEST_TOOLS)
     pytest(session, *session.posargs)
 
 

@@ -96,6 +96,50 @@ def test_each_command_has_help(command, capsys):
     assert command.help in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("arguments", [[], ["help"]])
+def test_the_program_alone_prints_its_help(arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    expected = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert capsys.readouterr().out == expected
+
+
+def test_help_of_a_command_is_what_its_own_option_prints(capsys):
+    outs = []
+    for arguments in (["vram", "--help"], ["help", "vram"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+        outs.append(capsys.readouterr().out)
+    assert outs[0] == outs[1] and "usage: rwkv-core vram" in outs[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("rwkv-core gen", ["generate"]),
+        ("rwkv-core greet --lo", ["--loudly"]),
+        ("rwkv-core generate -b nearly-", ["nearly-ready"]),
+        ("rwkv-core help ver", ["verify"]),
+    ],
+)
+def test_the_tab_key_completes(line, offered, install_plugin, tmp_path):
+    pytest.importorskip("argcomplete", reason="the extra completion is not installed")
+    plugin = COMMAND_PLUGIN.replace('("name")', '("--loudly")') + BACKEND_PLUGIN
+    variables = {
+        "PYTHONPATH": str(install_plugin("greeting", plugin)),
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "offered"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    done = run(env={**os.environ, **variables})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "offered").read_text().split() == offered
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
@@ -105,9 +149,18 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: COMMAND (see rwkv-core --help)"),
-        (["nosuch"], "invalid choice: 'nosuch'"),
-        (["generate", "x", "--nosuch"], "unrecognized arguments: --nosuch"),
+        (["nosuch"], "unknown command 'nosuch' (see rwkv-core --help)"),
+        (["genrate", "x"], "unknown command 'genrate'; did you mean generate?"),
+        (["perp"], "did you mean perplexity?"),
+        (["help", "genrate"], "did you mean generate?"),
+        (["--verison"], "unknown option --verison; did you mean --version?"),
+        (["-m", "x", "generate"], "unknown option -m; the options of a command come after it"),
+        (["generate", "x", "--nosuch"], "unknown option --nosuch (see rwkv-core generate --help)"),
+        (["generate", "x", "--top_p=1"], "did you mean --top-p? (see rwkv-core generate --help)"),
+        (["generate", "x", "--temp", "1"], "did you mean --temperature?"),
+        (["perplexity", "--max-token"], "did you mean --max-tokens? (see rwkv-core perplexity --"),
+        (["generate", "x", "-q"], "unknown option -q (see rwkv-core generate --help)"),
+        (["generate", "x", "y"], "found 'y', expected no more arguments (see rwkv-core generate"),
         (["generate", "x", "-n", "many"], "(see rwkv-core generate --help)"),
         (["generate", "x", "-m", "no/such.pth"], "no such file"),
         (["vram", "-m", "."], "a folder"),
@@ -137,6 +190,14 @@ def run(args):
 @rwkv_core.hookimpl
 def rwkv_commands():
     return [Command("greet", "greet somebody", add_arguments, run)]
+"""
+
+
+BACKEND_PLUGIN = """
+@rwkv_core.hookimpl
+def rwkv_backends():
+    status = rwkv_core.Status(False)
+    return [rwkv_core.Backend("nearly-ready", "", rwkv_core.CONTRACT, lambda: status)]
 """
 
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK (argcomplete's global completion looks for this)
 """The command line: parse, call, print. Each command has a file of its own.
 
 Exit status: 0, or 1 where a command reports a failure that it was asked to look for (`verify`),
@@ -13,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from typing import Any, NoReturn
+from typing import Any
 
 import rwkv_core
 from rwkv_core import plugins
@@ -28,11 +29,22 @@ from rwkv_core.cli import (
     vram,
 )
 from rwkv_core.cli.command import Command
+from rwkv_core.cli.completion import complete, complete_with
+from rwkv_core.cli.parser import Parser, did_you_mean
 from rwkv_core.cli.processes import as_one_program
-from rwkv_core.errors import OptionError, RWKVError
+from rwkv_core.errors import RWKVError
 from rwkv_core.printable import one_line
 
 __all__ = ["BUILTIN_COMMANDS", "Command", "main"]
+
+
+def _add_help_arguments(parser: argparse.ArgumentParser) -> None:
+    name = parser.add_argument("name", nargs="?", metavar="COMMAND", help="absent: of all of them")
+    complete_with(name, lambda: [command.name for command in BUILTIN_COMMANDS])
+
+
+# Never run: `help COMMAND` is read as `COMMAND --help`.
+_HELP = Command("help", "show what a command takes", _add_help_arguments, lambda args: 0)
 
 BUILTIN_COMMANDS: tuple[Command, ...] = (
     list_backends.COMMAND,
@@ -43,20 +55,14 @@ BUILTIN_COMMANDS: tuple[Command, ...] = (
     perplexity.COMMAND,
     verify.COMMAND,
     bench.COMMAND,
+    _HELP,
 )
 
 _EXAMPLE = """\
 example:
   rwkv-core generate "It was a dark and stormy night" -n 100 --seed 1
 
-rwkv-core COMMAND --help shows what a command takes."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argparse, whose errors are this program's: one line, and where to look."""
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message} (see {self.prog} --help)")
+rwkv-core help COMMAND shows what a command takes."""
 
 
 class _Version(argparse.Action):
@@ -102,9 +108,25 @@ def _open_closed_streams() -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = _parser(_commands()).parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if arguments[0] == "help":
+        arguments = [*arguments[1:2], "--help"]
+    commands = _commands()
+    parser = _parser(commands)
+    complete(parser)
+    _check_command(parser, arguments[0], [command.name for command in commands])
+    args = parser.parse_args(arguments)
     command: Command = args.command
     return command.run(args)
+
+
+def _check_command(parser: Parser, first: str, names: list[str]) -> None:
+    options = parser._option_string_actions
+    if first.startswith("-") and first not in (*options, "--"):
+        hint = did_you_mean(first, options) or "; the options of a command come after it"
+        parser.error(f"unknown option {first}{hint}")
+    if not first.startswith("-") and first not in names:
+        parser.error(f"unknown command {first!r}{did_you_mean(first, names)}")
 
 
 def _commands() -> list[Command]:
@@ -125,8 +147,8 @@ def _leave_out(name: str, problem: str) -> None:
     print(f"rwkv-core: a plugin's command {name} is left out: {problem}", file=sys.stderr)
 
 
-def _parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser(commands: Sequence[Command]) -> Parser:
+    parser = Parser(
         prog="rwkv-core",
         description="Runs RWKV-4 language models on whichever tensor library is installed.",
         epilog=_EXAMPLE,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
 from rwkv_core.cli.command import Command
+from rwkv_core.cli.completion import complete_with
 from rwkv_core.cli.table import print_wrapped_table
 from rwkv_core.errors import BackendError
 from rwkv_core.install_advice import install_recommended
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    name = parser.add_argument(
         "name", nargs="?", metavar="NAME", help="show this backend alone, with the options it takes"
     )
+    complete_with(name, lambda: plugins.offered("rwkv_backends"))
     parser.add_argument("--json", action="store_true", help="print a list of objects")
 
 

@@ -6,8 +6,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from rwkv_core import shipped
+from rwkv_core import plugins, shipped
 from rwkv_core.addresses import without_secrets
+from rwkv_core.cli.completion import complete_with
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.errors import OptionError
@@ -29,13 +30,14 @@ def filled(text: str) -> str:
 
 def add_backend_arguments(parser: argparse.ArgumentParser, default: str = "the fastest") -> None:
     """Declare -b and -o; `default` is what the help calls what runs without -b."""
-    parser.add_argument(
+    name = parser.add_argument(
         "-b",
         "--backend",
         type=filled,
         metavar="NAME",
         help=f"see list-backends; by default {default}",
     )
+    complete_with(name, lambda: plugins.offered("rwkv_backends"))
     add_option_argument(parser)
 
 

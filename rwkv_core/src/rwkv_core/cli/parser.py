@@ -1,0 +1,51 @@
+"""The parser of `rwkv-core`: argparse, whose errors are this program's and name what was meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Collection, Sequence
+from itertools import takewhile
+from typing import Any, NoReturn
+
+from rwkv_core.errors import OptionError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises OptionError for a mistake: one line, and where to look.
+
+    A parser of a command reports its own unknown arguments, where argparse leaves them to the
+    parser of the program, which knows less.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        try:
+            found, unknown = super().parse_known_args(args, namespace)
+        except OptionError:
+            # A mistyped option may be the reason why another argument is missing or wrong.
+            if self._subparsers is None:
+                self._refuse_unknown_options(args or [])
+            raise
+        if unknown:
+            self._refuse_unknown_options(unknown)
+            self.error(f"found {unknown[0]!r}, expected no more arguments")
+        return found, unknown
+
+    def _refuse_unknown_options(self, arguments: Sequence[str]) -> None:
+        known = self._option_string_actions
+        for argument in takewhile(lambda argument: argument != "--", arguments):
+            name = argument.partition("=")[0]
+            long = name.startswith("--") and " " not in name
+            short = argument[:1] == "-" and argument[1:2].isalpha() and argument[:2] not in known
+            if (long or short) and name not in known:
+                self.error(f"unknown option {name}{did_you_mean(name, known)}")
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """What to add to a message about an unknown `name`; "" if nothing known is like it."""
+    begun = [one for one in known if one.startswith(name) and len(name) > 2]
+    close = begun or difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
