@@ -79,6 +79,23 @@ def test_ctrl_c_ends_generate_with_what_there_is(start, small_model, tmp_path):
     assert state.exists()
 
 
+def test_a_long_prompt_shows_how_far_it_is_read(start, small_model, tmp_path):
+    prompt = tmp_path / "long.txt"
+    prompt.write_text("long " * 400)
+    arguments = ["--prompt-file", str(prompt), "-n", "0"]
+    terminals = [
+        start("generate", *arguments, "-m", str(small_model)),
+        start("chat", "--intro", prompt.read_text(), "-m", str(small_model)),
+    ]
+    for terminal in terminals:
+        for percent in ("0%", "25%", "100%"):
+            terminal.wait_for(f"reading the prompt {percent}")
+    assert terminals[0].end() == 0
+    terminal = start("perplexity", str(prompt), "-m", str(small_model))
+    terminal.wait_for("long.txt 0%")
+    assert terminal.end() == 0
+
+
 def test_ctrl_c_in_a_chat_ends_the_answer_and_clears_the_line_but_not_the_chat(start, small_model):
     terminal = start("chat", "-m", str(small_model), "-n", "1000000")
     terminal.wait_for("User: ")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rwkv_core.cli.chat_transcript import ChatTranscript
+from rwkv_core.cli.progress import read_prompt
 from rwkv_core.errors import StateError
 from rwkv_core.state import load_transcript
 
@@ -61,7 +62,7 @@ class Conversation:
         before = self._rwkv.get_state()
         self._rwkv.reset_state()
         try:
-            self._rwkv.load_context(system)
+            read_prompt(self._rwkv, system)
         except BaseException:
             self._rwkv.set_state(before)
             raise
@@ -75,7 +76,7 @@ class Conversation:
         self._settle()
         before = self._rwkv.get_state()
         apart = "" if before.logits is None else "\n\n"
-        self._rwkv.load_context(f"{apart}{self.user}: {text}\n\n{self.bot}:")
+        read_prompt(self._rwkv, f"{apart}{self.user}: {text}\n\n{self.bot}:")
         asked = self._rwkv.get_state()
         stream = self._stream(self.settings.max_tokens)
         self._turns.append(_Turn(text, before, asked, stream))
