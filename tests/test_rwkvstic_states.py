@@ -61,6 +61,16 @@ def test_a_state_that_was_unpacked_continues_alike(model):
         assert greedy(model) == expected
 
 
+def test_a_state_after_one_token_continues_alike(model):
+    model.resetState()
+    model.loadContext(newctx="O")
+    pair = model.getState()
+    expected = greedy(model)
+    for given in (pair, pair[0], (np.asarray(pair[0]), pair[1])):
+        model.setState(given)
+        assert greedy(model) == expected
+
+
 def test_every_state_that_is_given_out_can_be_gone_back_to(model):
     states = [model.loadContext(" a time")[1]]
     texts = [greedy(model, progressLambda=lambda now: states.append(now["state"]))]

@@ -81,7 +81,7 @@ class RWKV:
         self.rwkv = rwkv_core.RWKV(path, name, tokenizer, **options)
         self.model: Model = self.rwkv.model
         self.tokenizer = AnyTokens(self.rwkv.tokenizer)
-        self.emptyState = as_tensor(self.rwkv.empty_state(), [FIRST_TOKEN])
+        self.emptyState = as_tensor(self.rwkv.empty_state())
         self.resetState()
         device = str(self.model.device)
         if useGPU and "cpu" in device.lower():
@@ -227,7 +227,8 @@ class RWKV:
     def getState(self) -> RunningState:
         """Return a copy of the running state and, beside it, the last token."""
         state = self.myState
-        return RunningState(state, list(state.last))
+        begins = state.logits is None and not state.last
+        return RunningState(state, [FIRST_TOKEN] if begins else list(state.last))
 
     def setState(self, state: Any) -> None:
         """Go on from a copy of `state`: a state, a pair of one and the last token, or an array.
@@ -239,11 +240,11 @@ class RWKV:
         if _is_pair(state):
             state, last = state[0], token_list(state[1])
         elif isinstance(state, State):
-            last = list(getattr(state, "last", ()))
+            last = _unread(state)
         is_array = not isinstance(state, State)
         before = state_of_array(self.model, state) if is_array else as_tensor(state)
         self.model.check_state(before)
-        if before.logits is None and not is_array:  # Of having read nothing.
+        if not is_array and before.logits is None and not _unread(state):  # It has read nothing.
             self.rwkv.set_state(before)
             self._moved(before, last or [FIRST_TOKEN])
         elif last:
@@ -261,9 +262,9 @@ class RWKV:
     def myState(self) -> TensorState:
         """A copy of the running state, as it was before the last token."""
         now = self.rwkv.get_state()
-        if now is self._after:
+        if now is self._after and now.logits is not None:
             return as_tensor(self._before, self.lastToken)
-        return as_tensor(now)  # `rwkv` has read more by itself.
+        return as_tensor(now)  # It has read nothing, or `rwkv` has read more by itself.
 
     @myState.setter
     def myState(self, state: Any) -> None:
@@ -280,6 +281,10 @@ class RWKV:
     def decode(self, x: Any) -> str:
         """The text of tokens, or of one."""
         return self.tokenizer.decode(x)
+
+
+def _unread(state: State) -> list[int]:
+    return list(state.last) if isinstance(state, TensorState) else []
 
 
 def _is_pair(state: Any) -> bool:
