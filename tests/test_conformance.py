@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,36 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conformance_faults.plugin import FAULTS, RIGHT
 from rwkv_core.conformance import reference
-from rwkv_core.conformance.closeness import OTHERS, TOLERANCES, deviation
+from rwkv_core.conformance.closeness import OTHERS, TOLERANCES, assert_close, deviation
 
 RunSuite = Callable[..., subprocess.CompletedProcess[str]]
 
-# A backend of a few lines over NumPy, whose operations are right except for what `WRONG` replaces.
-PLUGIN = """
-import numpy as np
+# A backend of a few lines over NumPy whose device lacks float16.
+REFUSES = """
+from conformance_faults.planting import Ops
+from conformance_faults.plugin import DTYPES, Status, Backend
 import rwkv_core
-from rwkv_core import Backend, Option, Status, TensorOps
-
-DTYPES = Option("dtype", str, "float32", "", ("float32", "float16"))
-
-class Ops(TensorOps):
-    xp = np
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-
-    def vector(self, array):
-        return array.astype("float32")
-
-    def matrix(self, array):
-        return array.astype(self.dtype)
-
-    def to_numpy(self, array):
-        return array
-
-class WrongOps(Ops):
-{wrong}
 
 @rwkv_core.hookimpl
 def rwkv_backends():
@@ -49,98 +30,45 @@ def rwkv_backends():
 
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend, options):
-    return WrongOps(**options)
+    if options["dtype"] == "float16":
+        raise rwkv_core.BackendError("this device has no float16")
+    return Ops(**options)
 """
 
-RIGHT = """
-    pass
-"""
 
-REFUSES = """
-    def __init__(self, dtype):
-        if dtype == "float16":
-            raise rwkv_core.BackendError("this device has no float16")
-        self.dtype = dtype
-"""
+def install(folder: Path, module: str) -> dict[str, str]:
+    """Put a plugin where pip would. Returns the environment that finds it, and no other."""
+    dist_info = folder / "sample-1.0.dist-info"
+    dist_info.mkdir()
+    (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n")
+    (dist_info / "entry_points.txt").write_text(f"[rwkv_core]\nsample = {module}\n")
+    path = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+    return os.environ | {"PYTHONPATH": path, "RWKV_PLUGINS": "sample"}
 
-WRONG = {
-    "mixes the wrong way round": """
-    def mix(self, x, previous, mix):
-        return x + mix * (previous - x)
-""",
-    "forgets the bonus of the present token": """
-    def wkv(self, k, v, decay, first, state):
-        return super().wkv(k, v, decay, 0 * first, state)
-""",
-    "keeps no running maximum": """
-    def wkv(self, k, v, decay, first, state):
-        aa, bb, pp = state
-        aa, bb, means = np.exp(pp) * aa, np.exp(pp) * bb, []
-        for t in range(k.shape[1]):
-            now = np.exp(first + k[:, t])
-            means.append((aa + now * v[:, t]) / (bb + now))
-            past = np.exp(k[:, t])
-            aa, bb = np.exp(decay) * aa + past * v[:, t], np.exp(decay) * bb + past
-        return np.stack(means, axis=1), (aa, bb, np.zeros_like(pp))
-""",
-    "writes into the state that it is given": """
-    def compile(self, function):
-        def run(p, x, state):
-            logits, state[...] = function(p, x, state)
-            return logits, state
-        return run
-""",
-    "hands out the same buffer every time": """
-    def compile(self, function):
-        buffers = {}
-        def run(p, x, state):
-            logits, state = function(p, x, state)
-            buffer = buffers.setdefault(logits.shape, np.empty_like(logits))
-            buffer[...] = logits
-            return buffer, state
-        return run
-""",
-    "overflows in float16": """
-    def matmul(self, matrix, x):
-        with np.errstate(all="ignore"):
-            return (x.astype(matrix.dtype) @ matrix.T).astype(x.dtype)
-""",
-    "keeps a view of the file": """
-    def vector(self, array):
-        return np.asarray(array, "float32")
-""",
-    "shifts tokens within the chunk alone": """
-    def token_shift(self, x, last):
-        return super().token_shift(x, 0 * last)
-""",
-    "takes another epsilon": """
-    def layer_norm(self, x, weight, bias):
-        x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3) * weight + bias
-""",
-    "mixes up the rows of a batch": """
-    def embed(self, table, tokens):
-        return super().embed(table, tokens)[::-1]
-""",
-    "loses the last tokens of a long prompt": """
-    def chunks(self, n_tokens):
-        return [min(n_tokens, 256)]
-""",
-}
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """The suite's exit status for each backend of conformance_faults, and its first failure."""
+    folder = tmp_path_factory.mktemp("faults")
+    result = subprocess.run(
+        [sys.executable, "-m", "conformance_faults.run"],
+        cwd=folder,
+        env=install(folder, "conformance_faults.plugin"),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 @pytest.fixture
 def run_suite(tmp_path: Path) -> RunSuite:
-    """Runs the suite on the sample backend of the given code, as pip would have installed it."""
-    dist_info = tmp_path / "sample-1.0.dist-info"
-    dist_info.mkdir()
-    (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n")
-    (dist_info / "entry_points.txt").write_text("[rwkv_core]\nsample = sample_plugin\n")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "RWKV_PLUGINS": "sample"}
+    """Runs the suite on the backend that refuses float16."""
+    (tmp_path / "sample_plugin.py").write_text(REFUSES)
+    environment = install(tmp_path, "sample_plugin")
     command = [sys.executable, "-m", "pytest", "--pyargs", "rwkv_core.conformance"]
 
-    def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        (tmp_path / "sample_plugin.py").write_text(PLUGIN.format(wrong=code.strip("\n")))
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*command, "-q", "--tb=short", "-p", "no:cacheprovider", *arguments],
             cwd=tmp_path,
@@ -152,26 +80,41 @@ def run_suite(tmp_path: Path) -> RunSuite:
     return run
 
 
-def test_a_right_backend_of_a_few_lines_passes(run_suite: RunSuite) -> None:
-    result = run_suite(RIGHT, "--rwkv-backend=sample")
-    assert result.returncode == 0, result.stdout
-    assert re.search(r"\d{3} passed", result.stdout)
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_backend_passes(outcomes: dict[str, tuple[int, str]], name: str) -> None:
+    status, first_failure = outcomes[name]
+    assert status == pytest.ExitCode.OK, first_failure
 
 
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_backend_fails(run_suite: RunSuite, wrong: str) -> None:
-    result = run_suite(wrong, "--rwkv-backend=sample", "-x")
-    assert result.returncode == pytest.ExitCode.TESTS_FAILED, result.stdout + result.stderr
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(outcomes: dict[str, tuple[int, str]], name: str) -> None:
+    status, first_failure = outcomes[name]
+    assert status == pytest.ExitCode.TESTS_FAILED
+    if name.endswith("works in place"):
+        operation = name.partition(":")[0]
+        assert f"{operation} works in place: it changes its argument" in first_failure
+
+
+def test_a_deviation_is_printed_with_the_digits_that_tell_it_from_what_is_allowed() -> None:
+    expected = np.ones((2, 3))
+    found = expected.copy()
+    found[1, 1] += 0.00010002
+    with pytest.raises(AssertionError) as error:
+        assert_close(found, expected, 1e-4, "mix of [2, 3]")
+    assert str(error.value) == (
+        "mix of [2, 3]: found 1.00010002, expected 1 at [1, 1]; deviates by 0.00010002, at most "
+        "0.0001 is allowed. 1 of 6 values are off, from [1, 1] to [1, 1]"
+    )
 
 
 def test_a_type_that_is_refused_here_is_skipped_with_the_reason(run_suite: RunSuite) -> None:
-    result = run_suite(REFUSES, "--rwkv-backend=sample", "-rs", "-k", "test_states or test_arrays")
+    result = run_suite("--rwkv-backend=sample", "-rs", "-k", "test_states or test_arrays")
     assert result.returncode == 0, result.stdout
     assert "this device has no float16" in result.stdout
 
 
 def test_a_type_that_was_asked_for_and_is_refused_is_an_error(run_suite: RunSuite) -> None:
-    result = run_suite(REFUSES, "--rwkv-backend=sample", "--rwkv-option=dtype=float16")
+    result = run_suite("--rwkv-backend=sample", "--rwkv-option=dtype=float16")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert "this device has no float16" in result.stderr
 
@@ -189,7 +132,7 @@ def test_a_type_that_was_asked_for_and_is_refused_is_an_error(run_suite: RunSuit
 def test_a_wrong_command_line_is_one_clear_line(
     run_suite: RunSuite, arguments: list[str], message: str
 ) -> None:
-    result = run_suite(RIGHT, *arguments)
+    result = run_suite(*arguments)
     output = result.stdout + result.stderr
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in output
@@ -200,7 +143,7 @@ def test_a_wrong_command_line_is_one_clear_line(
 def slips() -> dict[str, reference.Weights]:
     """The reference's weights, changed as a slip in a backend would have the effect of."""
     right = reference.random_weights()
-    first, last = "blocks.0.", f"blocks.{reference.N_LAYER - 1}."
+    first, last = "blocks.0.", f"blocks.{reference.SMALL.n_layer - 1}."
     decay, bonus = "att.time_decay", "att.time_first"
     swapped = {f"{last}att.time_mix_{a}": right[f"{last}att.time_mix_{b}"] for a, b in ("kv", "vk")}
     return {
@@ -214,7 +157,7 @@ def slips() -> dict[str, reference.Weights]:
 
 @pytest.mark.parametrize("slip", slips())
 def test_tolerances_are_too_tight_for_a_slip_in_one_layer(slip: str) -> None:
-    tokens = np.random.default_rng(1).integers(0, reference.N_VOCAB, 40).tolist()
+    tokens = np.random.default_rng(1).integers(0, reference.SMALL.n_vocab, 40).tolist()
     right = reference.run(reference.random_weights(), tokens).logits
     wrong = reference.run(slips()[slip], tokens).logits
     loosest = max(OTHERS.model, *(tolerance.model for tolerance in TOLERANCES.values()))

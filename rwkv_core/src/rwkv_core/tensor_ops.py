@@ -8,6 +8,10 @@ and the conformance suite holds each override against the default it replaces.
 
 A matrix is opaque: the core gets one from `matrix`, and only ever gives it back to `matmul`. That
 is what lets a backend quantize, stream or split it.
+
+Several threads may use one model at once, and the caller uses arrays again that it gave or got. So
+an operation changes none of its arguments, and no memory that it works in or returns is used again
+for another call, unless each thread has its own. NaN stays NaN.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The backend under test, once for each of its types, and a small model on it."""
+"""The backend under test, once for each of its types, and models on it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,34 +67,74 @@ def ops(request: pytest.FixtureRequest, options: dict[str, Any]) -> TensorOps:
 
 
 @pytest.fixture
+def fresh_ops(request: pytest.FixtureRequest, options: dict[str, Any], ops: TensorOps) -> TensorOps:
+    """Operations that no other test has: quantized matrices may change what they say of theirs."""
+    return build_ops(request.config, options)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")
 def tokens() -> list[int]:
-    """Three hundred tokens of the small model's vocabulary."""
-    return np.random.default_rng(1).integers(0, reference.N_VOCAB, 300).tolist()
+    """Tokens of the models' vocabulary, more than fit into one chunk."""
+    return np.random.default_rng(1).integers(0, reference.SMALL.n_vocab, 540).tolist()
+
+
+@cache
+def _weights(sizes: reference.Sizes, key_size: int) -> reference.Weights:
+    weights = reference.random_weights(sizes)
+    for name in weights:
+        if name.endswith("ffn.key.weight"):
+            weights[name] *= key_size
+    return weights
+
+
+class Models:
+    """Model files, models on the backend under test, and the reference's runs, each made once."""
+
+    def __init__(self, folder: Path, backend: str, tokens: list[int]) -> None:
+        self._folder, self._backend, self._tokens = folder, backend, tokens
+        self._expected: dict[Any, reference.Run] = {}
+
+    def path(self, sizes: reference.Sizes, key_size: int = 1) -> Path:
+        path = self._folder / f"{sizes.n_layer}x{sizes.n_embd}-{key_size}.safetensors"
+        if not path.exists():
+            weights = _weights(sizes, key_size)
+            save_file({name: array.astype(np.float32) for name, array in weights.items()}, path)
+        return path
+
+    def load(self, sizes: reference.Sizes, options: dict[str, Any], key_size: int = 1) -> Model:
+        return rwkv_core.load(self.path(sizes, key_size), self._backend, **options)
+
+    def expected(
+        self, ops: TensorOps, sizes: reference.Sizes, n_tokens: int | None = None, key_size: int = 1
+    ) -> reference.Run:
+        """The reference's run over `tokens`, with the weights as the backend has to round them."""
+        key = (sizes, n_tokens, key_size, ops.dtype)
+        if key not in self._expected:
+            weights = as_rounded(ops, _weights(sizes, key_size))
+            self._expected[key] = reference.run(weights, self._tokens[:n_tokens])
+        return self._expected[key]
 
 
 @pytest.fixture(scope="session")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of the small model's weights."""
-    path = tmp_path_factory.mktemp("conformance") / "model.safetensors"
-    weights = reference.random_weights()
-    save_file({name: array.astype(np.float32) for name, array in weights.items()}, path)
-    return path
+def models(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokens: list[int]
+) -> Models:
+    folder = tmp_path_factory.mktemp("conformance")
+    return Models(folder, request.config.getoption("rwkv_backend"), tokens)
 
 
 @pytest.fixture(scope="session")
-def model(
-    request: pytest.FixtureRequest, path: Path, ops: TensorOps, options: dict[str, Any]
-) -> Model:
-    """The small model on the backend under test."""
-    return rwkv_core.load(path, request.config.getoption("rwkv_backend"), **options)
+def model(models: Models, ops: TensorOps, options: dict[str, Any]) -> Model:
+    """A model of many layers on the backend under test."""
+    return models.load(reference.DEEP, options)
 
 
 @pytest.fixture(scope="session")
-def expected(ops: TensorOps, tokens: list[int]) -> reference.Run:
-    """The reference's run over `tokens`, with the weights as the backend rounds them."""
-    return reference.run(as_rounded(ops, reference.random_weights()), tokens)
+def expected(models: Models, ops: TensorOps) -> reference.Run:
+    """The reference's run of that model over `tokens`."""
+    return models.expected(ops, reference.DEEP)

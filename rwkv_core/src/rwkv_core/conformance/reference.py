@@ -2,9 +2,9 @@
 
 Source: B. Peng et al., RWKV: Reinventing RNNs for the Transformer Era (2023), section 3:
 token shift, WKV operator, output gating.
-It is the form that attends over the whole past at every token: each mean is summed up anew from
-all keys and values, so there is no state, no scan and no running maximum to get wrong. Nothing here
-comes from rwkv_core. T time, D width, F inner width of channel mixing, V vocabulary, L layers.
+It attends over the whole past at every token, with all weights as logarithms: no state is handed on
+and no maximum is kept, so neither can be wrong. Nothing here comes from rwkv_core.
+T time, D width, F inner width of channel mixing, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,24 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Weights = dict[str, Floats]
 
-N_LAYER, N_EMBD, N_FFN = 3, 64, 256
-# Odd, as the vocabularies of published models are.
-N_VOCAB = 101
+
+class Sizes(NamedTuple):
+    n_layer: int
+    n_embd: int
+    n_ffn: int
+    n_vocab: int
+
+
+# Vocabularies are odd, as those of published models are.
+SMALL = Sizes(n_layer=3, n_embd=64, n_ffn=256, n_vocab=101)
+# As many layers as a published model, and one, and more columns than fit into a block of 1024.
+DEEP = Sizes(n_layer=13, n_embd=64, n_ffn=256, n_vocab=331)
+WIDE = Sizes(n_layer=1, n_embd=1088, n_ffn=1536, n_vocab=1283)
+
+MATRICES = (
+    *("att.key", "att.value", "att.receptance", "att.output"),
+    *("ffn.key", "ffn.receptance", "ffn.value"),
+)
 
 
 class Run(NamedTuple):
@@ -32,41 +47,33 @@ class Run(NamedTuple):
     log_weight: Floats  # [T, L, D], the logarithm of the sum of their weights
 
 
-def random_weights(seed: int = 0) -> Weights:
+def random_weights(sizes: Sizes = SMALL, seed: int = 0) -> Weights:
     """Float32 values as float64, by BlinkDL's names; none is zero, so that every term shows."""
+    n_layer, n_embd, n_ffn, n_vocab = sizes
     rng = np.random.default_rng(seed)
     weights: Weights = {
-        "emb.weight": rng.normal(size=(N_VOCAB, N_EMBD)),
-        "head.weight": rng.normal(size=(N_VOCAB, N_EMBD)) * 3 / np.sqrt(N_EMBD),
+        "emb.weight": rng.normal(size=(n_vocab, n_embd)),
+        "head.weight": rng.normal(size=(n_vocab, n_embd)) * 3 / np.sqrt(n_embd),
     }
     norms = ["blocks.0.ln0", "ln_out"]
-    for i in range(N_LAYER):
+    for i in range(n_layer):
         block = f"blocks.{i}."
         norms += [block + "ln1", block + "ln2"]
         # From memories of thousands of tokens to one that is gone with the next.
-        weights[block + "att.time_decay"] = rng.permutation(np.linspace(-8.0, 3.0, N_EMBD))
-        weights[block + "att.time_first"] = rng.normal(size=N_EMBD)
+        weights[block + "att.time_decay"] = rng.permutation(np.linspace(-8.0, 3.0, n_embd))
+        weights[block + "att.time_first"] = rng.normal(size=n_embd)
         for name in ("att.time_mix_k", "att.time_mix_v", "att.time_mix_r"):
-            weights[block + name] = rng.uniform(0.1, 0.9, (1, 1, N_EMBD))
+            weights[block + name] = rng.uniform(0.1, 0.9, (1, 1, n_embd))
         for name in ("ffn.time_mix_k", "ffn.time_mix_r"):
-            weights[block + name] = rng.uniform(0.1, 0.9, (1, 1, N_EMBD))
-        for name, shape in MATRICES.items():
-            weights[f"{block}{name}.weight"] = rng.normal(size=shape) / np.sqrt(shape[1])
+            weights[block + name] = rng.uniform(0.1, 0.9, (1, 1, n_embd))
+        for name in MATRICES:
+            n_out = n_ffn if name == "ffn.key" else n_embd
+            n_in = n_ffn if name == "ffn.value" else n_embd
+            weights[f"{block}{name}.weight"] = rng.normal(size=(n_out, n_in)) / np.sqrt(n_in)
     for norm in norms:
-        weights[norm + ".weight"] = rng.normal(1.0, 0.2, N_EMBD)
-        weights[norm + ".bias"] = rng.normal(0.0, 0.2, N_EMBD)
+        weights[norm + ".weight"] = rng.normal(1.0, 0.2, n_embd)
+        weights[norm + ".bias"] = rng.normal(0.0, 0.2, n_embd)
     return {name: array.astype(np.float32).astype(float) for name, array in weights.items()}
-
-
-MATRICES = {
-    "att.key": (N_EMBD, N_EMBD),
-    "att.value": (N_EMBD, N_EMBD),
-    "att.receptance": (N_EMBD, N_EMBD),
-    "att.output": (N_EMBD, N_EMBD),
-    "ffn.key": (N_FFN, N_EMBD),
-    "ffn.receptance": (N_EMBD, N_EMBD),
-    "ffn.value": (N_EMBD, N_FFN),
-}
 
 
 def run(weights: Weights, tokens: list[int]) -> Run:
@@ -119,23 +126,22 @@ def wkv(k: Floats, v: Floats, decay: Floats, first: Floats) -> tuple[Floats, Flo
     `k`, `v` [T, D]; `decay` [D], positive; `first` [D], the present token's bonus. Returns the
     means [T, D], and mean and log-weight [T, D] of what the next token finds as its past.
     """
-    rows = []
-    for t in range(len(k)):
-        age = np.arange(t, -1, -1)[:, None]  # [t + 1, 1]: t for the first token, 0 for the present
-        # The past was one token younger when the token before had been read.
-        past = k[:t] - (age[:t] - 1) * decay
-        mean, _ = weighted_mean(np.concatenate([past, first + k[t : t + 1]]), v[: t + 1])
-        rows.append((mean, *weighted_mean(k[: t + 1] - age * decay, v[: t + 1])))
-    means, memory_means, log_weights = (np.stack(row) for row in zip(*rows, strict=True))
-    return means, memory_means, log_weights
-
-
-def weighted_mean(exponents: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Mean over the first axis with weights exp(`exponents`), and the log of the weights' sum."""
-    top = exponents.max(axis=0)
-    weights = np.exp(exponents - top)
-    total = weights.sum(axis=0)
-    return (weights * values).sum(axis=0) / total, top + np.log(total)
+    faded = np.arange(len(k))[:, None] * decay
+    # Sums of weights relative to the first token's, so that no token's changes later; as
+    # logarithms, so that they may be as large as they like. Values have signs: one sum of each.
+    exponents = k + faded
+    total = np.logaddexp.accumulate(exponents)
+    with np.errstate(divide="ignore"):
+        positive = np.logaddexp.accumulate(exponents + np.log(np.maximum(v, 0)))
+        negative = np.logaddexp.accumulate(exponents + np.log(np.maximum(-v, 0)))
+    memory_means = np.exp(positive - total) - np.exp(negative - total)
+    # The past was one token younger when the token before had been read.
+    now = first + k + faded - decay
+    nothing = np.zeros_like(k[:1])
+    past = np.concatenate([nothing - np.inf, total[:-1]])
+    share = np.exp(now - np.logaddexp(past, now))
+    means = share * v + (1 - share) * np.concatenate([nothing, memory_means[:-1]])
+    return means, memory_means, total - faded
 
 
 def sigmoid(x: Floats) -> Floats:

@@ -8,34 +8,39 @@ import numpy as np
 import pytest
 
 from rwkv_core.conformance import reference
-from rwkv_core.conformance.closeness import assert_close, of_vectors
+from rwkv_core.conformance.closeness import assert_close, call, of_vectors
+from rwkv_core.conformance.shapes import vector_shapes
 from rwkv_core.recurrence import EMPTY_PP
-from rwkv_core.tensor_ops import TensorOps
+from rwkv_core.tensor_ops import TensorOps, WKVState
 
-N_EMBD = 64
-lengths = pytest.mark.parametrize("n_time", [1, 2, 17, 300])
-batches = pytest.mark.parametrize("n_batch", [1, 3])
+Scan = tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Case:
     """Arguments of a scan that starts from nothing, and what must come of them."""
 
-    def __init__(self, rng: np.random.Generator, n_batch: int, n_time: int, size: float) -> None:
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        shape: tuple[int, int, int],
+        key_size: float = 1.0,
+        first_size: float = 1.0,
+    ) -> None:
         # Exponents are multiples of 1/64, so that float32 adds them without rounding and what
         # is left to compare is the scan itself.
-        self.k = np.round(rng.normal(size=(n_batch, n_time, N_EMBD)) * 64 * size) / 64
-        self.v = rng.normal(size=self.k.shape).astype(np.float32)
-        self.decay = -np.round(rng.permutation(np.geomspace(1, 1280, N_EMBD))) / 64
-        self.first = np.round(rng.normal(size=N_EMBD) * 64) / 64
+        self.shape, n_embd = shape, shape[2]
+        self.k = np.round(rng.normal(size=shape) * 64 * key_size) / 64
+        self.v = rng.normal(size=shape).astype(np.float32)
+        self.decay = -np.round(rng.permutation(np.geomspace(1, 1280, n_embd))) / 64
+        self.first = np.round(rng.normal(size=n_embd) * 64 * first_size) / 64
 
-    def expected(self) -> tuple[Any, Any, Any]:
+    def expected(self) -> Any:
         """Means [B, T, D], and mean and log-weight [B, T, D] of the memory after each token."""
-        v = self.v.astype(np.float64)
         rows = [
-            reference.wkv(k, v, -self.decay, self.first) for k, v in zip(self.k, v, strict=True)
+            reference.wkv(k, v, -self.decay, self.first)
+            for k, v in zip(self.k, self.v.astype(np.float64), strict=True)
         ]
-        means, memories, log_weights = (np.stack(row) for row in zip(*rows, strict=True))
-        return means, memories, log_weights
+        return tuple(np.stack(row) for row in zip(*rows, strict=True))
 
     def vectors(
         self, ops: TensorOps, start: int = 0, end: int | None = None
@@ -43,101 +48,125 @@ class Case:
         k, v = ops.vector(self.k[:, start:end]), ops.vector(self.v[:, start:end])
         return k, v, ops.vector(self.decay), ops.vector(self.first)
 
+    def empty(self, ops: TensorOps) -> WKVState:
+        zeros = np.zeros((self.shape[0], self.shape[2]))
+        return ops.vector(zeros), ops.vector(zeros), ops.vector(zeros + EMPTY_PP)
 
-def empty(ops: TensorOps, n_batch: int) -> tuple[Any, Any, Any]:
-    zeros = np.zeros((n_batch, N_EMBD))
-    return ops.vector(zeros), ops.vector(zeros), ops.vector(zeros + EMPTY_PP)
+    def scan(self, ops: TensorOps) -> Scan:
+        means, state = call(ops, "wkv", *self.vectors(ops), self.empty(ops))
+        aa, bb, pp = (ops.to_numpy(array) for array in state)
+        found = ops.to_numpy(means)
+        assert {array.dtype for array in (found, aa, bb, pp)} == {np.dtype(ops.runtime_dtype)}
+        return found, (aa, bb, pp)
+
+    def check(self, ops: TensorOps, what: str = "") -> None:
+        """Hold the scan of the whole case against the reference."""
+        what = f"wkv of {list(self.shape)} {what}"
+        found, (aa, bb, pp) = self.scan(ops)
+        means, memories, log_weights = self.expected()
+        assert_close(found, means, of_vectors(ops), f"{what}: means")
+        assert_close(aa / bb, memories[:, -1], of_vectors(ops), f"{what}: state, aa / bb")
+        log_weight = pp + np.log(bb)
+        assert_close(log_weight, log_weights[:, -1], of_vectors(ops), f"{what}: pp + log bb")
 
 
-@lengths
-@batches
-@pytest.mark.parametrize("size", [1.0, 100.0, 1e4])
-def test_means_and_memory_are_the_references(
-    ops: TensorOps, rng: np.random.Generator, n_batch: int, n_time: int, size: float
+def test_means_and_memory_are_the_references_at_every_shape(
+    ops: TensorOps, rng: np.random.Generator
 ) -> None:
-    case = Case(rng, n_batch, n_time, size)
-    means, memories, log_weights = case.expected()
-    found, state = ops.wkv(*case.vectors(ops), empty(ops, n_batch))
-    assert ops.to_numpy(found).dtype == ops.runtime_dtype
-    assert_close(ops.to_numpy(found), means, of_vectors(ops), "means")
-    aa, bb, pp = (ops.to_numpy(array) for array in state)
-    assert {array.dtype for array in (aa, bb, pp)} == {np.dtype(ops.runtime_dtype)}
-    assert_close(aa / bb, memories[:, -1], of_vectors(ops), "aa / bb")
-    assert_close(pp + np.log(bb), log_weights[:, -1], of_vectors(ops), "pp + log bb")
+    for shape in vector_shapes(ops):
+        Case(rng, shape).check(ops)
 
 
-@lengths
-@batches
-def test_scan_is_the_defaults(
-    ops: TensorOps, rng: np.random.Generator, n_batch: int, n_time: int
+@pytest.mark.parametrize("n_time", [1, 16, 64])
+@pytest.mark.parametrize(
+    ("key_size", "first_size"), [(100.0, 1.0), (1e4, 1.0), (100.0, 100.0), (1.0, 1000.0)]
+)
+def test_large_keys_and_bonuses(
+    ops: TensorOps, rng: np.random.Generator, n_time: int, key_size: float, first_size: float
 ) -> None:
-    case = Case(rng, n_batch, n_time, 1.0)
-    vectors = case.vectors(ops)
-    found, state = ops.wkv(*vectors, empty(ops, n_batch))
-    default, default_state = TensorOps.wkv(ops, *vectors, empty(ops, n_batch))
-    assert_close(ops.to_numpy(found), ops.to_numpy(default), of_vectors(ops), "means")
-    for name, one, other in zip(("aa", "bb", "pp"), state, default_state, strict=True):
-        assert_close(ops.to_numpy(one), ops.to_numpy(other), of_vectors(ops), name)
+    """The maximum that keeps exponentials from overflowing has `first` in it, and `decay`."""
+    case = Case(rng, (3, n_time, 64), key_size, first_size)
+    case.check(ops, f"with keys of {key_size:g} and `first` of {first_size:g}")
 
 
-@batches
-@pytest.mark.parametrize("cut", [1, 16, 30])
+def test_scan_is_the_defaults(ops: TensorOps, rng: np.random.Generator) -> None:
+    for shape in ((1, 1, 64), (3, 16, 64)):
+        case = Case(rng, shape)
+        found, state = case.scan(ops)
+        default, default_state = TensorOps.wkv(ops, *case.vectors(ops), case.empty(ops))
+        what = "beside TensorOps.wkv"
+        assert_close(found, ops.to_numpy(default), of_vectors(ops), f"means {what}")
+        for name, one, other in zip(("aa", "bb", "pp"), state, default_state, strict=True):
+            assert_close(one, ops.to_numpy(other), of_vectors(ops), f"{name} {what}")
+
+
+@pytest.mark.parametrize("cut", [1, 4, 16])
+@pytest.mark.parametrize("n_batch", [1, 3])
 def test_scan_goes_on_from_a_state(
     ops: TensorOps, rng: np.random.Generator, n_batch: int, cut: int
 ) -> None:
-    case = Case(rng, n_batch, 31, 10.0)
-    head, state = ops.wkv(*case.vectors(ops, 0, cut), empty(ops, n_batch))
-    tail, _ = ops.wkv(*case.vectors(ops, cut, None), state)
+    case = Case(rng, (n_batch, cut + 16, 64), 10.0)
+    head, state = ops.wkv(*case.vectors(ops, 0, cut), case.empty(ops))
+    tail, _ = call(ops, "wkv", *case.vectors(ops, cut, None), state)
     found = np.concatenate([ops.to_numpy(head), ops.to_numpy(tail)], axis=1)
-    assert_close(found, case.expected()[0], of_vectors(ops))
+    what = f"wkv of 16 tokens after {cut}"
+    assert_close(found, case.expected()[0], of_vectors(ops), what)
 
 
-@pytest.mark.parametrize("n_time", [1, 17])
-def test_scan_leaves_its_arguments_alone(
+@pytest.mark.parametrize("n_time", [1, 16])
+def test_results_of_a_scan_outlive_the_next_call(
     ops: TensorOps, rng: np.random.Generator, n_time: int
 ) -> None:
-    case = Case(rng, 1, n_time, 1.0)
-    vectors = case.vectors(ops)
-    _, state = ops.wkv(*vectors, empty(ops, 1))
-    arguments = [*vectors, *state]
-    before = [ops.to_numpy(array).copy() for array in arguments]
-    ops.wkv(*vectors, state)
-    for array, kept in zip(arguments, before, strict=True):
-        assert np.array_equal(ops.to_numpy(array), kept)
+    one, other = Case(rng, (2, n_time, 64)), Case(rng, (2, n_time, 64))
+    means, state = ops.wkv(*one.vectors(ops), one.empty(ops))
+    before = [ops.to_numpy(array).copy() for array in (means, *state)]
+    for _ in range(3):
+        ops.wkv(*other.vectors(ops), other.empty(ops))
+    for array, kept in zip((means, *state), before, strict=True):
+        assert np.array_equal(ops.to_numpy(array), kept), "wkv: a result changes with the next call"
+
+
+def test_nan_stays_nan(ops: TensorOps, rng: np.random.Generator) -> None:
+    for name in "kv":
+        case = Case(rng, (1, 16, 64))
+        getattr(case, name)[0, 3, 5] = np.nan
+        found, _ = case.scan(ops)
+        message = f"wkv: NaN went in as `{name}`, {found[0, 3, 5]} came out as a mean"
+        assert np.isnan(found[0, 3, 5]), message
 
 
 @pytest.mark.parametrize("key", [-1e4, 0.0, 1e4])
-def test_the_first_tokens_mean_is_its_value(ops: TensorOps, key: float) -> None:
-    case = Case(np.random.default_rng(0), 2, 1, 1.0)
+def test_the_first_tokens_mean_is_its_value(
+    ops: TensorOps, rng: np.random.Generator, key: float
+) -> None:
+    case = Case(rng, (2, 1, 64))
     case.k[:] = key
-    found, _ = ops.wkv(*case.vectors(ops), empty(ops, 2))
-    assert_close(ops.to_numpy(found), case.v, of_vectors(ops))
+    assert_close(case.scan(ops)[0], case.v, of_vectors(ops), f"wkv of one token, key {key:g}")
 
 
 @pytest.mark.parametrize("keys", [(-1e4, 1e4), (1e4, -1e4)], ids=["rising", "falling"])
 def test_keys_that_jump_overflow_nothing(
     ops: TensorOps, rng: np.random.Generator, keys: tuple[float, float]
 ) -> None:
-    case = Case(rng, 1, 17, 1.0)
+    case = Case(rng, (1, 16, 64))
     case.k[:, 0::2] += keys[0]
     case.k[:, 1::2] += keys[1]
-    found, _ = ops.wkv(*case.vectors(ops), empty(ops, 1))
-    assert_close(ops.to_numpy(found), case.expected()[0], of_vectors(ops))
+    case.check(ops, f"with keys about {keys[0]:g} and {keys[1]:g} by turns")
 
 
 def test_a_memory_that_hardly_fades_holds_over_thousands_of_tokens(
     ops: TensorOps, rng: np.random.Generator
 ) -> None:
-    case = Case(rng, 1, 2000, 1.0)
+    case = Case(rng, (1, 2048, 64))
     case.decay[:] = -1 / 64
     case.decay[1::2] = -(2.0**-14)
-    found, _ = ops.wkv(*case.vectors(ops), empty(ops, 1))
+    state = case.empty(ops)
+    for start in range(0, 2048, 512):
+        means, state = ops.wkv(*case.vectors(ops, start, start + 512), state)
     # Without rescaling exponents are at most 4 here, so that plain sums over the past will do.
-    weights, kept = np.exp(case.k[0] + case.first), np.exp(case.decay)
-    numerator = denominator = np.zeros(N_EMBD)
-    for t in range(2000):
-        now = weights[t], weights[t] * case.v[0, t]
-        last = (numerator + now[1]) / (denominator + now[0])
-        past = np.exp(case.k[0, t])
-        numerator, denominator = kept * numerator + past * case.v[0, t], kept * denominator + past
-    assert_close(ops.to_numpy(found)[0, -1], last, of_vectors(ops))
+    age = np.arange(2047)[::-1, None]
+    past, now = np.exp(case.k[0, :-1] + age * case.decay), np.exp(case.k[0, -1] + case.first)
+    v = case.v[0].astype(np.float64)
+    expected = ((past * v[:-1]).sum(axis=0) + now * v[-1]) / (past.sum(axis=0) + now)
+    what = "wkv of the last of 2048 tokens, read 512 per call"
+    assert_close(ops.to_numpy(means)[0, -1], expected, of_vectors(ops), what)

@@ -1,0 +1,33 @@
+"""The sizes of one call at which implementations change over, and so may go wrong."""
+
+from __future__ import annotations
+
+from rwkv_core.tensor_ops import TensorOps
+
+# Around powers of two, and between them.
+_TOKENS = [1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 512]
+_BATCHES = [2, 3, 4, 5, 8, 9, 16, 17, 33, 64]
+
+
+def token_counts(ops: TensorOps) -> list[int]:
+    """Numbers of tokens in one call; where shapes are fixed, all that are ever asked for."""
+    if ops.fixed_shapes:
+        return sorted({size for n_tokens in range(1, 1200) for size in ops.chunks(n_tokens)})
+    return _TOKENS
+
+
+def batch_sizes(ops: TensorOps) -> list[int]:
+    """Numbers of sequences in one call. Fewer where each costs a compilation."""
+    return [3, 5] if ops.fixed_shapes else _BATCHES
+
+
+def row_shapes(ops: TensorOps) -> list[tuple[int, int]]:
+    """[B, T] of one call: one sequence of each length, then batches."""
+    tokens = [(1, n_time) for n_time in token_counts(ops)]
+    return [*tokens, *((n_batch, 1) for n_batch in batch_sizes(ops)), (3, 4), (5, 64)]
+
+
+def vector_shapes(ops: TensorOps) -> list[tuple[int, int, int]]:
+    """[B, T, D] of one call, among them one wider and one longer than most."""
+    narrow = [(*rows, 64) for rows in row_shapes(ops)]
+    return [*narrow, (2, 4, 160), (2, 4, 1088), (1, 512, 800)]

@@ -1,0 +1,92 @@
+"""A model in several threads at once, and for a long time."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rwkv_core.model import Model
+
+N_THREADS, N_ROUNDS = 4, 3
+N_CALLS = 30
+
+
+def pausing_trace(seed: int) -> Callable[..., Any]:
+    """A trace function for one thread, which lets others go on in the middle of a function.
+
+    It happens by itself, but seldom. What goes wrong then has to show in every run.
+    """
+    rng = random.Random(seed)
+
+    def trace(*_: object) -> Callable[..., Any]:
+        if rng.random() < 0.1:
+            time.sleep(1e-5)
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize("n_tokens", [1, 16])
+def test_four_threads_compute_what_one_does(model: Model, tokens: list[int], n_tokens: int) -> None:
+    prompts = [tokens[40 * i : 40 * i + n_tokens] for i in range(N_THREADS)]
+    states = [model.forward(tokens[50 * i : 50 * i + 4])[1] for i in range(N_THREADS)]
+    together = Barrier(N_THREADS)
+
+    def read(i: int) -> list[np.ndarray]:
+        results = []
+        for round_ in range(N_ROUNDS):
+            together.wait(60)
+            sys.settrace(pausing_trace(N_THREADS * round_ + i))
+            try:
+                logits, state = model.forward(prompts[i], states[i])
+            finally:
+                sys.settrace(None)
+            results.append(np.append(model.to_numpy(logits), model.to_numpy(state)))
+        return results
+
+    alone = [model.forward(*call) for call in zip(prompts, states, strict=True)]
+    with ThreadPoolExecutor(N_THREADS) as threads:
+        found = list(threads.map(read, range(N_THREADS)))
+    for (logits, state), results in zip(alone, found, strict=True):
+        expected = np.append(model.to_numpy(logits), model.to_numpy(state))
+        wrong = sum(not np.array_equal(result, expected) for result in results)
+        assert not wrong, (
+            f"{wrong} of {N_ROUNDS} results of a thread are not what it gets alone. Several "
+            "threads use a model at once: no operation may keep memory to work in between calls, "
+            "unless each thread has its own"
+        )
+
+
+def test_memory_does_not_grow_with_the_calls(model: Model, tokens: list[int]) -> None:
+    """Counts Python's blocks of memory, as whatever is kept takes at least one."""
+
+    def use() -> int:
+        """The number of blocks in use after some more calls."""
+        state = None
+        for token in tokens[:N_CALLS]:
+            _, state = model.forward([token], state)
+        return sys.getallocatedblocks()
+
+    first = use()  # What is kept once is kept by now.
+    if use() - first < N_CALLS:
+        return
+    # By other things in the process, or in circles, perhaps: whoever keeps always keeps.
+    counts = []
+    for _ in range(5):
+        use()
+        gc.collect()
+        counts.append(sys.getallocatedblocks())
+    grown = np.diff(counts)
+    assert min(grown) < N_CALLS, (
+        f"{min(grown)} more blocks of memory are in use after {N_CALLS} calls of forward: does "
+        "something keep activations or states?"
+    )
