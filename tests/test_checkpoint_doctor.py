@@ -89,6 +89,14 @@ def test_of_many_missing_tensors_a_few_are_named(tmp_path: Path) -> None:
     assert "blocks.1." in message and "..." in message and len(message) < 400
 
 
+def test_what_a_file_holds_instead_of_the_missing_is_named(tmp_path: Path) -> None:
+    weights = random_weights(1, 8, 10)
+    weights["blocks.0.att.Key.weight"] = weights.pop("blocks.0.att.key.weight")
+    message = diagnosis(tmp_path, weights)
+    assert "missing (blocks.0.att.key.weight); it holds blocks.0.att.Key.weight" in message
+    assert "download" not in message
+
+
 def test_a_false_block_number_costs_nothing(tmp_path: Path) -> None:
     name = "blocks.99999999999.att.time_decay"
     message = diagnosis(tmp_path, random_weights(1, 8, 10) | {name: np.ones(8, np.float32)})

@@ -26,6 +26,12 @@ TO_TRANSFORMERS = (
 )
 
 
+PREFIXES = [
+    *("module.", "model.", "_forward_module.", "_orig_mod.module.", "_fsdp_wrapped_module."),
+    *("net.", "base_model.model.", "student.rwkv_4.", "actor._fsdp_wrapped_module.net."),
+]
+
+
 def transformers_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     renamed = {}
     for name, array in weights.items():
@@ -71,11 +77,30 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
     assert_same_model(tmp_path / "m.safetensors", weights)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_forward_module.", "_orig_mod.module."])
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_training_framework_s_prefix_is_dropped(tmp_path: Path, prefix: str) -> None:
     weights = random_weights(2, 32, 50)
     write_pth(tmp_path / "m.pth", {prefix + name: array for name, array in weights.items()})
     assert_same_model(tmp_path / "m.pth", weights)
+
+
+WRAPPED = [
+    (r"^(blocks\.\d+)\.", r"\1._orig_mod."),
+    (r"^(blocks\.\d+\.(?:att|ffn))\.", r"\1._checkpoint_wrapped_module._fsdp_wrapped_module."),
+    (r"^(.*)\.(weight|bias)$", r"net.\1.module.\2"),
+    (r"^(.*\.key)\.weight$", r"base_model.model.\1.base_layer.weight"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "replacement"), WRAPPED)
+def test_wrappers_within_names_are_dropped(tmp_path: Path, pattern: str, replacement: str) -> None:
+    weights = random_weights(2, 32, 50)
+    renamed = {re.sub(pattern, replacement, name): array for name, array in weights.items()}
+    assert renamed.keys() != weights.keys()
+    write_pth(tmp_path / "m.pth", renamed)
+    with open_checkpoint(tmp_path / "m.pth") as checkpoint:
+        assert diagnose(checkpoint) == (2, 32, 128, 50)
+        assert checkpoint.tensors.keys() == weights.keys()
 
 
 def test_vectors_with_other_axes_of_length_one_are_brought_into_shape(tmp_path: Path) -> None:

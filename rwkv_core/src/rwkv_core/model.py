@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from rwkv_core import plugins, recurrence
 from rwkv_core import state as state_file
 from rwkv_core.checkpoint import Checkpoint, diagnose
-from rwkv_core.checkpoint.doctor import Shape, check_finite
-from rwkv_core.errors import CheckpointError, OptionError, StateError
+from rwkv_core.checkpoint.doctor import Shape, check_tensor
+from rwkv_core.errors import OptionError, StateError
 from rwkv_core.heap import keep_freed_memory
 from rwkv_core.model_file import open_model
 from rwkv_core.state import State, kind_of, short_repr
@@ -117,10 +117,7 @@ class _Reader:
         return made
 
     def _check(self, name: str, array: NDArray[Any]) -> None:
-        try:
-            check_finite(name, array)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self._checkpoint.path}: {error}") from None
+        check_tensor(self._checkpoint, name, array)
 
     def _count(self, name: str) -> None:
         self._done += self._sizes[name]

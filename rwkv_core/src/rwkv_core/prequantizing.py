@@ -10,7 +10,7 @@ from typing import BinaryIO
 from rwkv_core.checkpoint import (
     Checkpoint,
     Shape,
-    check_finite,
+    check_tensor,
     diagnose,
 )
 from rwkv_core.checkpoint.doctor import expected_shapes
@@ -132,8 +132,8 @@ def _write(
     done = 0
     for name in expected:
         array = checkpoint.read(name)
+        check_tensor(checkpoint, name, array)
         try:
-            check_finite(name, array)
             matrix = quantize(array, bits, group_size) if name in parts else None
         except RWKVError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from None

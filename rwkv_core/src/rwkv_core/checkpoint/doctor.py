@@ -79,11 +79,17 @@ def diagnose(checkpoint: Checkpoint) -> Shape:
     _check_nothing_more(checkpoint, expected)
     for name, sizes in expected.items():
         if len(sizes) != 2:
-            try:
-                check_finite(name, checkpoint.read(name))
-            except CheckpointError as error:
-                raise CheckpointError(f"{checkpoint.path}: {error}") from None
+            check_tensor(checkpoint, name, checkpoint.read(name))
     return shape
+
+
+def check_tensor(checkpoint: Checkpoint, name: str, array: np.ndarray[Any, Any]) -> None:
+    """Raise CheckpointError if `array`, read as `name`, is damaged or holds NaN or infinity."""
+    checkpoint.verify(name)
+    try:
+        check_finite(name, array)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
 
 
 def check_finite(name: str, array: np.ndarray[Any, Any]) -> None:
@@ -135,7 +141,9 @@ def _sizes(checkpoint: Checkpoint) -> Shape:
     if missing:
         raise CheckpointError(
             f"{checkpoint.path}: {len(missing)} of the {len(expected)} tensors of an RWKV-4 of "
-            f"{max(len(blocks), 1)} blocks are missing ({_a_few(missing)}); download it again"
+            f"{max(len(blocks), 1)} blocks are missing ({_a_few(missing)}); it holds "
+            f"{_a_few(_unexpected_first(tensors, expected))}: use a file of the whole model, "
+            "or for one in several files their .index.json"
         )
     embedding = tensors["emb.weight"].shape
     key = tensors["blocks.0.ffn.key.weight"].shape
@@ -209,6 +217,10 @@ def _check_nothing_more(checkpoint: Checkpoint, expected: Collection[str]) -> No
             f"{checkpoint.path}: holds {len(more)} weights that RWKV-4 does not have "
             f"({_a_few(more)}): a variant of another design; {_ADVICE}"
         )
+
+
+def _unexpected_first(names: Iterable[str], expected: Collection[str]) -> list[str]:
+    return sorted(names, key=lambda name: name in expected)
 
 
 def _a_few(names: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rwkv_core.checkpoint.doctor import FLOATS, check_finite
+from rwkv_core.checkpoint.doctor import FLOATS, check_tensor
 from rwkv_core.checkpoint.reader import Checkpoint, TensorInfo
 from rwkv_core.errors import CheckpointError, OptionError
 
@@ -111,15 +111,17 @@ class LoraCheckpoint(Checkpoint):
         parts = [whole.sample(name), self._lora.sample(pair.a), self._lora.sample(pair.b)]
         return np.concatenate([*parts, [self._alpha]]).astype(np.float32)
 
+    def verify(self, name: str) -> None:
+        """See `Checkpoint.verify`; what is read of the LoRA is verified then."""
+        if name not in self._replaced:
+            self._base.verify(name)
+
     def _unmerged(self, name: str) -> np.ndarray[Any, Any]:
         return self._from_lora(name) if name in self._replaced else self._base.read(name)
 
     def _from_lora(self, name: str) -> np.ndarray[Any, Any]:
         array = self._lora.read(name)
-        try:
-            check_finite(name, array)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self._lora.path}: {error}") from None
+        check_tensor(self._lora, name, array)
         return array
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ system when the next is read: a model of any size is read with about one tensor 
 from __future__ import annotations
 
 import mmap
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from math import prod
@@ -15,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rwkv_core.checkpoint.names import canonical_names, canonical_shape
+from rwkv_core.checkpoint.names import canonical_names, canonical_shape, is_of_transformers
 from rwkv_core.checkpoint.reader import Checkpoint, TensorInfo
 from rwkv_core.errors import CheckpointError
 
 MAX_DIMENSIONS = 8
+_CHUNK_BYTES = 2**24
 
 
 class Extent(NamedTuple):
@@ -45,6 +47,17 @@ def row_major(offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Exte
     return Extent(offset, shape, strides, dtype)
 
 
+_NOTHING = Extent(0, (0,), (1,), np.dtype(np.uint8))
+
+
+class Member(NamedTuple):
+    """Bytes of a file that have a CRC-32; a tensor is all or part of them."""
+
+    start: int
+    size: int
+    crc: int
+
+
 class MappedFile:
     """A file mapped for reading. Raises CheckpointError if the system will not map it."""
 
@@ -58,7 +71,7 @@ class MappedFile:
         self.size = len(self._map)
         # The base of every view: unlike a view of the mmap itself, it keeps the mapping alive.
         self._bytes = np.frombuffer(self._map, np.uint8)
-        self._resident = Extent(0, (0,), (1,), np.dtype(np.uint8))
+        self._resident = _NOTHING
 
     def bytes_at(self, offset: int, length: int) -> bytes:
         """A copy of that range; shorter if the file ends before it does."""
@@ -90,13 +103,35 @@ class MappedFile:
         self._release(extent)
         return copy
 
+    def is_intact(self, member: Member) -> bool:
+        """Whether the bytes have their checksum.
+
+        Bytes beyond those of the last view are let go of as soon as they are read.
+        """
+        viewed, crc = self._resident, 0
+        whole = member.size <= viewed.n_bytes
+        for start in range(member.start, member.start + member.size, _CHUNK_BYTES):
+            size = min(_CHUNK_BYTES, member.start + member.size - start)
+            crc = zlib.crc32(self._bytes[start : start + size].data, crc)
+            if not whole:
+                self._release_bytes(start, size)
+        return crc == member.crc
+
+    def release(self) -> None:
+        """Let go of the memory of the last view; it is fetched from the file again if needed."""
+        self._release(self._resident)
+        self._resident = _NOTHING
+
     def _release(self, extent: Extent) -> None:
-        if not extent.n_bytes or not hasattr(mmap, "MADV_DONTNEED"):
+        self._release_bytes(extent.offset, extent.n_bytes)
+
+    def _release_bytes(self, offset: int, size: int) -> None:
+        if not size or not hasattr(mmap, "MADV_DONTNEED"):
             return
-        start = extent.offset - extent.offset % mmap.PAGESIZE
+        start = offset - offset % mmap.PAGESIZE
         # A process with locked memory may not do this, and loses nothing but the saving.
         with suppress(OSError):
-            self._map.madvise(mmap.MADV_DONTNEED, start, extent.offset + extent.n_bytes - start)
+            self._map.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
     def close(self) -> None:
         """Unmap the file, once the last view of it goes. Nothing may be read from here after."""
@@ -104,42 +139,52 @@ class MappedFile:
         del self._bytes, self._map
 
 
-class MappedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors all lie in one mapped file, in some layout.
+class Piece(NamedTuple):
+    """Where a tensor lies, and the checked bytes that it is part of, where a file has such."""
 
-    `extents` is by the file's own names. Raises CheckpointError for one that leaves the file, for
-    names that are not text or that mean the same tensor twice, and for tensors that share bytes
-    beyond what tied embeddings do.
+    file: MappedFile
+    extent: Extent
+    member: Member | None = None
+
+
+class MappedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors all lie in mapped files, one or several, in some layout.
+
+    `pieces` is by the files' own names, `path` the file that the user named. Raises CheckpointError
+    for a tensor that leaves its file, for names that are not text or that mean the same tensor
+    twice, and for tensors that share bytes beyond what tied embeddings do.
     """
 
     def __init__(
         self,
-        file: MappedFile,
+        path: Path,
         format: str,
-        extents: Mapping[str, Extent],
+        pieces: Mapping[str, Piece],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = file.path
+        self.path = path
         self.format = format
         self.metadata = dict(metadata or {})
-        self._file = file
         self._open = True
-        for name, extent in extents.items():
+        for name, piece in pieces.items():
             if not name.isprintable() or len(name) > 256:
                 raise CheckpointError(
-                    f"{file.path}: damaged: a tensor is named {name[:40]!r}; download it again"
+                    f"{path}: damaged: a tensor is named {name[:40]!r}; download it again"
                 )
-            if not file.holds(extent):
+            if not piece.file.holds(piece.extent):
                 raise CheckpointError(
-                    f"{file.path}: truncated or damaged: {name} {list(extent.shape)} does not fit "
-                    f"in the file's {file.size} bytes; download it again"
+                    f"{piece.file.path}: truncated or damaged: {name} {list(piece.extent.shape)} "
+                    f"does not fit in the file's {piece.file.size} bytes; download it again"
                 )
-        sources = canonical_names(file.path, extents)
-        self._extents = {name: extents[source] for name, source in sources.items()}
+        sources = canonical_names(path, pieces)
+        self.has_transformers_names = is_of_transformers(sources.values())
+        self._pieces = {name: pieces[source] for name, source in sources.items()}
+        self._files = list({id(piece.file): piece.file for piece in pieces.values()}.values())
+        self._intact: set[tuple[Path, int]] = set()
         self._check_sharing()
         self.tensors = {
-            name: TensorInfo(canonical_shape(name, extent.shape), extent.dtype)
-            for name, extent in self._extents.items()
+            name: TensorInfo(canonical_shape(name, piece.extent.shape), piece.extent.dtype)
+            for name, piece in self._pieces.items()
         }
 
     def _check_sharing(self) -> None:
@@ -147,23 +192,45 @@ class MappedCheckpoint(Checkpoint):
 
         Tied embeddings are the only bytes that RWKV-4 has a reason to use twice.
         """
-        described = sum(prod(e.shape) * e.dtype.itemsize for e in self._extents.values())
-        if described > 2 * self._file.size:
+        extents = [piece.extent for piece in self._pieces.values()]
+        described = sum(prod(e.shape) * e.dtype.itemsize for e in extents)
+        size = sum(file.size for file in self._files)
+        if described > 2 * size:
             raise CheckpointError(
                 f"{self.path}: damaged: its tensors share storage, and are {described} bytes in a "
-                f"file of {self._file.size}; re-save it with a storage for each tensor"
+                f"file of {size}; re-save it with a storage for each tensor"
             )
+
+    def _piece(self, name: str) -> Piece:
+        if not self._open:
+            raise CheckpointError(f"{self.path}: read of {name} after the checkpoint was closed")
+        if name not in self._pieces:
+            raise CheckpointError(f"{self.path}: has no tensor named {name}")
+        return self._pieces[name]
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """See `Checkpoint.read`: a view, or a copy of a tensor that lies unaligned in the file."""
-        if not self._open:
-            raise CheckpointError(f"{self.path}: read of {name} after the checkpoint was closed")
-        if name not in self._extents:
-            raise CheckpointError(f"{self.path}: has no tensor named {name}")
-        return self._file.view(self._extents[name]).reshape(self.tensors[name].shape)
+        piece = self._piece(name)
+        for file in self._files:
+            if file is not piece.file:
+                file.release()
+        return piece.file.view(piece.extent).reshape(self.tensors[name].shape)
+
+    def verify(self, name: str) -> None:
+        """See `Checkpoint.verify`."""
+        file, _, member = self._piece(name)
+        if member is None or (file.path, member.start) in self._intact:
+            return
+        if not file.is_intact(member):
+            raise CheckpointError(
+                f"{file.path}: damaged: the bytes of {name} fail the file's checksum; "
+                "download it again"
+            )
+        self._intact.add((file.path, member.start))
 
     def close(self) -> None:
         """See `Checkpoint.close`."""
         if self._open:
             self._open = False
-            self._file.close()
+            for file in self._files:
+                file.close()

@@ -2,19 +2,27 @@
 
 transformers renamed them in `convert_rwkv_checkpoint_to_hf.py`, and changed no value: its
 `rwkv.blocks.3.attention.time_mix_key` is BlinkDL's `blocks.3.att.time_mix_k`.
-Training frameworks put their own prefix before either.
+Training frameworks put prefixes of their own before either, and wrappers into the middle.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from rwkv_core.errors import CheckpointError
 
-_PREFIX = re.compile(r"^(?:(?:_forward_module|_orig_mod|module|model|rwkv)\.)+")
+# Modules that wrap others: torch.compile's `_orig_mod`, FSDP's `_fsdp_wrapped_module`, DDP's
+# `module`, PEFT's `base_layer` around a layer with an adapter and `modules_to_save` around a copy.
+_WRAPPER = re.compile(
+    r"(?:(?<=\.)|^)(?:_[a-z_]+|module|base_layer|modules_to_save(?:\.default)?)\."
+)
+# A prefix is what stands before a block or the embedding.
+_PREFIX = re.compile(r"^(.*?\.)??(?=blocks\.[0-9]+\.|emb\.weight$|embeddings\.weight$)")
 _BLOCK_PART = re.compile(r"^(blocks\.[0-9]+)\.(attention|feed_forward)\.(.*)$")
+_USUAL_PREFIXES = ("model.", "rwkv.")  # in a file of LoRA weights without a block
+_TIED = "rwkv.embeddings.weight"
 _PARTS = {"attention": "att", "feed_forward": "ffn"}
 _MIXES = {
     "time_mix_key": "time_mix_k",
@@ -24,8 +32,7 @@ _MIXES = {
 
 
 def canonical_name(name: str) -> str:
-    """BlinkDL's name for a tensor; a name of no known scheme only loses its prefix."""
-    name = _PREFIX.sub("", name)
+    """BlinkDL's name for a tensor; a name of no known scheme stays."""
     if name.startswith("embeddings."):
         return "emb." + name.removeprefix("embeddings.")
     if name.startswith("blocks.0.pre_ln."):
@@ -36,24 +43,40 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def canonical_names(path: Path, names: Iterable[str]) -> dict[str, str]:
+def _unwrapped(names: Collection[str]) -> dict[str, str]:
+    """Each name without wrappers and without the prefix that its model has in the file."""
+    bare = {name: _WRAPPER.sub("", name) for name in names}
+    found = {match[1] for name in bare.values() if (match := _PREFIX.match(name)) and match[1]}
+    prefixes = (*sorted(found, key=len, reverse=True), *_USUAL_PREFIXES)
+    for name, short in bare.items():
+        prefix = next((one for one in prefixes if short.startswith(one)), "")
+        bare[name] = short.removeprefix(prefix)
+    return bare
+
+
+def canonical_names(path: Path, names: Collection[str]) -> dict[str, str]:
     """Canonical name to the file's name, in the file's order.
 
     A transformers file whose output matrix is tied to its embedding stores that once: there
     `head.weight` is the embedding. Raises CheckpointError if two names mean the same tensor.
     """
     sources: dict[str, str] = {}
-    for source in names:
-        name = canonical_name(source)
+    for source, bare in _unwrapped(names).items():
+        name = canonical_name(bare)
         if name in sources:
             raise CheckpointError(
                 f"{path}: holds {name} twice, as {sources[name]} and {source}; "
                 "save a file with one model in it"
             )
         sources[name] = source
-    if "head.weight" not in sources and sources.get("emb.weight") == "rwkv.embeddings.weight":
+    if "head.weight" not in sources and sources.get("emb.weight", "").endswith(_TIED):
         sources["head.weight"] = sources["emb.weight"]
     return sources
+
+
+def is_of_transformers(names: Iterable[str]) -> bool:
+    """Whether any of a file's own names is one that only the transformers library gives."""
+    return any(".attention." in name or ".feed_forward." in name for name in names)
 
 
 def canonical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_core.checkpoint.mapped_file import Extent, MappedCheckpoint, MappedFile
+from rwkv_core.checkpoint.mapped_file import Extent, MappedCheckpoint, MappedFile, Member, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat
 from rwkv_core.checkpoint.torch_pickle import Malformed, PickleRefused, Tensor, read_torch_pickle
 from rwkv_core.errors import CheckpointError
@@ -26,7 +26,9 @@ MAX_PICKLE_BYTES = 2**20
 MAX_DIRECTORY_BYTES = 2 * 2**20
 # Where training scripts keep the weights among the rest.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")
+MAX_DEPTH = 5
 LOCAL_HEADER_BYTES = 30
+UTF8_NAME = 1 << 11  # the flag of a member whose name is UTF-8
 
 
 def _matches(path: Path, head: bytes) -> bool:
@@ -35,21 +37,24 @@ def _matches(path: Path, head: bytes) -> bool:
 
 def open_pth(path: Path) -> MappedCheckpoint:
     """Open a file that torch.save wrote, running nothing in it. Raises CheckpointError."""
-    file = MappedFile(path)
+    return MappedCheckpoint(path, FORMAT.name, pth_pieces(MappedFile(path)))
+
+
+def pth_pieces(file: MappedFile) -> dict[str, Piece]:
+    """Where each tensor lies, by its name in the file. Raises CheckpointError."""
     if file.bytes_at(0, len(LEGACY_MAGIC)) == LEGACY_MAGIC:
         raise CheckpointError(
-            f"{path}: written in torch's format of before 2020, which cannot be mapped; "
+            f"{file.path}: written in torch's format of before 2020, which cannot be mapped; "
             "re-save it: torch.save(torch.load(path, weights_only=True), new_path)"
         )
     members = _members(file)
-    prefix = _prefix(path, members)
+    prefix = _prefix(file.path, members)
     _check_byte_order(file, members.get(f"{prefix}byteorder"))
     tensors = _tensors(file, members[f"{prefix}data.pkl"])
-    extents = {
-        name: _extent(file, name, tensor, members.get(f"{prefix}data/{tensor.storage.key}"))
+    return {
+        name: _piece(file, name, tensor, members.get(f"{prefix}data/{tensor.storage.key}"))
         for name, tensor in tensors.items()
     }
-    return MappedCheckpoint(file, FORMAT.name, extents)
 
 
 class _DirectoryReader(io.FileIO):
@@ -133,30 +138,58 @@ def _is_quantized(value: Any) -> bool:
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The named tensors, at the top or in one of the places where training scripts put them."""
-    for _ in range(len(WRAPPERS)):
-        if not isinstance(content, dict):
-            break
-        found = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if found:
-            return found
-        content = next((content[key] for key in WRAPPERS if key in content), None)
-    return {}
+    """The dictionary with the most named tensors, however deep a trainer put it.
+
+    Among equal ones, such as a model and its moving average, one under a usual name counts.
+    """
+    found: list[dict[str, Tensor]] = [{}]
+    level, seen = [content], {id(content)}
+    for _ in range(MAX_DEPTH):
+        found += [
+            {k: v for k, v in one.items() if isinstance(k, str) and isinstance(v, Tensor)}
+            for one in level
+            if isinstance(one, dict)
+        ]
+        below = [child for one in level for child in _children(one) if id(child) not in seen]
+        level = list({id(child): child for child in below}.values())
+        seen.update(map(id, level))
+    return max(found, key=len)
 
 
-def _extent(file: MappedFile, name: str, tensor: Tensor, member: zipfile.ZipInfo | None) -> Extent:
+def _children(content: Any) -> list[Any]:
+    """The containers in a container, those under the usual names first."""
+    if isinstance(content, dict):
+        usual = [content[key] for key in WRAPPERS if key in content]
+        children = [*usual, *content.values()]
+    else:
+        children = list(content) if isinstance(content, list | tuple) else []
+    return [
+        one
+        for one in children
+        if isinstance(one, dict | list | tuple) and not isinstance(one, Tensor)
+    ]
+
+
+def _piece(file: MappedFile, name: str, tensor: Tensor, member: zipfile.ZipInfo | None) -> Piece:
     storage, item = tensor.storage, tensor.storage.dtype.itemsize
     if member is None or storage.n_elements * item > member.file_size:
         raise CheckpointError(
             f"{file.path}: truncated or damaged: the data of {name[:80]!r} is missing or short; "
             "download it again"
         )
-    return Extent(
-        _data_start(file, member) + tensor.offset * item,
+    start = _data_start(file, member)
+    extent = Extent(
+        start + tensor.offset * item,
         tensor.shape,
         tuple(stride * item for stride in tensor.strides),
         storage.dtype,
     )
+    return Piece(file, extent, _checksummed(member, start))
+
+
+def _checksummed(member: zipfile.ZipInfo, start: int) -> Member | None:
+    """The member with its checksum; torch writes 0 for all where it was told to compute none."""
+    return Member(start, member.file_size, member.CRC) if member.CRC else None
 
 
 def _data_start(file: MappedFile, member: zipfile.ZipInfo) -> int:
@@ -170,7 +203,10 @@ def _data_start(file: MappedFile, member: zipfile.ZipInfo) -> int:
     header = file.bytes_at(at, LOCAL_HEADER_BYTES) if at >= 0 else b""
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     start = at + LOCAL_HEADER_BYTES + lengths
-    if not header.startswith(ZIP_MAGIC) or start + member.file_size > file.size:
+    name = file.bytes_at(at + LOCAL_HEADER_BYTES, int.from_bytes(header[26:28], "little"))
+    named = name.decode("utf-8" if member.flag_bits & UTF8_NAME else "cp437", "replace")
+    misplaced = not header.startswith(ZIP_MAGIC) or named != member.orig_filename
+    if misplaced or start + member.file_size > file.size:
         raise CheckpointError(
             f"{file.path}: truncated or damaged: {member.filename[:80]!r} is not where the zip "
             "directory says; download it again"
@@ -182,7 +218,8 @@ def _read(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes:
     """A small member's bytes, checked against the directory's checksum."""
     start = _data_start(file, member)
     content = file.bytes_at(start, min(member.file_size, limit + 1))
-    if len(content) > limit or zlib.crc32(content) != member.CRC:
+    checksum = _checksummed(member, start)
+    if len(content) > limit or (checksum and zlib.crc32(content) != checksum.crc):
         raise CheckpointError(
             f"{file.path}: damaged: {member.filename[:80]!r} is {member.file_size} bytes (at most "
             f"{limit} were expected) or fails its checksum; download it again"

@@ -36,6 +36,8 @@ class Checkpoint(ABC):
     """By canonical (BlinkDL's) name, in the file's order."""
     metadata: Mapping[str, str]
     """Free text the file carries about itself; empty where the format has none."""
+    has_transformers_names: bool = False
+    """Whether the file names its tensors as the transformers library does."""
     fingerprint: str | None = None
     """That of the model which this file was made from, where it tells; states carry it."""
 
@@ -46,6 +48,13 @@ class Checkpoint(ABC):
         It is a view of the file where the format allows one. Reading a tensor lets go of the
         memory of the one read before, which stays valid but is fetched from the file again.
         Raises CheckpointError if there is no such tensor or the checkpoint is closed.
+        """
+
+    def verify(self, name: str) -> None:  # noqa: B027
+        """Raise CheckpointError if the tensor's bytes fail the checksum that the file has for them.
+
+        Call it once for each tensor that is used, from any thread. Formats without checksums have
+        nothing to do.
         """
 
     def read_quantized(self, name: str) -> QuantizedMatrix | None:

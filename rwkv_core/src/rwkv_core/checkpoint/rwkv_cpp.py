@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_core.checkpoint.mapped_file import Extent, MappedCheckpoint, MappedFile, row_major
+from rwkv_core.checkpoint.mapped_file import (
+    Extent,
+    MappedCheckpoint,
+    MappedFile,
+    Piece,
+    row_major,
+)
 from rwkv_core.checkpoint.reader import CheckpointFormat
 from rwkv_core.errors import CheckpointError
 
@@ -38,7 +44,8 @@ def open_rwkv_cpp(path: Path) -> MappedCheckpoint:
     Raises CheckpointError if it is quantized, of an unknown version, or damaged.
     """
     file = MappedFile(path)
-    return _RwkvCppCheckpoint(file, FORMAT.name, _extents(file))
+    pieces = {name: Piece(file, extent) for name, extent in _extents(file).items()}
+    return _RwkvCppCheckpoint(path, FORMAT.name, pieces)
 
 
 class _RwkvCppCheckpoint(MappedCheckpoint):

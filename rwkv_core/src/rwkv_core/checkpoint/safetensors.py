@@ -20,6 +20,7 @@ from rwkv_core.checkpoint.mapped_file import (
     Extent,
     MappedCheckpoint,
     MappedFile,
+    Piece,
     row_major,
 )
 from rwkv_core.checkpoint.reader import CheckpointFormat
@@ -56,14 +57,19 @@ def open_safetensors(path: Path) -> MappedCheckpoint:
 
     Raises CheckpointError if the header is damaged or the tensors do not fill the file exactly.
     """
-    file = MappedFile(path)
+    pieces, metadata = safetensors_pieces(MappedFile(path))
+    return MappedCheckpoint(path, FORMAT.name, pieces, metadata)
+
+
+def safetensors_pieces(file: MappedFile) -> tuple[dict[str, Piece], dict[str, str]]:
+    """Where each tensor lies, by its name in the file, and the metadata. Raises CheckpointError."""
     header, data_start = _header(file)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(file, "its metadata is not text")
     extents = {name: _extent(file, name, entry, data_start) for name, entry in header.items()}
     _check_layout(file, extents, data_start)
-    return MappedCheckpoint(file, FORMAT.name, extents, metadata)
+    return {name: Piece(file, extent) for name, extent in extents.items()}, metadata
 
 
 def _damaged(file: MappedFile, what: str) -> CheckpointError:

@@ -3,8 +3,9 @@
 torch.save writes a pickle whose only calls rebuild tensors from storages held elsewhere. Python's
 unpickler would import and call whatever a file names; this reader cannot import or call anything.
 It steps through the opcodes, which `pickletools.genops` only decodes, and has a stand-in for each
-of the few globals that a checkpoint needs. Any other global, and any opcode outside the list at the
-end, is refused by name.
+of the few globals that tensors need. The plain containers in which trainers keep their settings and
+counters (`_DATA`) become `OPAQUE` without being built. Any other global, and any opcode outside the
+list at the end, is refused by name.
 """
 
 from __future__ import annotations
@@ -63,6 +64,46 @@ class _Global(NamedTuple):
     name: str
 
 
+OPAQUE: Any = object()
+"""Stands for a value that no tensor depends on; it is skipped, never built."""
+
+_DICTIONARIES = (
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.Counter",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
+_BUILTINS = "bool bytearray bytes complex dict float frozenset int list object range set slice str"
+# Types whose instances hold data and no code, and the functions by which those are pickled.
+_DATA = frozenset(
+    [
+        *(
+            f"{module}.{name}"
+            for module in ("builtins", "__builtin__")
+            for name in _BUILTINS.split()
+        ),
+        *("builtins.tuple", "__builtin__.tuple", "__builtin__.long", "__builtin__.unicode"),
+        *("__builtin__.xrange", "_codecs.encode", "collections.deque"),
+        *("argparse.Namespace", "types.SimpleNamespace", "uuid.UUID"),
+        *("decimal.Decimal", "fractions.Fraction"),
+        *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+        *(
+            f"{module}.{name}"
+            for module in ("pathlib", "pathlib._local")
+            for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+        ),
+        *(f"{module}.multiarray.scalar" for module in ("numpy.core", "numpy._core")),
+        *(f"{module}.numeric._frombuffer" for module in ("numpy.core", "numpy._core")),
+        *("numpy.dtype", "numpy.ndarray"),
+        *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
+        *("torch.serialization._get_layout", "torch.torch_version.TorchVersion"),
+        *(f"torch.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)),
+        *("torch.bfloat16", "torch.bool", "torch.complex64", "torch.complex128"),
+    ]
+)
+
 _MARK: Any = object()
 """What the opcode MARK leaves on the stack."""
 
@@ -115,6 +156,8 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if target is OPAQUE:
+            return
         if not isinstance(target, dict) or len(items) % 2:
             raise Malformed("values are set on what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -124,20 +167,23 @@ class _Machine:
 
     def append_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if target is OPAQUE:
+            return
         if not isinstance(target, list):
             raise Malformed("values are appended to what is no list")
         target.extend(items)
 
     def push_int(self, value: int) -> None:
-        if not -(2**63) <= value < 2**63:
+        if not -(2**256) < value < 2**256:
             raise Malformed("a number is out of range")
-        self.stack.append(value)
+        # No size has more than 63 bits; the state of a random generator has 128.
+        self.stack.append(value if -(2**63) <= value < 2**63 else OPAQUE)
 
     def push_global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise Malformed("a global's name is not text")
         full = f"{module}.{name}"
-        if full not in STORAGE_DTYPES and full not in _CALLS:
+        if full not in STORAGE_DTYPES and full not in _CALLS and full not in _DATA:
             raise PickleRefused(full[:80])
         self.stack.append(_Global(full))
 
@@ -145,14 +191,29 @@ class _Machine:
         target, arguments = self.pop_tuple(2)
         if not isinstance(target, _Global) or not isinstance(arguments, tuple):
             raise Malformed("a call of what is no function")
-        if target.name not in _CALLS:
+        if target.name in _DATA:
+            self.stack.append(OPAQUE)
+        elif target.name in _CALLS:
+            self.stack.append(_CALLS[target.name](*arguments))
+        else:
             raise PickleRefused(f"a call of {target.name}")
-        self.stack.append(_CALLS[target.name](*arguments))
+
+    def new_object(self) -> None:
+        """NEWOBJ, which creates an object of a class without initializing it."""
+        target, arguments = self.pop_tuple(2)
+        if not isinstance(target, _Global) or not isinstance(arguments, tuple):
+            raise Malformed("an object of what is no class")
+        if target.name in _DATA:
+            self.stack.append(OPAQUE)
+        elif target.name in _DICTIONARIES and target.name.endswith("AttributeDict"):
+            self.stack.append({})
+        else:
+            raise PickleRefused(f"the pickle instruction NEWOBJ with {target.name}")
 
     def set_attributes(self) -> None:
-        """state_dict()'s dictionary carries module versions as an attribute, which nobody needs."""
+        """Drops attributes: a state_dict()'s module versions, or those of an opaque object."""
         target, _ = self.pop_tuple(2)
-        if not isinstance(target, dict):
+        if not isinstance(target, dict | Tensor) and target is not OPAQUE:
             raise PickleRefused("attributes set on what is no dictionary")
         self.stack.append(target)
 
@@ -184,21 +245,57 @@ def _rebuild_tensor(
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _rebuild_parameter(data: Any, grad: Any, hooks: Any) -> Tensor:
+def _rebuild_parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> Tensor:
     if not isinstance(data, Tensor):
         raise Malformed("a parameter holds no tensor")
     return data
 
 
-def _ordered_dict() -> dict[Any, Any]:
-    return {}
+def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """A tensor that has attributes of its own, which are dropped."""
+    rebuilds = isinstance(function, _Global) and function.name.startswith("torch._utils._rebuild_")
+    if not rebuilds or not isinstance(kind, _Global) or not isinstance(arguments, tuple):
+        raise PickleRefused("torch._tensor._rebuild_from_type_v2 of what is no tensor")
+    return _CALLS[function.name](*arguments)
+
+
+def _dictionary(*arguments: Any) -> dict[Any, Any]:
+    """Without items, which are set afterwards, unless they are the argument, as a Counter's are."""
+    if len(arguments) > 1:
+        raise Malformed("a dictionary is made of more than one argument")
+    # Not a copy: copies of one long dictionary could fill the memory.
+    return arguments[0] if arguments and isinstance(arguments[0], dict) else {}
+
+
+def _numpy_array(*arguments: Any) -> Any:
+    """An array, of a random generator's state for example, which is skipped."""
+    if len(arguments) != 3 or arguments[0] != _Global("numpy.ndarray"):
+        raise PickleRefused("a call of numpy.core.multiarray._reconstruct for what is no array")
+    return OPAQUE
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
+    **dict.fromkeys(_DICTIONARIES, _dictionary),
+    "numpy.core.multiarray._reconstruct": _numpy_array,
+    "numpy._core.multiarray._reconstruct": _numpy_array,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
 }
+
+
+def _skip_items(machine: _Machine, argument: Any) -> None:
+    machine.pop_to_mark()
+
+
+def _push_opaque(machine: _Machine, argument: Any) -> None:
+    machine.stack.append(OPAQUE)
+
+
+def _push_frozenset(machine: _Machine, argument: Any) -> None:
+    machine.pop_to_mark()
+    machine.stack.append(OPAQUE)
 
 
 def _push(machine: _Machine, value: Any) -> None:
@@ -220,7 +317,8 @@ def _fetch(machine: _Machine, index: int) -> None:
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
     **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _push),
-    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "FLOAT", "BINFLOAT"), _push),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push),
+    **dict.fromkeys(("FLOAT", "BINFLOAT"), _push),
     **dict.fromkeys(
         ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _Machine.push_int
     ),
@@ -244,7 +342,11 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
     "GLOBAL": lambda m, argument: m.push_global(*argument.split(" ", 1)),
     "STACK_GLOBAL": lambda m, _: m.push_global(*m.pop_tuple(2)),
+    "EMPTY_SET": _push_opaque,
+    "ADDITEMS": _skip_items,
+    "FROZENSET": _push_frozenset,
     "REDUCE": lambda m, _: m.call(),
+    "NEWOBJ": lambda m, _: m.new_object(),
     "BUILD": lambda m, _: m.set_attributes(),
     "BINPERSID": lambda m, _: m.push_storage(),
 }
