@@ -12,6 +12,7 @@ from rwkv_core.checkpoint import (
     Shape,
     check_tensor,
     diagnose,
+    sharded,
 )
 from rwkv_core.checkpoint.doctor import expected_shapes
 from rwkv_core.checkpoint.opening import HEAD_BYTES
@@ -55,10 +56,10 @@ def prequantize(
     source = local_file(model)
     lora_file = None if lora is None else local_file(lora)
     with open_model(source, lora_file, lora_alpha) as checkpoint:
-        target = _default_output(model, source) if output is None else Path(output)
+        target = _default_output(model, checkpoint.path) if output is None else Path(output)
         shape = diagnose(checkpoint)
         check_quantizable(checkpoint, shape, bits, group_size)
-        if _same_file(source, target) or (lora_file and _same_file(lora_file, target)):
+        if _same_file(checkpoint.path, target) or (lora_file and _same_file(lora_file, target)):
             raise OptionError(f"output: {target} is a file that is read; name another")
         _check_replaceable(target)
         try:
@@ -72,7 +73,9 @@ def prequantize(
 
 
 def _default_output(model: str | os.PathLike[str], source: Path) -> Path:
-    return (source if Path(model) == source else Path(source.name)).with_suffix(SUFFIX)
+    own = Path(model) in (source, source.parent)
+    name = source.name.removesuffix(sharded.SUFFIX)
+    return (source.with_name(name) if own else Path(name)).with_suffix(SUFFIX)
 
 
 def _check_replaceable(target: Path) -> None:

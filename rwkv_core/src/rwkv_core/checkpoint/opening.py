@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_core.checkpoint import prequantized, pth, rwkv_cpp, safetensors
-from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat
+from rwkv_core.checkpoint import folder, prequantized, pth, rwkv_cpp, safetensors, sharded
+from rwkv_core.checkpoint.reader import HEAD_BYTES, Checkpoint, CheckpointFormat, read_head
 from rwkv_core.errors import CheckpointError
 
 BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
@@ -16,9 +15,9 @@ BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
     prequantized.FORMAT,  # before safetensors, which it is inside
     safetensors.FORMAT,
     rwkv_cpp.FORMAT,
+    sharded.FORMAT,
 )
-
-HEAD_BYTES = 4096
+__all__ = ["BUILTIN_FORMATS", "HEAD_BYTES", "open_checkpoint"]
 
 _GET_THE_FILE = "download the model file itself"
 # What a file that no format claims begins with, what it then is, and what to do about it.
@@ -53,8 +52,9 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a model file; the first of `formats` that its content matches reads it.
 
-    Use it in a `with` statement. Raises CheckpointError if `path` is no path, there is no such
-    file, it is of no known kind, or it is truncated or damaged. The file's name is of no account.
+    Of a folder, the model file in it. Use it in a `with` statement. Raises CheckpointError if
+    `path` is no path, there is no such file, it is of no known kind, or it is truncated or damaged.
+    The file's name is of no account.
     """
     try:
         path = Path(path)
@@ -62,7 +62,9 @@ def open_checkpoint(
         raise CheckpointError(
             f"path: found a {type(path).__name__}, expected a model file's path (str or Path)"
         ) from None
-    head = _head(path)
+    if path.is_dir():
+        path = folder.model_in(path)
+    head = read_head(path)
     for format in formats:
         if format.matches(path, head):
             return format.open(path)
@@ -75,22 +77,3 @@ def open_checkpoint(
         f"{path}: of no known kind: it begins with {head[:8]!r}; expected a file of one of the "
         f"formats {known}"
     )
-
-
-def _head(path: Path) -> bytes:
-    """The file's first bytes, once it is known to be one that can be read and will not block."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise CheckpointError(f"{path}: a folder; name the model file in it")
-        if not stat.S_ISREG(mode):
-            raise CheckpointError(f"{path}: not a regular file; name a model file on a disk")
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; check the path") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; check the path") from error
-    if not head:
-        raise CheckpointError(f"{path}: is empty; download it again")
-    return head

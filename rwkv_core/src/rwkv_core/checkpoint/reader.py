@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from math import prod
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from rwkv_core.errors import CheckpointError
 from rwkv_core.quantization import QuantizedMatrix
+
+HEAD_BYTES = 4096
 
 
 class TensorInfo(NamedTuple):
@@ -95,3 +99,22 @@ class CheckpointFormat(NamedTuple):
     Decides by content, raises nothing, and claims a damaged file of its kind."""
     open: Callable[[Path], Checkpoint]
     """Opens a file that matched, or raises CheckpointError."""
+
+
+def read_head(path: Path) -> bytes:
+    """The file's first bytes, once it is known to be one that can be read and will not block."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CheckpointError(f"{path}: a folder, expected a file")
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{path}: not a regular file; name a model file on a disk")
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; check the path") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; check the path") from error
+    if not head:
+        raise CheckpointError(f"{path}: is empty; download it again")
+    return head

@@ -15,9 +15,10 @@ def local_file(model: str | os.PathLike[str]) -> Path:
     """The file on this machine that `model` stands for, fetched into a cache if need be.
 
     Arguments:
-        model: a path; "prose" for the shipped model; hf://owner/repo/file, with @revision after
-            the repository; the address of a file on Hugging Face; or any http(s) address. An
-            address may end in #sha256=<64 hex digits>, which the file is then checked against.
+        model: a path; "prose" for the shipped model; hf://owner/repo/file, or hf://owner/repo for
+            what transformers or PEFT saved, with @revision after the repository; the address of a
+            file on Hugging Face; or any http(s) address. An address may end in
+            #sha256=<64 hex digits>, which the file is then checked against.
 
     Raises DownloadError for an address that cannot be fetched, CheckpointError for what is no
     path. Whether a path exists is for whoever opens it to say.
@@ -35,15 +36,20 @@ def local_file(model: str | os.PathLike[str]) -> Path:
 
 
 def _fetch(address: str) -> Path:
-    from rwkv_core.sources import download, hub
+    from rwkv_core.sources import download, hub, repository
 
     if not address.lower().startswith(("hf://", "http://", "https://")):
         raise DownloadError(
-            f"{shown(address)}: expected a path, or an address that begins with hf://, https:// or http://"
+            f"{shown(address)}: expected a path, or an address that begins with hf://, https:// "
+            "or http://"
         )
     address, sha256 = _split_checksum(address)
+    if sha256 is None and (model := repository.fetch_repository(address)):
+        return model
     place = hub.parse(address)
-    return download.fetch(address, sha256) if place is None else hub.fetch(place, sha256)
+    if place is None:
+        return download.fetch(address, sha256)
+    return repository.with_shards(hub.fetch(place, sha256))
 
 
 def fetch_beside(address: str, name: str) -> Path | None:
