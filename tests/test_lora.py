@@ -157,8 +157,12 @@ def test_another_lora_of_the_same_tensors_is_another_model(tmp_path, folder, wei
 
 def refusal(folder: Path, lora: dict[str, np.ndarray], alpha: object = ALPHA) -> str:
     """The one line that loading base.pth with this LoRA gives."""
-    path = folder / "refused.pth"
-    write_pth(path, lora)
+    write_pth(folder / "refused.pth", lora)
+    return refusal_of(folder, folder / "refused.pth", alpha)
+
+
+def refusal_of(folder: Path, path: Path, alpha: object = None) -> str:
+    """As `refusal`, for a LoRA that is written already."""
     with (
         pytest.raises(RWKVError) as caught,
         open_model(folder / "base.pth", lora=path, lora_alpha=alpha) as model,

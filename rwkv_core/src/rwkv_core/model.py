@@ -45,9 +45,11 @@ def load(
             that ships with rwkv-core.
         backend: a name from `list_backends()`; None takes the best one ready on this machine.
         on_progress: called with the bytes read so far and in all, after each tensor.
-        lora: a file of LoRA weights, as RWKV-LM-LoRA saves them, to merge into the model.
-        lora_alpha: the alpha that they were trained with, which that file does not hold. Without
-            `lora` it merges those in the model's own file.
+        lora: LoRA weights to merge into the model: a file of RWKV-LM-LoRA's, or PEFT's file or
+            folder.
+        lora_alpha: the alpha that they were trained with; PEFT keeps it in adapter_config.json,
+            RWKV-LM-LoRA's file does not hold it. Without `lora` it merges the LoRA weights in the
+            model's own file.
         options: the backend's own, such as dtype="bfloat16"; `list_backends()` describes them.
 
     Raises CheckpointError for the file, BackendError for the backend, OptionError for an option.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rwkv_core import plugins
 from rwkv_core.checkpoint import BUILTIN_FORMATS, Checkpoint, CheckpointFormat, open_checkpoint
+from rwkv_core.checkpoint.adapters import CONFIG_NAME, AdapterConfig, adapter_config
 from rwkv_core.checkpoint.lora import LoraCheckpoint, holds_lora
 from rwkv_core.errors import OptionError
 from rwkv_core.sources import local_file
@@ -28,24 +31,22 @@ def open_model(
 
     Arguments:
         model, lora: as `local_file` takes them: paths or addresses.
-        lora_alpha: the alpha that the LoRA was trained with. Without `lora` the file's own LoRA
+        lora_alpha: the alpha that the LoRA was trained with; None takes that of the
+            adapter_config.json beside it, which PEFT writes. Without `lora` the file's own LoRA
             weights are merged: a training saves the two in one file too.
 
     Raises what `local_file`, `open_checkpoint` and `LoraCheckpoint` do, and OptionError for an
     alpha without LoRA weights or the other way round.
     """
-    if lora is not None and lora_alpha is None:
-        raise OptionError(
-            "lora_alpha: not given beside lora; expected the alpha that the LoRA was trained with, "
-            "which its file does not hold"
-        )
     path = local_file(model)
     lora_path = None if lora is None else local_file(lora)
     formats = known_formats()
     with open_checkpoint(path, formats) as base:
         if lora_path is not None:
             with open_checkpoint(lora_path, formats) as weights:
-                yield LoraCheckpoint(base, weights, lora_alpha)
+                config = _adapter_config(weights.path)
+                alpha = _alpha(config, lora_alpha)
+                yield LoraCheckpoint(base, weights, alpha, config.by_root_of_rank)
         elif lora_alpha is None:
             yield base
         elif holds_lora(base):
@@ -55,3 +56,24 @@ def open_model(
                 f"lora_alpha: given without lora, and {base.path} holds no LoRA weights of its "
                 "own; expected lora, the file with them"
             )
+
+
+def _adapter_config(lora: Path) -> AdapterConfig:
+    """What PEFT's configuration beside a LoRA says, on this machine or on the hub."""
+    path: Path | None = lora.with_name(CONFIG_NAME)
+    if not lora.with_name(CONFIG_NAME).is_file():
+        from rwkv_core.sources import hub
+
+        path = hub.beside(lora, CONFIG_NAME)
+    return AdapterConfig() if path is None else adapter_config(path)
+
+
+def _alpha(config: AdapterConfig, given: float | None) -> Any:
+    if given is not None:
+        return given
+    if config.alpha is None:
+        raise OptionError(
+            "lora_alpha: not given beside lora; expected the alpha that the LoRA was trained with, "
+            f"which its file does not hold (PEFT keeps it in an {CONFIG_NAME} beside it)"
+        )
+    return config.alpha

@@ -1,33 +1,40 @@
-"""LoRA weights in the format of RWKV-LM-LoRA, merged into their model tensor by tensor.
+"""LoRA weights as RWKV-LM-LoRA and PEFT save them, merged into their model tensor by tensor.
 
-A file that its training saves holds `blocks.3.att.key.lora_A` [r, in] and `...lora_B` [out, r],
-which stand for `blocks.3.att.key.weight` plus B @ A * (alpha / r), and those tensors that were
-trained whole (layer norms, time_*), which replace the model's. Alpha is not in the file. Source:
-merge_lora.py of https://github.com/Blealtan/RWKV-LM-LoRA
+A file of RWKV-LM-LoRA holds `blocks.3.att.key.lora_A` [r, in] and `...lora_B` [out, r], which stand
+for `blocks.3.att.key.weight` plus B @ A * (alpha / r), and those tensors that were trained whole
+(layer norms, time_*), which replace the model's. Alpha is not in the file. Source: merge_lora.py of
+https://github.com/Blealtan/RWKV-LM-LoRA
+PEFT's names end in `lora_A.weight`, or `lora_A.default.weight` with the adapter's name, and alpha
+is in a file beside; see `adapters`. An embedding [V, D] has `lora_embedding_A` [r, V] and
+`lora_embedding_B` [D, r], and is changed by the transpose of their product.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rwkv_core.checkpoint.adapters import check_is_lora
 from rwkv_core.checkpoint.doctor import FLOATS, check_tensor
 from rwkv_core.checkpoint.reader import Checkpoint, TensorInfo
 from rwkv_core.errors import CheckpointError, OptionError
 
-_FACTOR = re.compile(r"^(.+)\.lora_([AB])(?:\.weight)?$")
+_FACTOR = re.compile(r"^(.+)\.lora_(embedding_)?([AB])(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?$")
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class _Pair(NamedTuple):
-    """The names of the two factors in the LoRA file, and their rank."""
+    """The names of the two factors in the LoRA file, and the shape of their product."""
 
     a: str
     b: str
     rank: int
+    shape: tuple[int, int]
+    transposed: bool
 
 
 def holds_lora(checkpoint: Checkpoint) -> bool:
@@ -45,10 +52,18 @@ class LoraCheckpoint(Checkpoint):
     is no LoRA or one of another model, and for `base` if it is quantized.
     """
 
-    def __init__(self, base: Checkpoint, lora: Checkpoint, alpha: Any) -> None:
-        """`base` and `lora` may be one checkpoint, which holds both kinds of tensors."""
+    def __init__(
+        self, base: Checkpoint, lora: Checkpoint, alpha: Any, by_root_of_rank: bool = False
+    ) -> None:
+        """`base` and `lora` may be one checkpoint, which holds both kinds of tensors.
+
+        With `by_root_of_rank` a product is scaled by alpha / sqrt(r) (Kalajdzievski 2023).
+        """
         self.path, self.format, self.metadata = base.path, base.format, base.metadata
+        self.has_transformers_names = base.has_transformers_names
         self._base, self._lora, self._alpha = base, lora, _checked_alpha(alpha)
+        self._by_root_of_rank = by_root_of_rank
+        check_is_lora(lora.path, lora.tensors)
         self._pairs = _pairs(lora)
         own = [name for name in base.tensors if _FACTOR.match(name)]
         if own and lora is not base:
@@ -62,8 +77,7 @@ class LoraCheckpoint(Checkpoint):
             self._check_fits(tensors, name, lora.tensors[name].shape, name)
             tensors[name] = lora.tensors[name]
         for name, pair in self._pairs.items():
-            a, b = lora.tensors[pair.a], lora.tensors[pair.b]
-            self._check_fits(tensors, name, (b.shape[0], a.shape[1]), f"{pair.b} @ {pair.a}")
+            self._check_fits(tensors, name, pair.shape, f"{pair.b} @ {pair.a}")
             tensors[name] = tensors[name]._replace(dtype=_merged_dtype(tensors[name]))
         self.tensors = tensors
 
@@ -96,8 +110,8 @@ class LoraCheckpoint(Checkpoint):
         a, b = (self._from_lora(factor).astype(dtype) for factor in (pair.a, pair.b))
         # An overflow is reported by whoever checks what was read.
         with np.errstate(over="ignore", invalid="ignore"):
-            b *= self._alpha / pair.rank
-            merged = b @ a
+            b *= self._alpha_of(pair) / pair.rank
+            merged = (b @ a).T.copy() if pair.transposed else b @ a
             merged += self._unmerged(name)
         merged.flags.writeable = False
         return merged
@@ -109,12 +123,15 @@ class LoraCheckpoint(Checkpoint):
             return (self._lora if name in self._replaced else self._base).sample(name)
         whole = self._lora if name in self._replaced else self._base
         parts = [whole.sample(name), self._lora.sample(pair.a), self._lora.sample(pair.b)]
-        return np.concatenate([*parts, [self._alpha]]).astype(np.float32)
+        return np.concatenate([*parts, [self._alpha_of(pair)]]).astype(np.float32)
 
     def verify(self, name: str) -> None:
         """See `Checkpoint.verify`; what is read of the LoRA is verified then."""
         if name not in self._replaced:
             self._base.verify(name)
+
+    def _alpha_of(self, pair: _Pair) -> float:
+        return self._alpha * math.sqrt(pair.rank) if self._by_root_of_rank else self._alpha
 
     def _unmerged(self, name: str) -> np.ndarray[Any, Any]:
         return self._from_lora(name) if name in self._replaced else self._base.read(name)
@@ -146,12 +163,18 @@ def _pairs(lora: Checkpoint) -> dict[str, _Pair]:
     factors: dict[str, dict[str, str]] = {}
     for name in lora.tensors:
         if found := _FACTOR.match(name):
-            factors.setdefault(f"{found[1]}.weight", {})[found[2]] = name
+            of_weight = factors.setdefault(f"{found[1]}.weight", {})
+            if found[3] in of_weight:
+                raise CheckpointError(
+                    f"{lora.path}: holds two adapters ({of_weight[found[3]]} and {name}), expected "
+                    "one; save them one by one"
+                )
+            of_weight[found[3]] = name
     if not factors:
         holds = ", ".join(list(lora.tensors)[:3]) or "no tensors"
         raise CheckpointError(
             f"{lora.path}: is no LoRA (it holds {holds}, ...): expected tensors named lora_A and "
-            "lora_B, as RWKV-LM-LoRA saves them"
+            "lora_B, as RWKV-LM-LoRA and PEFT save them"
         )
     pairs = {}
     for weight, names in factors.items():
@@ -178,4 +201,6 @@ def _checked_pair(lora: Checkpoint, a: str, b: str) -> _Pair:
             f"{lora.path}: {a} {list(a_shape)} and {b} {list(b_shape)} differ in rank: expected "
             "[r, in] and [out, r]; the file is damaged: download it again"
         )
-    return _Pair(a, b, a_shape[0])
+    transposed = "lora_embedding_" in a
+    shape = (a_shape[1], b_shape[0]) if transposed else (b_shape[0], a_shape[1])
+    return _Pair(a, b, a_shape[0], shape, transposed)

@@ -19,7 +19,9 @@ _WRAPPER = re.compile(
     r"(?:(?<=\.)|^)(?:_[a-z_]+|module|base_layer|modules_to_save(?:\.default)?)\."
 )
 # A prefix is what stands before a block or the embedding.
-_PREFIX = re.compile(r"^(.*?\.)??(?=blocks\.[0-9]+\.|emb\.weight$|embeddings\.weight$)")
+_PREFIX = re.compile(
+    r"^(.*?\.)??(?=blocks\.[0-9]+\.|(?:emb|embeddings)\.(?:weight$|lora_embedding_))"
+)
 _BLOCK_PART = re.compile(r"^(blocks\.[0-9]+)\.(attention|feed_forward)\.(.*)$")
 _USUAL_PREFIXES = ("model.", "rwkv.")  # in a file of LoRA weights without a block
 _TIED = "rwkv.embeddings.weight"

@@ -53,11 +53,12 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare --lora and --lora-alpha."""
     parser.add_argument(
         "--lora", type=filled, metavar="FILE",
-        help="merge these LoRA weights, as RWKV-LM-LoRA saves them, into the model",
+        help="merge these LoRA weights, of RWKV-LM-LoRA or PEFT, into the model",
     )  # fmt: skip
     parser.add_argument(
         "--lora-alpha", type=float, metavar="A",
-        help="the alpha of their training; alone, for LoRA weights in the model's own file",
+        help="the alpha of their training, unless PEFT's adapter_config.json has it; alone, for "
+        "LoRA weights in the model's own file",
     )  # fmt: skip
 
 

@@ -1,0 +1,89 @@
+"""What a LoRA's file does not hold: PEFT's `adapter_config.json`, and which other kinds there are.
+
+PEFT saves `adapter_model.safetensors` (or `.bin`) beside its configuration. Source of the keys and
+of the tensors' names: https://github.com/huggingface/peft, src/peft/tuners.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rwkv_core.checkpoint.config_file import read_config
+from rwkv_core.errors import CheckpointError
+
+CONFIG_NAME = "adapter_config.json"
+
+# Kinds of adapters that are not W + B @ A, and what in a tensor's name tells them.
+_OTHER_KINDS = (
+    ("DoRA", r"lora_magnitude_vector"),
+    ("PiSSA", r"init_lora_[AB]|pissa"),
+    ("Bone", r"\.(bone|miss)(_|\.|$)"),
+    ("DiSHA", r"\.disha(_|\.|$)"),
+    ("AdaLoRA", r"\.lora_E(\.|$)"),
+    ("IA3", r"\.ia3_l(\.|$)"),
+    ("LoHa", r"\.hada_(w|t)[12]"),
+    ("LoKr", r"\.lokr_(w|t)[12]"),
+    ("OFT", r"\.b?oft_(r|s|R)(\.|$)"),
+    ("VeRA", r"\.vera_lambda_"),
+    ("VB-LoRA", r"\.?vblora_"),
+    ("RandLoRA", r"\.randlora_"),
+    ("FourierFT", r"\.fourierft_"),
+    ("HRA", r"\.hra_u"),
+    ("SHiRA", r"\.shira_"),
+    ("prompt tuning", r"prompt_(embeddings|encoder)"),
+    ("trainable tokens", r"trainable_tokens_delta"),
+    ("state tuning", r"\.time_state$"),
+)
+# Initializations after which the adapter belongs to a changed base model.
+_CHANGED_BASES = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ"}
+
+
+class AdapterConfig(NamedTuple):
+    """What a configuration says: alpha, if it is there, and what it is divided by."""
+
+    alpha: Any = None
+    by_root_of_rank: bool = False
+    """Rank-stabilized LoRA: alpha / sqrt(r) in place of alpha / r."""
+
+
+def adapter_config(path: Path) -> AdapterConfig:
+    """The configuration in a file of PEFT's.
+
+    Raises CheckpointError if it cannot be read, or is of an adapter that is no LoRA.
+    """
+    config = read_config(path)
+    if config is None:
+        raise CheckpointError(f"{path}: is no JSON object; get it again with the adapter")
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise _other_kind(path, str(kind)[:40], "peft_type")
+    if config.get("use_dora"):
+        raise _other_kind(path, "DoRA", "use_dora")
+    initialized = str(config.get("init_lora_weights", "")).lower()
+    for prefix, name in _CHANGED_BASES.items():
+        if initialized.startswith(prefix):
+            raise _other_kind(path, name, "init_lora_weights")
+    if config.get("alpha_pattern"):
+        raise CheckpointError(
+            f"{path}: gives tensors alphas of their own (alpha_pattern), which is not supported; "
+            "merge the adapter with PEFT and load the merged model"
+        )
+    return AdapterConfig(config.get("lora_alpha"), config.get("use_rslora") is True)
+
+
+def check_is_lora(path: Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError if a tensor's name tells an adapter of another kind than LoRA."""
+    for name in names:
+        for kind, pattern in _OTHER_KINDS:
+            if re.search(pattern, name):
+                raise _other_kind(path, kind, name)
+
+
+def _other_kind(path: Path, kind: str, sign: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: holds an adapter of the kind {kind} (by {sign}), expected a LoRA; merge it with "
+        "the program that trained it and load the merged model"
+    )
