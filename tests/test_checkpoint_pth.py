@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import os
 import pickle
 import sys
-import types
 import zipfile
-from collections import Counter, defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rwkv_core
 from pth_writer import (
     integer,
     state_dict_pickle,
@@ -31,7 +26,6 @@ from pth_writer import (
 from random_model import random_weights
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.errors import CheckpointError
-from rwkv_core.prequantizing import prequantize
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 F32 = np.dtype(np.float32)
@@ -121,44 +115,6 @@ def test_a_state_dict_among_training_state_is_found(tmp_path: Path, wrapper: str
     pickled += text(wrapper) + state_dict_pickle({"x": RAMP})[2:-1] + b"u."
     write_torch_zip(tmp_path / "m.pth", pickled, {"data/0": RAMP.tobytes()})
     np.testing.assert_array_equal(read_all(tmp_path / "m.pth")["x"], RAMP)
-
-
-def test_a_trainer_s_plain_containers_are_skipped(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    weights = {"emb.weight": torch.ones(3, 4), "with_attribute": torch.ones(2)}
-    weights["with_attribute"].note = "of its own"
-    parameter = torch.nn.Parameter(torch.full((2,), 3.0))
-    parameter.note = "of its own"
-    model = defaultdict(list, {**weights, "parameter": parameter})
-    about = {
-        "rng_state": torch.get_rng_state(),
-        "numpy_rng": np.random.RandomState(0).get_state(),
-        "generator": np.random.default_rng(0).bit_generator.state,
-        "size": torch.Size([1, 2]),
-        "args": argparse.Namespace(lr=1e-3, betas=(0.9, 0.99), path=Path("a/b")),
-        "more": types.SimpleNamespace(loss=np.float64(2.5), step=np.int64(7), on=np.bool_(True)),
-        "array": np.arange(3),
-        "kind": (torch.float16, torch.device("cpu"), np.dtype("float32")),
-        "seen": {1, 2},
-        "frozen": frozenset("ab"),
-        "counted": Counter("hello"),
-        "last": deque([1, 2], maxlen=2),
-        "when": datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC),
-        "bytes": (b"ab", bytearray(b"cd"), 1 + 2j),
-    }
-    content = {**about, "epoch": {"ema": {"emb.weight": torch.zeros(3, 4)}, "model": model}}
-    for protocol in (2, 4, 5):
-        torch.save(content, tmp_path / "m.pth", pickle_protocol=protocol)
-        found = read_all(tmp_path / "m.pth")
-        assert found.keys() == model.keys()
-        assert (found["emb.weight"] == 1).all() and (found["parameter"] == 3).all()
-
-
-def test_a_model_comes_before_its_moving_average(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    one, other = {"x": torch.ones(3)}, {"x": torch.zeros(3)}
-    torch.save({"ema": other, "state_dict": one}, tmp_path / "m.pth")
-    np.testing.assert_array_equal(read_all(tmp_path / "m.pth")["x"], np.ones(3))
 
 
 def test_an_aligned_tensor_is_a_read_only_view_of_the_file(tmp_path: Path) -> None:
@@ -376,74 +332,6 @@ def test_a_file_converted_by_chatrwkv_is_refused(tmp_path: Path) -> None:
     pickled = state_dict_pickle({"x": RAMP})[:-2] + text("_strategy") + text("cpu fp32") + b"u."
     write_torch_zip(tmp_path / "m.pth", pickled, {"data/0": RAMP.tobytes()})
     assert "ChatRWKV" in refusal(tmp_path / "m.pth")
-
-
-def damage(path: Path, data: bytes) -> None:
-    """Change one byte of a file, in the middle of the only place where it holds `data`."""
-    content = bytearray(path.read_bytes())
-    assert content.count(data) == 1
-    content[content.index(data) + len(data) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", ["blocks.0.att.key.weight", "ln_out.bias", "emb.weight"])
-@pytest.mark.needs_backend
-def test_a_changed_number_fails_the_checksum(tmp_path: Path, name: str) -> None:
-    weights = random_weights(1, 8, 20)
-    write_pth(tmp_path / "m.pth", weights)
-    damage(tmp_path / "m.pth", weights[name].tobytes())
-    with pytest.raises(CheckpointError, match=f"the bytes of {name} fail the file's checksum"):
-        rwkv_core.load(tmp_path / "m.pth")
-
-
-def test_prequantize_and_lora_check_what_they_read(tmp_path: Path) -> None:
-    weights = random_weights(1, 64, 20)
-    write_pth(tmp_path / "m.pth", weights)
-    factors = {"A": np.full((2, 64), 0.5, np.float32), "B": np.full((64, 2), 0.25, np.float32)}
-    write_pth(tmp_path / "lora.pth", {f"blocks.0.att.key.lora_{k}": a for k, a in factors.items()})
-    damage(tmp_path / "lora.pth", factors["B"].tobytes())
-    with pytest.raises(CheckpointError, match="lora_B fail the file's checksum"):
-        prequantize(tmp_path / "m.pth", lora=tmp_path / "lora.pth", lora_alpha=2)
-    damage(tmp_path / "m.pth", weights["head.weight"].tobytes())
-    with pytest.raises(CheckpointError, match=r"head\.weight fail the file's checksum"):
-        prequantize(tmp_path / "m.pth")
-
-
-def test_a_part_of_a_storage_is_checked_as_the_whole(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    ramp = torch.arange(100.0)
-    torch.save({"a": ramp[:50], "b": ramp[50:]}, tmp_path / "m.pth")
-    damage(tmp_path / "m.pth", ramp[90:].numpy().tobytes())
-    with open_checkpoint(tmp_path / "m.pth") as checkpoint:
-        for name in checkpoint.tensors:
-            checkpoint.read(name)
-            with pytest.raises(CheckpointError, match=f"{name} fail"):
-                checkpoint.verify(name)
-
-
-def test_a_file_saved_without_checksums_is_read(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if not hasattr(torch.serialization, "set_crc32_options"):
-        pytest.skip("this torch always writes checksums")
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save({"x": torch.ones(3)}, tmp_path / "m.pth")
-    finally:
-        torch.serialization.set_crc32_options(True)
-    with open_checkpoint(tmp_path / "m.pth") as checkpoint:
-        checkpoint.verify("x")
-
-
-def test_a_directory_that_points_at_another_member_is_refused(tmp_path: Path) -> None:
-    write_pth(tmp_path / "m.pth", {"x": RAMP, "y": -RAMP})
-    content = bytearray((tmp_path / "m.pth").read_bytes())
-    with zipfile.ZipFile(tmp_path / "m.pth") as archive:
-        offsets = {member.filename: member.header_offset for member in archive.infolist()}
-    # An entry of the directory: 46 bytes, of which 42 to 45 are the offset, then the name.
-    entry = content.rindex(b"archive/data/0") - 46
-    content[entry + 42 : entry + 46] = offsets["archive/data/1"].to_bytes(4, "little")
-    (tmp_path / "m.pth").write_bytes(content)
-    assert "'archive/data/0' is not where the zip directory says" in refusal(tmp_path / "m.pth")
 
 
 @pytest.fixture(scope="module")

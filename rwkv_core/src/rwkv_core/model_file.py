@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_core import plugins
-from rwkv_core.checkpoint import BUILTIN_FORMATS, Checkpoint, CheckpointFormat, open_checkpoint
+from rwkv_core.checkpoint import (
+    BUILTIN_FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    epsilon,
+    open_checkpoint,
+)
 from rwkv_core.checkpoint.adapters import CONFIG_NAME, AdapterConfig, adapter_config
 from rwkv_core.checkpoint.lora import LoraCheckpoint, holds_lora
-from rwkv_core.errors import OptionError
+from rwkv_core.errors import DownloadError, OptionError
 from rwkv_core.sources import local_file
+from rwkv_core.tensor_ops import EPSILON
 
 
 def known_formats() -> list[CheckpointFormat]:
@@ -27,7 +34,7 @@ def open_model(
     lora: str | os.PathLike[str] | None = None,
     lora_alpha: float | None = None,
 ) -> Iterator[Checkpoint]:
-    """A model's file, opened for a `with` statement.
+    """A model's file, opened for a `with` statement, as one of the layer norm epsilon 1e-5.
 
     Arguments:
         model, lora: as `local_file` takes them: paths or addresses.
@@ -46,11 +53,11 @@ def open_model(
             with open_checkpoint(lora_path, formats) as weights:
                 config = _adapter_config(weights.path)
                 alpha = _alpha(config, lora_alpha)
-                yield LoraCheckpoint(base, weights, alpha, config.by_root_of_rank)
+                yield _rescaled(LoraCheckpoint(base, weights, alpha, config.by_root_of_rank))
         elif lora_alpha is None:
-            yield base
+            yield _rescaled(base)
         elif holds_lora(base):
-            yield LoraCheckpoint(base, base, lora_alpha)
+            yield _rescaled(LoraCheckpoint(base, base, lora_alpha))
         else:
             raise OptionError(
                 f"lora_alpha: given without lora, and {base.path} holds no LoRA weights of its "
@@ -58,14 +65,32 @@ def open_model(
             )
 
 
-def _adapter_config(lora: Path) -> AdapterConfig:
-    """What PEFT's configuration beside a LoRA says, on this machine or on the hub."""
-    path: Path | None = lora.with_name(CONFIG_NAME)
-    if not lora.with_name(CONFIG_NAME).is_file():
-        from rwkv_core.sources import hub
+def _rescaled(checkpoint: Checkpoint) -> Checkpoint:
+    """The model with the epsilon of transformers' configuration beside it put into its weights."""
+    if not checkpoint.has_transformers_names:
+        return checkpoint
+    config = _beside(checkpoint.path, epsilon.CONFIG_NAME)
+    found = EPSILON if config is None else epsilon.configured_epsilon(config)
+    return checkpoint if found == EPSILON else epsilon.RescaledCheckpoint(checkpoint, found)
 
-        path = hub.beside(lora, CONFIG_NAME)
+
+def _adapter_config(lora: Path) -> AdapterConfig:
+    """What PEFT's configuration beside a LoRA says."""
+    path = _beside(lora, CONFIG_NAME)
     return AdapterConfig() if path is None else adapter_config(path)
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """The file `name` beside one on this machine, which may be in the hub client's cache."""
+    if path.with_name(name).is_file():
+        return path.with_name(name)
+    from rwkv_core.sources import hub
+
+    try:
+        return hub.beside(path, name)
+    # Such as no connection: what is not in the cache was not there before.
+    except DownloadError:
+        return None
 
 
 def _alpha(config: AdapterConfig, given: float | None) -> Any:

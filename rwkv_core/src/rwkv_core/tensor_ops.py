@@ -34,6 +34,8 @@ Array: TypeAlias = Any
 Matrix: TypeAlias = Any
 WKVState: TypeAlias = tuple[Array, Array, Array]
 
+EPSILON = 1e-5  # of every layer norm
+
 MOST_TOKENS = 512  # in a chunk of a prompt
 _FIXED_SIZES = (MOST_TOKENS, 256, 64, 16, 4, 1)
 
@@ -125,7 +127,7 @@ class TensorOps(ABC):
         xp = self.xp
         x = x - xp.mean(x, axis=-1, keepdims=True)
         variance = xp.mean(x * x, axis=-1, keepdims=True)
-        return x / xp.sqrt(variance + 1e-5) * weight + bias
+        return x / xp.sqrt(variance + EPSILON) * weight + bias
 
     def token_shift(self, x: Array, last: Array) -> Array:
         """Each token's predecessor: `x` [B, T, D] moved one step later, `last` [B, D] first."""

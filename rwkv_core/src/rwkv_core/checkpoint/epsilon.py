@@ -1,0 +1,83 @@
+"""transformers' `layer_norm_epsilon`, put into the weights of a model that has another than 1e-5.
+
+A layer norm sees c x with epsilon e as x with epsilon e / c^2. So a model of the epsilon e / c^2
+computes the same with e if its residual stream is c times as large: the embedding, the norm after
+it, and the two matrices of each block that add to the stream are multiplied by c.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkv_core.checkpoint.config_file import read_config
+from rwkv_core.checkpoint.reader import Checkpoint
+from rwkv_core.errors import CheckpointError
+from rwkv_core.tensor_ops import EPSILON
+
+CONFIG_NAME = "config.json"
+_SMALLEST, _LARGEST = 1e-15, 1.0
+_ADDS_TO_STREAM = re.compile(
+    r"^emb\.weight$|^blocks\.0\.ln0\.|^blocks\.[0-9]+\.(att\.output|ffn\.value)\.weight$"
+)
+
+
+def configured_epsilon(path: Path) -> float:
+    """The epsilon that transformers' configuration of an RWKV-4 gives, by default 1e-5.
+
+    Raises CheckpointError for one that is no small positive number.
+    """
+    config = read_config(path) or {}
+    epsilon = config.get("layer_norm_epsilon", EPSILON)
+    if config.get("model_type") != "rwkv":
+        return EPSILON
+    if type(epsilon) not in (int, float) or not _SMALLEST <= epsilon <= _LARGEST:
+        raise CheckpointError(
+            f"{path}: layer_norm_epsilon is {str(epsilon)[:40]!r}, expected a number from "
+            f"{_SMALLEST:g} to {_LARGEST:g}, such as {EPSILON:g}"
+        )
+    return float(epsilon)
+
+
+class RescaledCheckpoint(Checkpoint):
+    """A model trained with the layer norm epsilon `epsilon`, for one that computes with 1e-5."""
+
+    def __init__(self, base: Checkpoint, epsilon: float) -> None:
+        self.path, self.format, self.metadata = base.path, base.format, base.metadata
+        self._base, self._factor = base, math.sqrt(EPSILON / epsilon)
+        self.tensors = {
+            name: tensor._replace(dtype=np.promote_types(tensor.dtype, np.float32))
+            if _ADDS_TO_STREAM.match(name)
+            else tensor
+            for name, tensor in base.tensors.items()
+        }
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """See `Checkpoint.read`; a tensor that is rescaled is new memory."""
+        return self._rescaled(name, self._base.read(name))
+
+    def sample(self, name: str) -> np.ndarray[Any, Any]:
+        """See `Checkpoint.sample`."""
+        return self._rescaled(name, self._base.sample(name))
+
+    def _rescaled(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if not _ADDS_TO_STREAM.match(name):
+            return array
+        # What overflows is found by whoever checks what was read.
+        with np.errstate(all="ignore"):
+            rescaled = array.astype(self.tensors[name].dtype)
+            rescaled *= self._factor
+        rescaled.flags.writeable = False
+        return rescaled
+
+    def verify(self, name: str) -> None:
+        """See `Checkpoint.verify`."""
+        self._base.verify(name)
+
+    def close(self) -> None:
+        """See `Checkpoint.close`."""
+        self._base.close()
