@@ -311,6 +311,9 @@ DAMAGE = {
         "'rwkv-core prequantized 2', expected 'rwkv-core prequantized 1': upgrade",
     ),
     "no fingerprint": (told(fingerprint="../../etc"), "no fingerprint of 16 hex digits"),
+    "other groups than it says": (told(group_size="32"), "says group_size '32', its tensors 64"),
+    "other layers than it says": (told(n_layer="3"), "says n_layer '3', its tensors 2"),
+    "another width than it says": (told(n_embd="x"), "says n_embd 'x', its tensors 64"),
     "scales of NaN": (
         replaced(f"{MATRIX}.scales", lambda a: a * np.float16(np.nan)),
         f"{MATRIX} holds 256 NaN",

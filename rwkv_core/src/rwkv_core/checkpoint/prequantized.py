@@ -78,6 +78,25 @@ class PrequantizedCheckpoint(Checkpoint):
             raise self._damaged("its metadata holds no fingerprint of 16 hex digits")
         self._quantized: set[str] = set()
         self.tensors = self._presented()
+        self._check_metadata()
+
+    def _check_metadata(self) -> None:
+        """The sizes that the metadata gives against those that the tensors have."""
+        found = {"n_layer": len({n.split(".")[1] for n in self.tensors if n.startswith("blocks.")})}
+        for size, name, axis in (
+            ("n_vocab", "emb.weight", 0),
+            ("n_embd", "emb.weight", 1),
+            ("n_ffn", "blocks.0.ffn.key.weight", 0),
+        ):
+            if name in self.tensors and len(self.tensors[name].shape) == 2:
+                found[size] = self.tensors[name].shape[axis]
+        for key, value in found.items():
+            self._check_said(key, value)
+
+    def _check_said(self, key: str, found: int) -> None:
+        said = self.metadata.get(key, str(found))
+        if said != str(found):
+            raise self._damaged(f"its metadata says {key} {said[:20]!r}, its tensors {found}")
 
     def _presented(self) -> dict[str, TensorInfo]:
         tensors: dict[str, TensorInfo] = {}
@@ -134,7 +153,9 @@ class PrequantizedCheckpoint(Checkpoint):
         if name not in self._quantized:
             return None
         codes, scales, offsets = (self._stored.read(f"{name}.{part}") for part in PARTS)
-        return QuantizedMatrix(self._bits, codes, scales, offsets)
+        matrix = QuantizedMatrix(self._bits, codes, scales, offsets)
+        self._check_said("group_size", matrix.group_size)
+        return matrix
 
     def close(self) -> None:
         """See `Checkpoint.close`."""
