@@ -182,6 +182,14 @@ def test_many_threads_may_write_one_file(small_model: Path, tmp_path: Path, back
     assert os.listdir(tmp_path) == ["a.state"]
 
 
+def scan(aa: float = 0.0, bb: float = 1.0, pp: float = 0.0) -> np.ndarray:
+    """A state of which one number of one layer has these weights, and the others' are 1."""
+    array = np.zeros((2, 5, 32), np.float32)
+    array[:, 3] = 1
+    array[1, 2:, 7] = aa, bb, pp
+    return array
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -190,13 +198,16 @@ def test_many_threads_may_write_one_file(small_model: Path, tmp_path: Path, back
         {"array": np.zeros((2, 5, 32), np.int8)},
         {"array": np.full((2, 5, 32), np.nan, np.float32)},
         {"logits": np.full(262, np.inf, np.float32)},
+        {"array": scan(bb=0.0)},
+        {"array": scan(bb=-1.0)},
+        {"array": scan(aa=1.0, bb=0.0, pp=-1e30)},
     ],
 )
 def test_values_that_no_model_gives_are_refused(
     small_model: Path, tmp_path: Path, backend: str, change: dict[str, Any]
 ) -> None:
     model = rwkv_core.load(small_model, backend=backend)
-    good = State(np.zeros((2, 5, 32), np.float32), None, b"", model.fingerprint)
+    good = State(scan(), None, b"", model.fingerprint)
     save_state(tmp_path / "good.state", good)
     model.load_state(tmp_path / "good.state")
     save_state(tmp_path / "bad.state", replace(good, **change))

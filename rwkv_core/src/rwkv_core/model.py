@@ -19,11 +19,16 @@ from rwkv_core import plugins, recurrence
 from rwkv_core import state as state_file
 from rwkv_core.checkpoint import Checkpoint, diagnose
 from rwkv_core.checkpoint.doctor import Shape, check_tensor
+from rwkv_core.dtype_range import check_range
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.heap import keep_freed_memory
 from rwkv_core.model_file import open_model
 from rwkv_core.state import State, kind_of, short_repr
 from rwkv_core.tensor_ops import TensorOps
+
+# Channels of a larger time_decay forget each token at once, as exp(-exp(40)) is 0 in every type.
+# From 89 on, exp(time_decay) would be infinite in float32, and 0 times that NaN.
+LARGEST_TIME_DECAY = 40.0
 
 Tokens = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer[Any]]
 OnCount = Callable[[int, int], object]
@@ -55,7 +60,9 @@ def load(
     Raises CheckpointError for the file, BackendError for the backend, OptionError for an option.
     """
     try:
-        return _load(model, backend, on_progress, lora, lora_alpha, options)
+        # The caller's np.seterr is for the caller's own arithmetic.
+        with np.errstate(all="ignore"):
+            return _load(model, backend, on_progress, lora, lora_alpha, options)
     except BaseException as error:
         # Whoever keeps the error would keep what its frames hold: the matrices loaded so far.
         traceback.clear_frames(error.__traceback__)
@@ -106,10 +113,10 @@ class _Reader:
         }
         self._total, self._done = sum(self._sizes.values()), 0
 
-    def _made(self, name: str, make: Callable[[NDArray[Any]], Any]) -> Any:
-        """What `make` makes of a tensor, which another thread looks for NaN meanwhile."""
+    def _made(self, name: str, make: Callable[[NDArray[Any]], Any], dtype: str) -> Any:
+        """What `make` makes of a tensor, which another thread looks through meanwhile."""
         array = self._checkpoint.read(name)
-        checked = self._pool.submit(self._check, name, array)
+        checked = self._pool.submit(self._check, name, array, dtype)
         try:
             made = make(array)
         finally:
@@ -118,8 +125,9 @@ class _Reader:
         self._count(name)
         return made
 
-    def _check(self, name: str, array: NDArray[Any]) -> None:
+    def _check(self, name: str, array: NDArray[Any], dtype: str) -> None:
         check_tensor(self._checkpoint, name, array)
+        check_range(f"{name} of {self._checkpoint.path}", array, dtype)
 
     def _count(self, name: str) -> None:
         self._done += self._sizes[name]
@@ -127,7 +135,7 @@ class _Reader:
             self._on_progress(self._done, self._total)
 
     def embedding(self) -> Any:
-        return self._made("emb.weight", self._ops.embedding)
+        return self._made("emb.weight", self._ops.embedding, self._ops.runtime_dtype)
 
     def row(self, name: str) -> NDArray[Any]:
         """A tensor as one row. The doctor has looked it through."""
@@ -136,15 +144,17 @@ class _Reader:
         return array
 
     def vector(self, name: str) -> Any:
-        return self._ops.vector(self.row(name))
+        row = self.row(name)
+        check_range(f"{name} of {self._checkpoint.path}", row, self._ops.runtime_dtype)
+        return self._ops.vector(row)
 
     def matrix(self, name: str) -> Any:
         name += ".weight"
         quantized = self._checkpoint.read_quantized(name)
         if quantized is None:
-            return self._made(name, self._ops.matrix)
-        for part in (quantized.scales, quantized.offsets):
-            self._check(name, part)
+            return self._made(name, self._ops.matrix, self._ops.dtype)
+        for part in (quantized.scales, quantized.offsets, quantized.largest()):
+            self._check(name, part, self._ops.dtype)
         self._count(name)
         return self._ops.quantized_matrix(quantized)
 
@@ -154,7 +164,8 @@ class _Reader:
     def block(self, prefix: str) -> recurrence.Block:
         att, ffn = prefix + "att.", prefix + "ffn."
         # In float64, so that a float64 backend gets the decay to its own precision.
-        decay = -np.exp(self.row(att + "time_decay").astype(np.float64))
+        raw = self.row(att + "time_decay").astype(np.float64)
+        decay = -np.exp(np.minimum(raw, LARGEST_TIME_DECAY))
         time = [
             *map(self.vector, [f"{att}time_mix_{name}" for name in "kvr"]),
             self._ops.vector(decay),
@@ -231,6 +242,7 @@ class Model:
             f"{self.n_vocab} tokens; {self.backend} on {self.device:.40})"
         )
 
+    @np.errstate(all="ignore")
     def forward(
         self,
         tokens: Tokens,
@@ -384,6 +396,7 @@ class Model:
         on_host = State(self.to_numpy(single), logits, single.pending, self.fingerprint)
         state_file.save_state(path, on_host, transcript)
 
+    @np.errstate(all="ignore")
     def load_state(self, path: str | os.PathLike[str]) -> State:
         """Read a state that `save_state` wrote. Raises StateError, of another model's too."""
         found = state_file.load_state(path)

@@ -130,6 +130,7 @@ def encode(
     return tokens, len(tokenizer.to_bytes(tokens))
 
 
+@np.errstate(all="ignore")
 def score_tokens(
     model: Model,
     tokens: Sequence[int],
@@ -151,6 +152,7 @@ def score_tokens(
     return _finite_sum(nats)
 
 
+@np.errstate(all="ignore")
 def compare_tokens(
     reference: Model,
     model: Model,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from rwkv_core.checkpoint import (
     Checkpoint,
     Shape,
@@ -30,6 +32,7 @@ SUFFIX = ".pqth"
 OnBytes = Callable[[int, int], object]
 
 
+@np.errstate(all="ignore")
 def prequantize(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,

@@ -62,12 +62,19 @@ class QuantizedMatrix:
     def n_bytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes + self.offsets.nbytes
 
+    @np.errstate(all="ignore")
+    def largest(self) -> NDArray[np.float32]:
+        """What the highest code stands for in each group, [out, groups]."""
+        scales, offsets = self.scales.astype(np.float32), self.offsets.astype(np.float32)
+        return scales * np.float32(2**self.bits - 1) + offsets
+
     def unpacked(self) -> NDArray[np.uint8]:
         """The codes, one a byte: uint8 [out, in]."""
         if self.bits == 8:
             return self.codes
         return np.stack([self.codes & 15, self.codes >> 4], axis=-1).reshape(self.shape)
 
+    @np.errstate(all="ignore")
     def dequantize(self) -> NDArray[np.float32]:
         """The matrix [out, in] that the codes stand for, in float32."""
         rows, groups = self.scales.shape
@@ -77,6 +84,7 @@ class QuantizedMatrix:
         return matrix.reshape(self.shape)
 
 
+@np.errstate(all="ignore")
 def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> QuantizedMatrix:
     """`array` [out, in], of any float type, in `bits` bits a weight.
 

@@ -163,6 +163,7 @@ class TokenCounts:
         return self._counts
 
 
+@np.errstate(all="ignore")
 def sample(
     logits: NDArray[Any],
     sampling: Sampling,

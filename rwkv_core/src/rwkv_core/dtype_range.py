@@ -1,0 +1,51 @@
+"""Weights that a narrower type would turn into infinity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.errors import OptionError
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_TYPES = {"float16": np.dtype(np.float16), "bfloat16": _BFLOAT16, "float32": np.dtype(np.float32)}
+# The largest value of each type.
+_LARGEST = {
+    _TYPES["float16"]: 65504.0,
+    _BFLOAT16: 3.3895314e38,
+    _TYPES["float32"]: float(np.finfo(np.float32).max),
+}
+
+
+def check_range(what: str, array: NDArray[Any], dtype: str) -> None:
+    """Raise OptionError if a value of `array`, all of them finite, is infinite as `dtype`.
+
+    `dtype` is a backend's name of a type; one that is no float type holds any value.
+    """
+    kind = _TYPES.get(dtype)
+    if kind is None or not array.size:
+        return
+    if _LARGEST.get(array.dtype, np.inf) <= _LARGEST[kind]:
+        return
+    for extreme in _extremes(array):
+        with np.errstate(all="ignore"):
+            fits = np.isfinite(np.asarray(extreme).astype(kind))
+        if not fits:
+            wider = "float32 or bfloat16" if dtype == "float16" else "float64"
+            raise OptionError(
+                f"option dtype: {dtype} ends at {_LARGEST[kind]:.6g}, and {what} holds "
+                f"{float(extreme):.6g}; take {wider}"
+            )
+
+
+def _extremes(array: NDArray[Any]) -> tuple[Any, ...]:
+    """Values among which the largest and the smallest are."""
+    if array.dtype != _BFLOAT16:
+        return array.min(), array.max()
+    # As integers, several times as fast: positive values are the greatest with a sign, negative
+    # ones without.
+    bits = (array.view(np.int16).max(), array.view(np.uint16).max())
+    return tuple(np.array(bits).astype(np.uint16).view(array.dtype))
