@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_core.backend import printable
 from rwkv_core.errors import OptionError
+from rwkv_core.printable import printable
 
 
 def ask_for_model(question: str, missing: str, files: Sequence[Path]) -> str:

@@ -5,8 +5,8 @@ A value may be given as text too, such as mode="pytorch(cpu/gpu)".
 
 from __future__ import annotations
 
-from rwkv_core.backend import printable
 from rwkv_core.errors import BackendError
+from rwkv_core.printable import printable
 
 TORCH = "pytorch(cpu/gpu)"
 JAX = "jax(cpu/gpu/tpu)"
