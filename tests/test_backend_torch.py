@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -90,3 +91,18 @@ def test_a_callers_changes_to_logits_and_states_are_its_own(small_model):
     expected = model.forward([1], state)[0].clone()
     logits[:] = 0
     assert torch.equal(model.forward([1], state)[0], expected)
+
+
+def test_the_environment_is_as_it_was_after_torch_is_imported():
+    """A variable is set while torch's OpenMP reads it."""
+    code = """
+        import os, sys
+        before = dict(os.environ)
+        import rwkv_core
+        rwkv_core.load("prose", "torch")
+        print("torch" in sys.modules, dict(os.environ) == before)
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "True True\n"

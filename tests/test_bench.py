@@ -206,6 +206,16 @@ def some_backend():
     return "numpy" if "numpy" in able else able[0]
 
 
+def test_busy_processes_run_beside_a_second_measurement(random_file, some_backend, capsys):
+    arguments = ["--prefill", "4", "--rounds", "1", "--busy", "2", "--json"]
+    assert main(["bench", "-m", str(random_file), "-b", some_backend, *arguments]) == 0
+    idle, busy = json.loads(capsys.readouterr().out)
+    assert (idle["busy"], busy["busy"]) == (0, 2)
+    assert busy["decode"]["tokens_per_second"] > 0
+    assert main(["bench", "-m", str(random_file), "--busy", "0"]) == 2
+    assert "--busy: found 0, expected 1 to 64" in capsys.readouterr().err
+
+
 def test_a_combination_that_fails_is_a_line_and_not_the_end(random_file, some_backend, capsys):
     arguments = ["-m", str(random_file), "--rounds", "1", "--prefill", "3", "-b", some_backend]
     arguments += ["--dtype", "float24", "--dtype", "float32"]

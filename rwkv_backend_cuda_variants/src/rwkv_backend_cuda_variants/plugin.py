@@ -90,6 +90,10 @@ def rwkv_backends() -> list[Backend]:
 
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
+    if backend in (_STREAM.name, _SPLIT.name, _QUANT.name):
+        from rwkv_backend_torch.openmp import import_torch
+
+        import_torch()
     if backend == _STREAM.name:
         from rwkv_backend_cuda_variants.stream import StreamOps
 

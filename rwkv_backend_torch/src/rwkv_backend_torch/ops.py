@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from rwkv_core import recurrence
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.printable import printable
 from rwkv_core.tensor_ops import TensorOps, WKVState
+from rwkv_core.threads import available_threads
 
 _MOST_THREADS = 1024
 
@@ -38,11 +40,7 @@ class TorchOps(TensorOps):
             raise OptionError("option dtype: found float64, which mps lacks; take float32")
         self._layers: tuple[Any, list[Layer]] = None, []
         self._packs = packs(self._device, getattr(torch, dtype))
-        if threads is not None:
-            # Beyond what the system allows, OpenMP ends the process.
-            if not 1 <= threads <= _MOST_THREADS:
-                raise OptionError(f"option threads: found {threads}, expected 1 to {_MOST_THREADS}")
-            torch.set_num_threads(threads)
+        _set_threads(threads)
 
     def vector(self, array: NDArray[Any]) -> Tensor:
         return self._place(array, self.runtime_dtype)
@@ -122,6 +120,18 @@ class TorchOps(TensorOps):
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         # Not inference_mode, whose results nobody else may change: a caller may ban a token.
         return torch.no_grad()(function)
+
+
+def _set_threads(threads: int | None) -> None:
+    """Compute with so many threads; by default torch's choice, but no more than a quota allows."""
+    if threads is None:
+        if "OMP_NUM_THREADS" not in os.environ and available_threads() < torch.get_num_threads():
+            torch.set_num_threads(available_threads())
+        return
+    # Beyond what the system allows, OpenMP ends the process.
+    if not 1 <= threads <= _MOST_THREADS:
+        raise OptionError(f"option threads: found {threads}, expected 1 to {_MOST_THREADS}")
+    torch.set_num_threads(threads)
 
 
 def torch_device(name: str | None) -> torch.device:

@@ -46,6 +46,9 @@ def rwkv_backends() -> list[Backend]:
 def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
     if backend != _TORCH.name:
         return None
+    from rwkv_backend_torch.openmp import import_torch
+
+    import_torch()
     from rwkv_backend_torch.ops import TorchOps
 
     return TorchOps(**options)

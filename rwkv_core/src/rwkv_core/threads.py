@@ -1,10 +1,59 @@
-"""How many threads can run at a time."""
+"""How many threads can run at the same time."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available_threads() -> int:
-    """The processor's cores that this process may use."""
+    """Return the number of cores that this process may use, at least 1.
+
+    It is the cores in the process's affinity mask, or fewer where a container's CPU quota (cgroup
+    version 1 or 2) is less. Of a part of a core, what is left over is not counted: a thread that
+    runs out of quota stops the others, too.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, int(min(cores, *_cpu_quotas(), cores)))
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """The quotas, in cores, of this process's control groups and of those that they are in."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            roots = [_CGROUPS, _CGROUPS / "unified"]
+        elif "cpu" in controllers.split(","):
+            roots = [_CGROUPS / "cpu", _CGROUPS / controllers]
+        else:
+            continue
+        path = PurePosixPath(group)
+        for root in roots:
+            for one in (path, *path.parents):
+                quota = _quota_of(root / one.relative_to("/"))
+                if quota is not None:
+                    yield quota
+
+
+def _quota_of(group: Path) -> float | None:
+    """The quota of one control group, in cores; None where it has none."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = (
+                (group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

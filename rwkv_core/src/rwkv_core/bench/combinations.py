@@ -1,4 +1,4 @@
-"""A backend, a dtype and a number of threads, each measured in a process of its own.
+"""A backend, a dtype, threads and busy processes beside it, each measured in a process of its own.
 
 The peak of memory and the number of threads belong to a process, and a library that is loaded stays
 loaded.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -28,11 +30,16 @@ _BITS = {"int8": 8, "int4": 4}
 
 @dataclass(frozen=True)
 class Combination:
-    """Of which one bench is; None is the best backend, its default dtype, and its own choice."""
+    """What one bench measures; None is the best backend, its default dtype, and its own choice.
+
+    Attributes:
+        busy: how many other processes keep a core busy meanwhile.
+    """
 
     backend: str | None = None
     dtype: str | None = None
     threads: int | None = None
+    busy: int = 0
 
     def options(self) -> dict[str, Any]:
         """The backend's options that mean the dtype. Raises OptionError if it has no such dtype."""
@@ -64,11 +71,12 @@ def bench_alone(
     receiving, sending = context.Pipe(duplex=False)
     everything = (model, combination.backend, {**options, **own})
     process = context.Process(target=_work, args=(sending, everything, arguments))
-    with _limited_to(combination.threads):
-        process.start()
-    sending.close()
     try:
-        report, error, details = receiving.recv()
+        with busy_processes(combination.busy):
+            with _limited_to(combination.threads):
+                process.start()
+            sending.close()
+            report, error, details = receiving.recv()
         process.join()
     except EOFError:
         process.join()
@@ -93,6 +101,18 @@ def _work(sending: Connection, positional: tuple[Any, ...], arguments: dict[str,
         pass
     except BaseException as error:
         sending.send((None, one_line(error), traceback.format_exc()))
+
+
+@contextmanager
+def busy_processes(n: int) -> Iterator[None]:
+    """Processes that each keep a core busy, as other programs do on a shared machine."""
+    command = [sys.executable, "-c", "while True: pass"]
+    with ExitStack() as running:
+        for _ in range(n):
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            running.callback(process.wait)
+            running.callback(process.kill)
+        yield
 
 
 @contextmanager

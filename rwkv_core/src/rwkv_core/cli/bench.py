@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rwkv_core.bench import Combination, Report
     from rwkv_core.checkpoint import Shape
 
+_MAX_BUSY = 64
 _YARDSTICKS = {"NumPy float32": "NumPy's W @ x, GB/s", "own": "own W @ x, GB/s"}
 
 
@@ -57,6 +58,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", action="append",
         help="CPU threads; by default the libraries' own choice; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--busy", type=int, metavar="N",
+        help="time everything once more, while N other processes keep a core busy each",
     )  # fmt: skip
     add_option_argument(parser)
     parser.add_argument(
@@ -114,7 +119,10 @@ def _combinations(args: argparse.Namespace) -> list[Combination]:
     for threads in args.threads or ():
         if not 1 <= threads <= most:
             raise OptionError(f"--threads: found {threads}, expected 1 to {most}, the cores here")
-    named = (args.backend or [None], args.dtype or [None], args.threads or [None])
+    if args.busy is not None and not 1 <= args.busy <= _MAX_BUSY:
+        raise OptionError(f"--busy: found {args.busy}, expected 1 to {_MAX_BUSY}")
+    busy = [0] if args.busy is None else [0, args.busy]
+    named = (args.backend or [None], args.dtype or [None], args.threads or [None], busy)
     return list(dict.fromkeys(Combination(*one) for one in product(*named)))
 
 
@@ -179,7 +187,7 @@ def _as_json(outcome: _Outcome) -> dict[str, Any]:
     combination, report, error = outcome
     if report is None:
         return {**asdict(combination), "error": error}
-    return {**asdict(report), "threads": combination.threads}
+    return {**asdict(report), "threads": combination.threads, "busy": combination.busy}
 
 
 def _print(outcomes: list[_Outcome]) -> None:
@@ -204,6 +212,7 @@ def _column(combination: Combination, report: Report) -> list[tuple[str, str]]:
         ("backend", report.backend),
         ("dtype", report.dtype),
         ("threads", "-" if threads is None else str(threads)),
+        ("busy processes", str(combination.busy)),
         ("load, s", f"{report.load_seconds:.1f}"),
         ("peak memory", "-" if peak is None else readable_bytes(peak)),
         (f"first token after {first.tokens}, s", f"{first.seconds:.2f}"),
@@ -232,7 +241,8 @@ def _column(combination: Combination, report: Report) -> list[tuple[str, str]]:
 
 def _named(combination: Combination) -> str:
     backend, dtype, threads = combination.backend, combination.dtype, combination.threads
-    parts = (backend, dtype, f"threads {threads}" if threads else None)
+    busy = f"{combination.busy} busy processes" if combination.busy else None
+    parts = (backend, dtype, f"threads {threads}" if threads else None, busy)
     return ", ".join(filter(None, parts)) or "the fastest backend"
 
 
@@ -268,6 +278,7 @@ own; they are the columns of one table, and one that fails is a line below it. F
   batch              sequences decoded together: tokens of all, and as a multiple of one's
 
   rwkv-core bench --shape 430M -b numpy -b torch
+  rwkv-core bench -m prose --busy 2
   rwkv-core bench -b torch --dtype float32 --dtype bfloat16 --threads 1 --threads 2
   rwkv-core bench -m model.pth -b torch -o dtype=bfloat16 --prefill 64 --prefill 512""",
 )
