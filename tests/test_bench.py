@@ -226,7 +226,7 @@ def test_a_combination_that_fails_is_a_line_and_not_the_end(random_file, some_ba
     assert lines[-1].startswith(f"{some_backend}, float24: ") and "'float24', expected" in lines[-1]
     assert main(["bench", *arguments, "--json"]) == 0
     failed, found = json.loads(capsys.readouterr().out)
-    assert set(failed) == {"backend", "dtype", "threads", "error"}
+    assert set(failed) == {"backend", "dtype", "threads", "busy", "error"}
     assert (failed["dtype"], found["dtype"]) == ("float24", "float32")
 
 

@@ -35,6 +35,7 @@ def jax_ops(dtype: str, runtime_dtype: str | None, device: str | None, mesh: int
 class JaxOps(TensorOps):
     xp = jnp
     fixed_shapes = True
+    threaded_library = "jax"
 
     def __init__(self, dtype: str, runtime_dtype: str | None, placement: Placement) -> None:
         self.dtype = dtype

@@ -84,6 +84,7 @@ def tf_ops(dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> TFOps
 class TFOps(TensorOps):
     xp = array_api
     fixed_shapes = True
+    threaded_library = "tensorflow"
 
     def __init__(self, dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> None:
         self.dtype = dtype

@@ -41,6 +41,8 @@ class TorchOps(TensorOps):
         self._layers: tuple[Any, list[Layer]] = None, []
         self._packs = packs(self._device, getattr(torch, dtype))
         _set_threads(threads)
+        if self._device.type != "cpu" or torch.get_num_threads() > 1:
+            self.threaded_library = "torch"
 
     def vector(self, array: NDArray[Any]) -> Tensor:
         return self._place(array, self.runtime_dtype)

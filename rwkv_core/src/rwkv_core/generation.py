@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkv_core.errors import OptionError, StateError
+from rwkv_core.one_thread import one_thread_at_a_time
 from rwkv_core.sampling import Processor, Sampling, TokenCounts, check_tokens, is_whole, sample
 from rwkv_core.sampling_steps import check_vocabulary
 from rwkv_core.state import State, short_repr
@@ -100,6 +101,7 @@ def _generator(model: Model, seed: Seed) -> np.random.Generator:
     return np.random.default_rng(model.ops.agree(secrets.randbits(128) if seed is None else seed))
 
 
+@one_thread_at_a_time("__next__", "run", "close")
 class GenerationStream:
     """Continues from a state, as an iterator over pieces of text, none of them empty.
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core import plugins, recurrence
+from rwkv_core import forks, plugins, recurrence
 from rwkv_core import state as state_file
 from rwkv_core.checkpoint import Checkpoint, diagnose
 from rwkv_core.checkpoint.doctor import Shape, check_tensor
@@ -82,6 +82,8 @@ def _load(
         shape = diagnose(checkpoint)
         name = plugins.default_backend() if backend is None else backend
         ops = plugins.tensor_ops(name, options)
+        forks.check_threads(ops.threaded_library)
+        forks.note_use(ops.threaded_library)
         ops.prepare(shape)
         reader = _Reader(checkpoint, ops, on_progress, pool)
         return Model(
@@ -318,6 +320,7 @@ class Model:
 
     def empty_state(self, n_batch: int | None = None) -> State:
         """The state of having read nothing; of `n_batch` sequences if given."""
+        forks.check_threads(self.ops.threaded_library)
         array = np.zeros((self.n_layer, recurrence.STATE_ROWS, self.n_embd))
         array[:, recurrence.PP] = recurrence.EMPTY_PP
         if n_batch is not None:
@@ -326,6 +329,7 @@ class Model:
 
     def check_state(self, state: State, n_batch: int | None = None) -> None:
         """Raise StateError unless `state` fits this model, as a batch of `n_batch` if given."""
+        forks.check_threads(self.ops.threaded_library)
         if not isinstance(state, State):
             raise StateError(f"state: found a {type(state).__name__}, expected a State or None")
         if state.model not in ("", self.fingerprint):

@@ -13,6 +13,7 @@ from rwkv_core import plugins, shipped
 from rwkv_core.errors import OptionError
 from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed
 from rwkv_core.model import Model, OnCount, load
+from rwkv_core.one_thread import one_thread_at_a_time
 from rwkv_core.sampling import Processor, Sampling, check_tokens
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+@one_thread_at_a_time(
+    "load_context", "generate", "stream", "get_state", "set_state", "reset_state",
+    "save_state", "load_state",
+)  # fmt: skip
 class RWKV:
     """A model, its tokenizer, and a state that runs along with what is read and generated.
 

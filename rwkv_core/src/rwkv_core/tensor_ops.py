@@ -51,6 +51,8 @@ class TensorOps(ABC):
             and the state have this type too.
         fixed_shapes: True where each new shape costs a compilation, so that a prompt is read in
             chunks of a few sizes only.
+        threaded_library: the library that hangs in a forked process, as it lacks the threads that
+            were started before; "" where none does. A model used there is then an error.
     """
 
     xp: Any
@@ -58,6 +60,7 @@ class TensorOps(ABC):
     dtype: str = "float32"
     runtime_dtype: str = "float32"
     fixed_shapes: bool = False
+    threaded_library: str = ""
 
     def prepare(self, shape: Shape) -> None:  # noqa: B027
         """A model of these sizes is to be loaded; by default that is no matter.

@@ -1,0 +1,29 @@
+"""Refuses what would hang: in a forked process, libraries lack the threads they have started."""
+
+from __future__ import annotations
+
+import os
+
+from rwkv_core.errors import BackendError
+
+_used: set[str] = set()
+_lost: set[str] = set()
+
+
+def note_use(library: str) -> None:
+    """`library`, unless it is "", is about to start threads in this process."""
+    if library:
+        _used.add(library)
+
+
+def check_threads(library: str) -> None:
+    """Raise BackendError if `library` started its threads before this process was forked."""
+    if library in _lost:
+        raise BackendError(
+            f"{library}: this process was forked from one that had computed already, whose threads "
+            "it lacks; have multiprocessing start it by spawn or forkserver"
+        )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _lost.update(_used))
