@@ -31,10 +31,18 @@ _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: RWKV_CACHE, or rwkv-core in the user's cache folder."""
-    named = os.environ.get("RWKV_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(users) / "rwkv-core"
+    """Where fetched files are kept: RWKV_CACHE, or rwkv-core in the user's cache folder.
+
+    Raises DownloadError for a user without a home folder.
+    """
+    if named := os.environ.get("RWKV_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwkv-core"
+    except RuntimeError:
+        raise DownloadError(
+            "this user has no home folder to keep files in; set RWKV_CACHE to another folder"
+        ) from None
 
 
 def fetch(address: str, sha256: str | None = None) -> Path:

@@ -230,6 +230,10 @@ def _explained(place: HubFile, error: Exception) -> DownloadError:
             return DownloadError(f"{place}: access refused ({status}); {_LOG_IN}")
         case _ if status:
             return DownloadError(f"{place}: cannot be fetched: {_endpoint()} answers {status}")
+        case RuntimeError() if constants.HF_HUB_CACHE.startswith("~"):
+            return DownloadError(
+                f"{place}: this user has no home folder; set HF_HOME to another folder"
+            )
         case OSError(strerror=str(reason)):
             where = folder or constants.HF_HUB_CACHE
             return DownloadError(
