@@ -180,6 +180,8 @@ def test_a_ctrl_c_that_is_lost_in_a_library_ends_the_text_all_the_same(generate,
             "no/such/folder/file: cannot be written: No such file",
         ),
         (["a", "--save-state", "."], ".: is no regular file"),
+        (["a", "--save-state", "n" * 300], "cannot be written: File name too long"),
+        (["a", "--save-state", __file__], "a file of another kind, which a state must not replace"),
         *[
             (["a", option, ""], f"{option}: found nothing, expected a name")
             for option in ("--prompt-file", "--tokenizer", "--save-state", "--state")

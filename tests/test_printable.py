@@ -1,11 +1,15 @@
 """Foreign text on a terminal: it does not steer it, forge lines, or fill the screen."""
 
 import io
+import shutil
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
-from rwkv_core import RWKVError
+from rwkv_core import RWKVError, shipped
+from rwkv_core.cli import main
 from rwkv_core.cli.printing import print_text
 from rwkv_core.printable import one_line, printable, without_control
 
@@ -40,3 +44,22 @@ def test_only_a_terminal_is_kept_from_control_characters(
     monkeypatch.setattr(sys, "stdout", out)
     print_text("\x1b[2J")
     assert out.getvalue() == ("\ufffd[2J" if terminal else "\x1b[2J")
+
+
+def test_a_file_and_its_names_do_not_steer_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "\x1b[2J\nrwkv-core: all is well"
+    data = b"\x80\x04\x8c\x03os." + b"\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
+    path = tmp_path / "a\x1b[31m\nb.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", data)
+        file.writestr("archive/version", "3\n")
+    assert main(["vram", "-m", str(path)]) == 2
+    shutil.copy(shipped.MODEL, path)
+    assert main(["vram", "-m", str(path)]) == 0
+    assert main(["prequantize", str(path), "--output", str(path) + "2"]) == 0
+    found = capsys.readouterr()
+    assert "all is well" in found.err and "\x1b" not in found.out + found.err
+    assert not any(line.startswith("rwkv-core: all") for line in found.err.splitlines())
+    assert len(found.out.splitlines()) == 3

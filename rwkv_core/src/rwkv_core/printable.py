@@ -22,9 +22,10 @@ _STEERING = {
 def printable(value: object, limit: int = MAX_LENGTH) -> str:
     """Return `str(value)` as one line of at most `limit` characters, its start and its end.
 
-    Characters that would steer a terminal become U+FFFD.
+    Characters that would steer a terminal become U+FFFD. Spaces stay, for the paths that have them.
     """
-    return _steering_replaced(" ".join(_shortened(str(value), limit).split()))
+    lines = _shortened(str(value), limit).replace("\t", " ").splitlines()
+    return _steering_replaced(" ".join(filter(None, map(str.strip, lines))))
 
 
 def one_line(error: BaseException) -> str:

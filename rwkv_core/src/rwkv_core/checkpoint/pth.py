@@ -18,6 +18,7 @@ from rwkv_core.checkpoint.mapped_file import Extent, MappedCheckpoint, MappedFil
 from rwkv_core.checkpoint.reader import CheckpointFormat
 from rwkv_core.checkpoint.torch_pickle import Malformed, PickleRefused, Tensor, read_torch_pickle
 from rwkv_core.errors import CheckpointError
+from rwkv_core.printable import printable
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -102,8 +103,9 @@ def _tensors(file: MappedFile, member: zipfile.ZipInfo) -> dict[str, Tensor]:
         content = read_torch_pickle(_read(file, member, MAX_PICKLE_BYTES))
     except PickleRefused as refused:
         raise CheckpointError(
-            f"{file.path}: refused: its pickle asks for {refused}, which a file of plain tensors "
-            "does not need (nothing was run); re-save the state dict alone with torch.save"
+            f"{file.path}: refused: its pickle asks for {printable(refused, 120)}, "
+            "which a file of plain tensors does not need (nothing was run); re-save the state dict "
+            "alone with torch.save"
         ) from refused
     except Malformed as error:
         raise CheckpointError(

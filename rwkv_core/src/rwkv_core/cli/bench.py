@@ -19,6 +19,7 @@ from rwkv_core.cli.model_arguments import add_option_argument, backend_options, 
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError, RWKVError
+from rwkv_core.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.bench import Combination, Report
@@ -195,7 +196,7 @@ def _print(outcomes: list[_Outcome]) -> None:
     found = [(combination, report) for combination, report, _ in outcomes if report is not None]
     if found:
         first = found[0][1]
-        print(f"{first.model}: {first.parameters / 1e6:,.1f} M parameters\n")
+        print(f"{printable(first.model)}: {first.parameters / 1e6:,.1f} M parameters\n")
         columns = [_column(*one) for one in found]
         rows = [(cells[0][0], *(cell for _, cell in cells)) for cells in zip(*columns, strict=True)]
         print_table(rows[0], rows[1:], right=range(1, len(columns) + 1))

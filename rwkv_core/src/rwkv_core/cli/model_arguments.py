@@ -7,11 +7,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from rwkv_core import plugins, shipped
-from rwkv_core.addresses import without_secrets
 from rwkv_core.cli.completion import complete_with
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.errors import OptionError
+from rwkv_core.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.model import Model
@@ -108,10 +108,7 @@ def _load_model(args: argparse.Namespace, name: str) -> Model:
         model = load(name, args.backend, progress, args.lora, args.lora_alpha, **options)
     if name == shipped.NAME:
         name += " (ships with rwkv-core; -m names another)" if args.model is None else ""
-    print(
-        f"model: {without_secrets(name)}  backend: {model.backend} on {model.device}",
-        file=sys.stderr,
-    )
+    print(f"model: {printable(name)}  backend: {model.backend} on {model.device}", file=sys.stderr)
     return model
 
 

@@ -21,6 +21,7 @@ from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.perplexity import Score
@@ -112,7 +113,8 @@ def _compare(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
             **backend_options(args.options),
         )
     print(
-        f"float32: {precisions.reference.path} on {precisions.reference.backend}", file=sys.stderr
+        f"float32: {printable(precisions.reference.path)} on {precisions.reference.backend}",
+        file=sys.stderr,
     )
     rows = []
     for name in precisions.names:

@@ -10,6 +10,7 @@ from rwkv_core.cli.model_arguments import add_lora_arguments, filled
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import readable_bytes
+from rwkv_core.printable import printable
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
             args.lora,
             args.lora_alpha,
         )
-    print(f"{path}: {args.bits} bits, {readable_bytes(os.path.getsize(path))}")
+    print(f"{printable(path)}: {args.bits} bits, {readable_bytes(os.path.getsize(path))}")
     return 0
 
 

@@ -6,12 +6,14 @@ import shutil
 import textwrap
 from collections.abc import Collection, Sequence
 
+from rwkv_core.printable import MAX_LENGTH, printable
+
 
 def print_table(
     header: Sequence[object], rows: Sequence[Sequence[object]], right: Collection[int] = ()
 ) -> None:
     """Print `header` and `rows` in columns as wide as they need; those in `right` right-aligned."""
-    lines = [[str(cell) for cell in line] for line in (header, *rows)]
+    lines = [[_cell(cell) for cell in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [
@@ -23,7 +25,7 @@ def print_table(
 
 def print_wrapped_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
     """As `print_table`, with the last column wrapped, so that lines fit the terminal."""
-    table = [[str(cell) for cell in line] for line in (header, *rows)]
+    table = [[_cell(cell) for cell in line] for line in (header, *rows)]
     first = [max(map(len, column)) + 2 for column in list(zip(*table, strict=True))[:-1]]
     width = max(20, shutil.get_terminal_size().columns - sum(first))
     for line in table:
@@ -31,6 +33,12 @@ def print_wrapped_table(header: Sequence[object], rows: Sequence[Sequence[object
         for text in textwrap.wrap(line[-1], width, break_on_hyphens=False) or [""]:
             print((start + text).rstrip())
             start = " " * sum(first)
+
+
+def _cell(value: object) -> str:
+    """Text for one cell; a label's leading spaces stay."""
+    text = str(value)
+    return text if text.isprintable() and len(text) <= MAX_LENGTH else printable(text)
 
 
 def readable_bytes(size: float) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_backend_arguments, backend_options
 from rwkv_core.cli.table import print_table
+from rwkv_core.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.verify import Check
@@ -38,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
         print_table(_HEADER, [_cells(check) for check in checks])
         for check in checks:
             if check.reason:
-                print(f"{check.backend} {check.dtype}: {check.reason}")
+                print(f"{check.backend} {check.dtype}: {printable(check.reason)}")
     statuses = {check.status for check in checks}
     return 0 if "pass" in statuses and "FAIL" not in statuses else 1
 
