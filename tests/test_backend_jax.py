@@ -211,3 +211,50 @@ def test_sixteen_bits_are_widened_exactly(dtype, n_rows):
     if dtype == "bfloat16" and n_rows > 1:
         x = x.astype(matrix.dtype).astype(np.float32)
     np.testing.assert_allclose(found, x @ matrix.astype(np.float32).T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "message"),
+    [
+        ("cuda", "JAX_PLATFORMS is 'cuda', which JAX does not have here"),
+        ("tpu", "JAX_PLATFORMS is 'tpu', which JAX does not have here"),
+        ("toaster", "JAX_PLATFORMS is 'toaster': unset it"),
+    ],
+)
+def test_platforms_that_are_not_there_are_one_line(platforms, message):
+    if rwkv_core.load("prose", "jax").device != "cpu":
+        pytest.skip("has an accelerator")
+    command = [sys.executable, "-m", "rwkv_core", "generate", "a", "-m", "prose", "-b", "jax"]
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_platforms_that_a_program_has_chosen_are_one_line():
+    code = (
+        "import jax, rwkv_core\n"
+        "jax.config.update('jax_platforms', 'cuda')\n"
+        "try: rwkv_core.load('prose', 'jax')\n"
+        "except rwkv_core.RWKVError as error: print(error)\n"
+    )
+    arguments = [sys.executable, "-c", code]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    if done.returncode == 0 and not done.stdout:
+        pytest.skip("has CUDA")
+    assert "JAX finds no device: " in done.stdout and len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_promotions_that_a_program_forbids_are_the_programs_alone(small_model, dtype):
+    import jax
+
+    model = rwkv_core.load(small_model, "jax", dtype=dtype)
+    expected = model.to_numpy(model.forward([1, 2, 3, 4, 5])[0])
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        model = rwkv_core.load(small_model, "jax", dtype=dtype)
+        for _ in range(2):
+            logits, state = model.forward([1, 2, 3, 4, 5])
+            model.forward([[6], [7]], model.stack_states([state, state]))
+    np.testing.assert_array_equal(model.to_numpy(logits), expected)

@@ -33,9 +33,13 @@ def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
     try:
         with _quiet():
             devices = jax.local_devices(backend=platform or None)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise BackendError(f"option device: {name!r} is not to be had here: {reason}") from None
+    # Of a platform that JAX knows but has no plugin for, it asserts that there is one.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or f"JAX has no {jax.config.jax_platforms} here"
+        what = f"option device: {name!r} is not to be had here" if name else "JAX finds no device"
+        if jax.config.jax_platforms:
+            reason += f"; JAX_PLATFORMS is {jax.config.jax_platforms!r}: unset it, or take cpu"
+        raise BackendError(f"{what}: {reason}") from None
     if mesh is not None:
         if mesh > len(devices):
             raise BackendError(

@@ -8,7 +8,7 @@ share one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import jax
@@ -97,6 +97,16 @@ class JaxOps(TensorOps):
 
         state, means = lax.scan(step, state, (k.swapaxes(0, 1), v.swapaxes(0, 1)))
         return means.swapaxes(0, 1), state
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        # Its parts are compiled, below. The equations mix ranks and types, which settings of the
+        # caller's may forbid.
+        @wraps(function)
+        def run(*arguments: Any) -> Any:
+            with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+                return function(*arguments)
+
+        return run
 
     def layers(
         self, block: Callable[..., Any], blocks: Sequence[Any], x: Array, state: Array

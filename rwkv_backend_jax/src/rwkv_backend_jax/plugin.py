@@ -11,17 +11,29 @@ from rwkv_core import Backend, Option, Status, TensorOps
 from rwkv_core.backend import DTYPE, RUNTIME_DTYPE
 
 _CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
+_KINDS = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 
 
 def jax_status() -> Status:
     """What JAX would find here, told from its distributions and the drivers' device files."""
     if not (_installed("jax") and _installed("jaxlib")):
         return Status(available=False, reason="jax is not installed")
-    if os.path.exists("/dev/nvidiactl") and any(map(_installed, _CUDA_PLUGINS)):
-        return Status(available=True, device="gpu", score=400.0)
+    found = {"cpu": Status(available=True, device="cpu", score=12.0)}
     if _installed("libtpu") and (glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*")):
-        return Status(available=True, device="tpu", score=400.0)
-    return Status(available=True, device="cpu", score=12.0)
+        found["tpu"] = Status(available=True, device="tpu", score=400.0)
+    if os.path.exists("/dev/nvidiactl") and any(map(_installed, _CUDA_PLUGINS)):
+        found["gpu"] = Status(available=True, device="gpu", score=400.0)
+    # The user's choice and order; a platform of a plugin that is not known here JAX itself finds.
+    platforms = [name for name in os.environ.get("JAX_PLATFORMS", "").split(",") if name]
+    chosen = [_KINDS.get(name) for name in platforms] or ["gpu", "tpu", "cpu"]
+    for kind in chosen:
+        if kind is None or kind in found:
+            return found[kind or "cpu"]
+    return Status(
+        available=False,
+        reason=f"JAX_PLATFORMS is {','.join(platforms)!r}, which JAX does not have here; unset it, "
+        "or set it to cpu",
+    )
 
 
 def _installed(distribution: str) -> bool:
