@@ -108,20 +108,21 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 class _Announcer(event.Listener):  # type: ignore[misc]
-    """Says on a terminal that kernels are being compiled; the line goes when that is done."""
+    """Says on a terminal, in one line for all of them, that kernels are being compiled."""
+
+    def __init__(self) -> None:
+        self._said = False
 
     def on_start(self, started: event.Event) -> None:
-        if self._is_ours(started) and sys.stderr.isatty():
-            line = "\r\x1b[Kcompiling kernels for this processor (once) ..."
-            print(line, end="", file=sys.stderr, flush=True)
+        module: str = started.data["dispatcher"].py_func.__module__
+        if not self._said and module.startswith(__package__) and sys.stderr.isatty():
+            self._said = True
+            # Over whatever progress is shown on the line.
+            line = "\r\x1b[Kcompiling kernels for this processor (once, some 15 seconds) ..."
+            print(line, file=sys.stderr, flush=True)
 
     def on_end(self, ended: event.Event) -> None:
-        if self._is_ours(ended) and sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def _is_ours(self, happening: event.Event) -> bool:
-        module: str = happening.data["dispatcher"].py_func.__module__
-        return module.startswith(__package__)
+        pass
 
 
 event.register("numba:compile", _Announcer())
