@@ -191,7 +191,7 @@ def test_a_failure_leaves_what_was_there(
     write_pth(tmp_path / "nan.pth", damaged)
     write_pth(tmp_path / "inf.pth", weights | {"emb.weight": weights["emb.weight"] * np.inf})
     target = tmp_path / "model.pqth"
-    target.write_text("kept")
+    kept = rwkv_core.prequantize(model, target).read_bytes()
     before = sorted(tmp_path.iterdir())
     with pytest.raises(CheckpointError, match=f"nan.pth: {MATRIX} holds 1 NaN"):
         rwkv_core.prequantize(tmp_path / "nan.pth", target)
@@ -203,7 +203,7 @@ def test_a_failure_leaves_what_was_there(
         rwkv_core.prequantize(model, tmp_path)
     with pytest.raises(CheckpointError, match="cannot be written: No such file"):
         rwkv_core.prequantize(model, tmp_path / "absent" / "m")
-    assert sorted(tmp_path.iterdir()) == before and target.read_text() == "kept"
+    assert sorted(tmp_path.iterdir()) == before and target.read_bytes() == kept
 
 
 def test_a_file_of_another_kind_is_not_overwritten(model: Path, tmp_path: Path) -> None:

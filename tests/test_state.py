@@ -80,7 +80,7 @@ def test_a_place_that_cannot_be_written_is_one_line_and_leaves_nothing(
 
 @pytest.fixture(scope="module")
 def plain() -> State:
-    return State(np.zeros((2, 5, 32), np.float32), model="0" * 16)
+    return State(np.ones((2, 5, 32), np.float32), model="0" * 16)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 a model", b"a text", b"\xff" * 16, b"{}"])

@@ -34,7 +34,7 @@ def tokenizer_before_load(model: str | os.PathLike[str]) -> Tokenizer | None:
     fetch_tokenizers(model)
     path = local_file(model)
     with open_model(path) as checkpoint:
-        embedding = checkpoint.tensors.get("emb.weight")
+        embedding, path = checkpoint.tensors.get("emb.weight"), checkpoint.path
     if embedding is None or len(embedding.shape) != 2:
         return None  # which loading explains
     n_vocab = embedding.shape[0]
