@@ -239,3 +239,14 @@ def test_verify_checks_each_width(capsys, bits):
     assert main(["verify", "-b", "torch-quant", "-o", f"bits={bits}"]) == 0
     (row,) = capsys.readouterr().out.splitlines()[1:]
     assert row.split()[:4] == ["torch-quant", f"int{bits}", "cpu", "pass"]
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 4}, {"target": 1}])
+def test_a_default_device_of_the_caller_s_is_the_caller_s_alone(small_model, options):
+    expected = rwkv_core.load(small_model, "torch-quant", **options)
+    with torch.device("meta"):
+        found = rwkv_core.load(small_model, "torch-quant", **options)
+        logits = found.forward([1, 2, 3])[0]
+    np.testing.assert_array_equal(
+        found.to_numpy(logits), expected.to_numpy(expected.forward([1, 2, 3])[0])
+    )

@@ -46,7 +46,7 @@ class Int8Rows:
         signed = (codes ^ 128).view(np.int8)
         scale = torch.from_numpy(scales)
         self._center = torch.from_numpy(offsets + 128 * scales)
-        zero_points = torch.zeros(len(scales), dtype=torch.int64)
+        zero_points = torch.zeros(len(scales), dtype=torch.int64, device="cpu")
         # Beside the codes four numbers a row: scale, zero point, FBGEMM's sum of codes, center.
         self.nbytes = codes.nbytes + 16 * len(scales)
         with _fbgemm():
@@ -108,18 +108,19 @@ class Int4Groups(TensorKernel):
         self._group_size = _int4_group_size(matrix.group_size)
         padded = _padded(self._rows)
         repeats = matrix.group_size // self._group_size
-        all_packed = torch.empty(padded, width // 2, dtype=torch.uint8)
+        all_packed = torch.empty(padded, width // 2, dtype=torch.uint8, device="cpu")
         # A weight is (code - 8) * scale + zero.
         scales = np.repeat(matrix.scales.astype(np.float32), repeats, axis=1)
         zeros = np.repeat(matrix.offsets.astype(np.float32), repeats, axis=1) + 8 * scales
-        both = torch.zeros(width // self._group_size, padded, 2, dtype=torch.bfloat16)
+        shape = (width // self._group_size, padded, 2)
+        both = torch.zeros(shape, dtype=torch.bfloat16, device="cpu")
         both[:, : self._rows, 0] = torch.from_numpy(scales.T)
         both[:, : self._rows, 1] = torch.from_numpy(zeros.T)
         self.tensors = (both, all_packed)
         for start in range(0, padded, _ROWS):
             packed = all_packed[start : start + _ROWS]
             some = matrix.codes[start : start + _ROWS]
-            codes = torch.zeros(len(packed), width, dtype=torch.int32)
+            codes = torch.zeros(len(packed), width, dtype=torch.int32, device="cpu")
             codes[: len(some), ::2] = torch.from_numpy(some & 15)
             codes[: len(some), 1::2] = torch.from_numpy(some >> 4)
             packed.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1))

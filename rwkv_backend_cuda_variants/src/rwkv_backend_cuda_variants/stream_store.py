@@ -141,7 +141,7 @@ class MatrixStore:
 
     def _host_copy(self, rows: Tensor, dtype: torch.dtype) -> HostTensor:
         try:
-            copy = torch.empty(rows.shape, dtype=dtype, pin_memory=self._pin)
+            copy = torch.empty(rows.shape, dtype=dtype, pin_memory=self._pin, device="cpu")
         except RuntimeError as error:
             if not self._pin:
                 raise
