@@ -319,7 +319,7 @@ def test_sigterm_removes_the_temporary_folder(tmp_path):
     command = [sys.executable, "-m", "rwkv_core", "bench", "--shape", "1x8", "--rounds", "1000000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list(tmp_path.glob(".rwkv-core-*")):
+        while process.poll() is None and not list(tmp_path.glob(".rwkv-core-*/random*")):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in (2, 143)

@@ -67,10 +67,15 @@ def _locked_folder(parent: str | os.PathLike[str]) -> tuple[Path, BinaryIO]:
             lock = (folder / _LOCK).open("wb")
         except FileNotFoundError:
             continue  # Another process took the folder for abandoned.
-        except OSError:
+        except BaseException:
             folder.rmdir()
             raise
-        _wait_for(lock)
+        try:
+            _wait_for(lock)
+        except BaseException:
+            lock.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if os.fstat(lock.fileno()).st_nlink:
             return folder, lock
         lock.close()  # As above, a moment later.
