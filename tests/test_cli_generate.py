@@ -120,12 +120,12 @@ def test_stop_tokens_bans_and_biases_reach_the_sampling(generate):
 def test_a_sampler_of_a_plugin_is_found_by_name(generate, install_plugin):
     source = (
         "import numpy, rwkv_core\n"
-        "from rwkv_core.sampling import Sampler\n"
+        "from rwkv_core import Sampler\n"
         "def only_70(logits, tokens):\n"
         "    return numpy.where(numpy.arange(len(logits)) == 70, 0.0, -numpy.inf)\n"
         "@rwkv_core.hookimpl\n"
         "def rwkv_samplers():\n"
-        "    return [Sampler('only-70', 'always the same', only_70)]\n"
+        "    return [Sampler('only-70', 'always the same', lambda options: only_70)]\n"
     )
     install_plugin("only", source)
     out = generate("ab", "-n", "3", "--json", "--sampler", "only-70")[1]
@@ -135,7 +135,7 @@ def test_a_sampler_of_a_plugin_is_found_by_name(generate, install_plugin):
 def test_a_ctrl_c_that_is_lost_in_a_library_ends_the_text_all_the_same(generate, install_plugin):
     source = (
         "import contextlib, signal, rwkv_core\n"
-        "from rwkv_core.sampling import Sampler\n"
+        "from rwkv_core import Sampler\n"
         "def lose_it(logits, tokens):\n"
         "    if len(tokens) == 2:\n"
         "        with contextlib.suppress(KeyboardInterrupt):\n"
@@ -143,7 +143,7 @@ def test_a_ctrl_c_that_is_lost_in_a_library_ends_the_text_all_the_same(generate,
         "    return logits\n"
         "@rwkv_core.hookimpl\n"
         "def rwkv_samplers():\n"
-        "    return [Sampler('deaf', 'clears errors', lose_it)]\n"
+        "    return [Sampler('deaf', 'clears errors', lambda options: lose_it)]\n"
     )
     install_plugin("deaf", source)
     # A test run in the background may ignore Ctrl-C.

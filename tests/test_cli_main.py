@@ -211,7 +211,9 @@ def test_a_failure_in_a_plugins_command_is_one_line(install_plugin, capsys, monk
     install_plugin("greeting", COMMAND_PLUGIN)
     monkeypatch.delenv("RWKV_DEBUG", raising=False)
     assert main(["greet", "nobody"]) == 2
-    assert capsys.readouterr().err == "rwkv-core: error: ZeroDivisionError: nobody there\n"
+    assert capsys.readouterr().err == (
+        "rwkv-core: error: ZeroDivisionError: nobody there (in the plugin greeting 1.0)\n"
+    )
 
 
 def test_rwkv_debug_shows_the_traceback(install_plugin, capsys, monkeypatch):

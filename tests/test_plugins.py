@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -351,8 +352,6 @@ def test_of_two_copies_on_the_path_the_first_counts(install_plugin: Callable[...
     later.mkdir()
     (later / "METADATA").write_text("Metadata-Version: 2.1\nName: copied\nVersion: 0.5\n")
     (later / "entry_points.txt").write_text(f"[{plugins.GROUP}]\ncopied = copied\n")
-    first = next(
-        ep for ep in plugins.metadata.entry_points(group=plugins.GROUP) if ep.name == "copied"
-    )
+    first = next(ep for ep in metadata.entry_points(group=plugins.GROUP) if ep.name == "copied")
     assert first.dist is not None
     assert row("copied").version == first.dist.version

@@ -256,12 +256,12 @@ def test_sampler_of_a_plugin_is_used_by_name(
     install_plugin(
         "only-a",
         "import rwkv_core, numpy as np\n"
-        "from rwkv_core.sampling import Sampler\n"
+        "from rwkv_core import Sampler\n"
         "def process(logits, history):\n"
         f"    return np.where(np.arange(len(logits)) == {1 + ord('a')}, 0.0, -np.inf)\n"
         "@rwkv_core.hookimpl\n"
         "def rwkv_samplers():\n"
-        "    return [Sampler('only-a', 'says a', process)]\n",
+        "    return [Sampler('only-a', 'says a', lambda options: process)]\n",
     )
     assert rwkv.generate(3, processors=["only-a"]).text == "aaa"
     with pytest.raises(OptionError, match=r"no sampler 'only-b' is installed .*only-a"):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rwkv_core.backend import Backend, BackendInfo, Option, Status
     from rwkv_core.errors import (
         BackendError,
+        BackendWarning,
         CheckpointError,
         DownloadError,
         OptionError,
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from rwkv_core.generation import Generated, GenerationStream, Progress
     from rwkv_core.hookspecs import hookimpl
     from rwkv_core.model import Model, load
-    from rwkv_core.plugins import list_backends
+    from rwkv_core.plugins import list_backends, list_plugins
     from rwkv_core.prequantizing import prequantize
     from rwkv_core.rwkv import RWKV
-    from rwkv_core.sampling import Sampler, Sampling
+    from rwkv_core.samplers import Sampler
+    from rwkv_core.sampling import Sampling
     from rwkv_core.state import State
     from rwkv_core.tensor_ops import CONTRACT, TensorOps
     from rwkv_core.tokenizer import Tokenizer
@@ -39,6 +41,7 @@ _HOME = {
     "backend": ("Backend", "BackendInfo", "Option", "Status"),
     "errors": (
         "BackendError",
+        "BackendWarning",
         "CheckpointError",
         "DownloadError",
         "OptionError",
@@ -49,10 +52,11 @@ _HOME = {
     "generation": ("Generated", "GenerationStream", "Progress"),
     "hookspecs": ("hookimpl",),
     "model": ("Model", "load"),
-    "plugins": ("list_backends",),
+    "plugins": ("list_backends", "list_plugins"),
     "prequantizing": ("prequantize",),
     "rwkv": ("RWKV",),
-    "sampling": ("Sampler", "Sampling"),
+    "samplers": ("Sampler",),
+    "sampling": ("Sampling",),
     "state": ("State",),
     "tensor_ops": ("CONTRACT", "TensorOps"),
     "tokenizer": ("Tokenizer",),
@@ -65,6 +69,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendInfo",
+    "BackendWarning",
     "CheckpointError",
     "DownloadError",
     "Generated",
@@ -85,6 +90,7 @@ __all__ = [
     "__version__",
     "hookimpl",
     "list_backends",
+    "list_plugins",
     "load",
     "prequantize",
 ]

@@ -6,9 +6,12 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkv_core.errors import BackendError, OptionError
+
+if TYPE_CHECKING:
+    from rwkv_core.samplers import Sampler
 from rwkv_core.printable import printable
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -164,8 +167,14 @@ def check_backend(backend: Backend) -> None:
     _expect("quantized_bits", backend.quantized_bits, tuple)
     for bits in backend.quantized_bits:
         _expect("quantized_bits", bits, int)
-    _expect("options", backend.options, tuple)
-    for option in backend.options:
+    check_options(backend.options)
+
+
+def check_options(options: object) -> None:
+    """Raise BackendError unless `options` is a tuple of sound options."""
+    _expect("options", options, tuple)
+    assert isinstance(options, tuple)
+    for option in options:
         _expect("options", option, Option)
         check_name(option.name)
         _expect(f"option {option.name}: help", option.help, str)
@@ -197,19 +206,19 @@ def _expect(what: str, value: object, kind: type) -> None:
         raise BackendError(f"{what}: found {value!r}, expected {kind.__name__}")
 
 
-def resolve_options(backend: Backend, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the backend with its value: the given one or the default.
+def resolve_options(offer: Backend | Sampler, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of the backend or sampler with its value: the given one or the default.
 
-    Raises OptionError for a name that the backend does not have and for a value that does not fit.
+    Raises OptionError for a name that it does not have and for a value that does not fit.
     """
-    known = {option.name: option for option in backend.options}
+    known = {option.name: option for option in offer.options}
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}? It" if close else "it"
             raise OptionError(
-                f"backend {backend.name} has no option {name!r}; {hint} takes: "
-                f"{', '.join(known) or 'none'}"
+                f"{type(offer).__name__.lower()} {offer.name} has no option {name!r}; "
+                f"{hint} takes: {', '.join(known) or 'none'}"
             )
     return {
         name: option.parse(given[name]) if name in given else option.default

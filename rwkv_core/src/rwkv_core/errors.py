@@ -36,3 +36,7 @@ class StateError(RWKVError):
 
 class TokenizerError(RWKVError):
     """A tokenizer that is missing, unreadable, or does not fit the model."""
+
+
+class BackendWarning(RuntimeWarning):
+    """A backend that failed to start, where another one was taken."""

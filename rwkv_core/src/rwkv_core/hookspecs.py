@@ -16,7 +16,7 @@ from rwkv_core.backend import Backend
 if TYPE_CHECKING:
     from rwkv_core.checkpoint import CheckpointFormat
     from rwkv_core.cli import Command
-    from rwkv_core.sampling import Sampler
+    from rwkv_core.samplers import Sampler
     from rwkv_core.tensor_ops import TensorOps
 
 hookspec = pluggy.HookspecMarker("rwkv_core")
@@ -39,12 +39,12 @@ def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | Non
 
 @hookspec
 def rwkv_checkpoint_formats() -> list[CheckpointFormat]:  # type: ignore[empty-body]
-    """Kinds of model files that this plugin reads; the built-in kinds are tried first."""
+    """Kinds of model files that this plugin reads; they are asked before the built-in kinds."""
 
 
 @hookspec
 def rwkv_samplers() -> list[Sampler]:  # type: ignore[empty-body]
-    """Named steps that a user may add to the sampling chain."""
+    """Describe named steps that a user may add to the sampling chain: --sampler NAME:KEY=VALUE."""
 
 
 @hookspec

@@ -48,7 +48,8 @@ def load(
         model: a checkpoint (.pth, .pqth, .safetensors, rwkv.cpp .bin: told from the content): its
             path, its address (hf://owner/repo/file, http or https), or "prose" for the small model
             that ships with rwkv-core.
-        backend: a name from `list_backends()`; None takes the best one ready on this machine.
+        backend: a name from `list_backends()`; None takes the best one ready on this machine, and
+            with a warning the next one where that fails to start.
         on_progress: called with the bytes read so far and in all, after each tensor.
         lora: LoRA weights to merge into the model: a file of RWKV-LM-LoRA's, or PEFT's file or
             folder.
@@ -80,8 +81,7 @@ def _load(
     keep_freed_memory()
     with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
         shape = diagnose(checkpoint)
-        name = plugins.default_backend() if backend is None else backend
-        ops = plugins.tensor_ops(name, options)
+        name, ops = plugins.start_backend(backend, options)
         forks.check_threads(ops.threaded_library)
         forks.note_use(ops.threaded_library)
         ops.prepare(shape)

@@ -24,8 +24,12 @@ from rwkv_core.tensor_ops import EPSILON
 
 
 def known_formats() -> list[CheckpointFormat]:
-    """The formats that rwkv-core reads, then those of plugins."""
-    return [*BUILTIN_FORMATS, *plugins.offered("rwkv_checkpoint_formats").values()]
+    """The formats of plugins, then those that rwkv-core reads itself.
+
+    A plugin's come first, as its files may be of a kind that a built-in format would claim: every
+    zip archive may be a damaged .pth.
+    """
+    return [*plugins.offered("rwkv_checkpoint_formats").values(), *BUILTIN_FORMATS]
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkv_core import plugins, shipped
+from rwkv_core import shipped
 from rwkv_core.errors import OptionError
 from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed
 from rwkv_core.model import Model, OnCount, load
 from rwkv_core.one_thread import one_thread_at_a_time
+from rwkv_core.samplers import started
 from rwkv_core.sampling import Processor, Sampling, check_tokens
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
@@ -121,8 +122,8 @@ class RWKV:
         Arguments:
             sampling_options: temperature, top_p and the other attributes of `Sampling`.
             sampling: a Sampling that these start from.
-            processors: functions (logits [V], tokens so far) -> logits, or names of samplers that
-                plugins offer.
+            processors: functions (logits [V], tokens so far) -> logits, or samplers by name, such
+                as "mirostat:tau=3"; `rwkv-core list-plugins` lists them.
             stop_strings, stop_tokens, ignore_eos, seed, on_progress: see `GenerationStream`.
 
         Raises OptionError for an argument. The running state moves on when the call returns.
@@ -178,7 +179,7 @@ class RWKV:
             ignore_eos=ignore_eos,
             seed=seed,
             on_progress=on_progress,
-            processors=_processors(processors),
+            processors=started(processors),
         )
         self._stream = running
         return running
@@ -240,24 +241,3 @@ def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:
             hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
             raise OptionError(f"unknown option {name!r}; {hint}")
     return replace(base or Sampling(), **options)
-
-
-def _processors(processors: Sequence[Processor | str]) -> list[Processor]:
-    if isinstance(processors, str) or not isinstance(processors, Iterable):
-        raise OptionError(f"processors: found {processors!r}, expected a list of them")
-    return [_processor(processor) for processor in processors]
-
-
-def _processor(processor: Processor | str) -> Processor:
-    if callable(processor):
-        return processor
-    if not isinstance(processor, str):
-        raise OptionError(
-            f"processors: found {processor!r} in the list, expected functions or samplers' names"
-        )
-    samplers = plugins.offered("rwkv_samplers")
-    if processor not in samplers:
-        known = ", ".join(samplers) or "none"
-        raise OptionError(f"processors: no sampler {processor!r} is installed (there are: {known})")
-    process: Processor = samplers[processor].process
-    return process

@@ -24,18 +24,6 @@ Processor = Callable[[Logits, Sequence[int]], Logits]
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """A step of the chain that a plugin offers by name.
-
-    `process` takes float64 logits [V] and the tokens generated so far, and returns logits [V].
-    """
-
-    name: str
-    summary: str
-    process: Processor
-
-
-@dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen. The defaults draw from the model's own distribution.
 
@@ -194,10 +182,7 @@ def sample(
             scores, "bias and penalties gave", "use values nearer 0 (repetition: 1)", OptionError
         )
     if processors:
-        scores = _processed(scores, processors, history)
-        top = _checked_top(
-            scores, "processors gave", "rule a token out with -inf, and all others to force one"
-        )
+        scores, top = _processed(scores, processors, history)
     if top == -np.inf:
         raise OptionError("every token is banned, expected at least one to be left")
     if sampling.temperature == 0:
@@ -256,13 +241,26 @@ def adjusted(
     return logits
 
 
-def _processed(scores: Logits, processors: Sequence[Processor], history: Sequence[int]) -> Logits:
-    size = scores.shape
+def _processed(
+    scores: Logits, processors: Sequence[Processor], history: Sequence[int]
+) -> tuple[Logits, float]:
+    """What the processors make of the scores, and the largest of that."""
+    size, top = scores.shape, 0.0
     scores = scores.copy()  # a processor may work in place
     for process in processors:
-        scores = np.asarray(process(scores, history), np.float64)
+        given = process(scores, history)
+        name = getattr(process, "__name__", type(process).__name__)
+        try:
+            scores = np.asarray(given, np.float64)
+        except (TypeError, ValueError):
+            raise OptionError(
+                f"processors: found a {type(given).__name__} from {name}, expected logits [V]"
+            ) from None
         if scores.shape != size:
             raise OptionError(
-                f"processors: found logits of shape {list(scores.shape)}, expected {list(size)}"
+                f"processors: found logits of shape {list(scores.shape)}, expected {list(size)} "
+                f"(from {name})"
             )
-    return scores
+        advice = f"rule a token out with -inf, and all others to force one (from {name})"
+        top = _checked_top(scores, "processors gave", advice)
+    return scores, top

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from rwkv_core.errors import CheckpointError
@@ -15,16 +16,18 @@ USUAL_NAMES = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
-_SUFFIXES = (".pth", ".pqth", ".safetensors", ".bin")
 
 
-def model_in(folder: Path) -> Path:
-    """The file. Raises CheckpointError unless there is one by a usual name, or just one at all."""
+def model_in(folder: Path, suffixes: Collection[str]) -> Path:
+    """The file with a usual name, or the only one that ends in one of `suffixes`.
+
+    Raises CheckpointError if there is none.
+    """
     try:
         for name in USUAL_NAMES:
             if (folder / name).is_file():
                 return folder / name
-        files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+        files = sorted(path for path in folder.iterdir() if path.name.endswith(tuple(suffixes)))
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror or error}") from None
     if len(files) == 1:

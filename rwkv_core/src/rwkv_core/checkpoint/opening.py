@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rwkv_core.checkpoint import folder, prequantized, pth, rwkv_cpp, safetensors, sharded
 from rwkv_core.checkpoint.reader import HEAD_BYTES, Checkpoint, CheckpointFormat, read_head
-from rwkv_core.errors import CheckpointError
+from rwkv_core.errors import CheckpointError, RWKVError
+from rwkv_core.printable import one_line
 
 BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
     pth.FORMAT,
@@ -17,7 +18,7 @@ BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
     rwkv_cpp.FORMAT,
     sharded.FORMAT,
 )
-__all__ = ["BUILTIN_FORMATS", "HEAD_BYTES", "open_checkpoint"]
+__all__ = ["BUILTIN_FORMATS", "HEAD_BYTES", "matching_format", "open_checkpoint"]
 
 _GET_THE_FILE = "download the model file itself"
 # What a file that no format claims begins with, what it then is, and what to do about it.
@@ -63,11 +64,11 @@ def open_checkpoint(
             f"path: found a {type(path).__name__}, expected a model file's path (str or Path)"
         ) from None
     if path.is_dir():
-        path = folder.model_in(path)
+        path = folder.model_in(path, {suffix for one in formats for suffix in one.suffixes})
     head = read_head(path)
-    for format in formats:
-        if format.matches(path, head):
-            return format.open(path)
+    format, problems = matching_format(path, head, formats)
+    if format is not None:
+        return _open(format, path)
     known = ", ".join(format.name for format in formats)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for beginnings, what, advice in _LOOK_ALIKES:
@@ -75,5 +76,32 @@ def open_checkpoint(
             raise CheckpointError(f"{path}: is {what}; {advice}")
     raise CheckpointError(
         f"{path}: of no known kind: it begins with {head[:8]!r}; expected a file of one of the "
-        f"formats {known}"
+        f"formats {known}{''.join(problems)}"
     )
+
+
+def matching_format(
+    path: Path, head: bytes, formats: Sequence[CheckpointFormat]
+) -> tuple[CheckpointFormat | None, list[str]]:
+    """The first format that a file is of, and what is wrong with those that could not tell."""
+    problems: list[str] = []
+    for format in formats:
+        try:
+            if format.matches(path, head):
+                return format, problems
+        except KeyboardInterrupt:
+            raise
+        # A plugin's failure must not keep the file from the formats after it.
+        except BaseException as error:
+            problems.append(f"; {format.name} failed to look at it: {one_line(error)}")
+    return None, problems
+
+
+def _open(format: CheckpointFormat, path: Path) -> Checkpoint:
+    try:
+        return format.open(path)
+    except RWKVError:
+        raise
+    except Exception as error:
+        failed = f"{path}: the format {format.name} failed to open it: {one_line(error)}"
+        raise CheckpointError(failed) from error

@@ -163,5 +163,6 @@ class PrequantizedCheckpoint(Checkpoint):
 
 
 FORMAT = CheckpointFormat(
-    "prequantized", "what `rwkv-core prequantize` writes, 8 or 4 bits", _matches, open_prequantized
-)
+    "prequantized", "what `rwkv-core prequantize` writes, 8 or 4 bits", _matches, open_prequantized,
+    (".pqth",),
+)  # fmt: skip

@@ -230,5 +230,6 @@ def _read(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes:
 
 
 FORMAT = CheckpointFormat(
-    "pth", "BlinkDL's .pth, as torch.save writes it; read without torch", _matches, open_pth
-)
+    "pth", "BlinkDL's .pth, as torch.save writes it; read without torch", _matches, open_pth,
+    (".pth",),
+)  # fmt: skip

@@ -99,6 +99,9 @@ class CheckpointFormat(NamedTuple):
     Decides by content, raises nothing, and claims a damaged file of its kind."""
     open: Callable[[Path], Checkpoint]
     """Opens a file that matched, or raises CheckpointError."""
+    suffixes: tuple[str, ...] = ()
+    """How files of this kind are usually called, such as (".pth",): those of a folder that a user
+    may choose from. What a file is, its content tells."""
 
 
 def read_head(path: Path) -> bytes:

@@ -121,5 +121,6 @@ def _tensor(file: MappedFile, position: int) -> tuple[str, Extent]:
 
 
 FORMAT = CheckpointFormat(
-    "rwkv.cpp", "rwkv.cpp's .bin, float32 or float16", _matches, open_rwkv_cpp
-)
+    "rwkv.cpp", "rwkv.cpp's .bin, float32 or float16", _matches, open_rwkv_cpp,
+    (".bin",),
+)  # fmt: skip

@@ -122,5 +122,6 @@ def _check_layout(file: MappedFile, extents: Mapping[str, Extent], data_start: i
 
 
 FORMAT = CheckpointFormat(
-    "safetensors", "safetensors, with BlinkDL's or transformers' names", _matches, open_safetensors
-)
+    "safetensors", "safetensors, with BlinkDL's or transformers' names", _matches, open_safetensors,
+    (".safetensors",),
+)  # fmt: skip

@@ -12,9 +12,10 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, TextIO
 
 import rwkv_core
 from rwkv_core import plugins
@@ -23,6 +24,7 @@ from rwkv_core.cli import (
     chat,
     generate,
     list_backends,
+    list_plugins,
     perplexity,
     prequantize,
     verify,
@@ -30,12 +32,36 @@ from rwkv_core.cli import (
 )
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.completion import complete, complete_with
+from rwkv_core.cli.model_arguments import (
+    add_backend_arguments,
+    add_model_arguments,
+    add_tokenizer_argument,
+    backend_options,
+    load_model,
+    load_rwkv,
+)
 from rwkv_core.cli.parser import Parser, did_you_mean
+from rwkv_core.cli.printing import print_pieces
 from rwkv_core.cli.processes import as_one_program
-from rwkv_core.errors import RWKVError
+from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
+from rwkv_core.errors import BackendWarning, RWKVError
 from rwkv_core.printable import one_line
 
-__all__ = ["BUILTIN_COMMANDS", "Command", "main"]
+# The helpers are public: a plugin's command takes -m, -b and -o as the built-in ones do.
+__all__ = [
+    "BUILTIN_COMMANDS",
+    "Command",
+    "add_backend_arguments",
+    "add_model_arguments",
+    "add_sampling_arguments",
+    "add_tokenizer_argument",
+    "backend_options",
+    "load_model",
+    "load_rwkv",
+    "main",
+    "print_pieces",
+    "sampling_options",
+]
 
 
 def _add_help_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +81,7 @@ BUILTIN_COMMANDS: tuple[Command, ...] = (
     perplexity.COMMAND,
     verify.COMMAND,
     bench.COMMAND,
+    list_plugins.COMMAND,
     _HELP,
 )
 
@@ -83,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Generated text may hold a character that a terminal's encoding lacks.
         sys.stdout.reconfigure(errors="replace")
     try:
-        with as_one_program():
+        with as_one_program(), warnings.catch_warnings():
+            warnings.showwarning = _print_warning
             status = _run(argv)
         sys.stdout.flush()
         return status
@@ -96,7 +124,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     # A plugin's or a library's own failure; hiding its traceback must not hide its kind.
     except Exception as error:
-        return _fail(one_line(error))
+        return _fail(one_line(error) + plugins.whose_code(error))
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """The project's own warnings are one line; others are shown as usual."""
+    if issubclass(category, BackendWarning):
+        print(f"rwkv-core: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno), end="", file=sys.stderr)
 
 
 def _open_closed_streams() -> None:

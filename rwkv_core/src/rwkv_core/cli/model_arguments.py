@@ -99,6 +99,11 @@ def backend_options(pairs: list[str]) -> dict[str, str]:
     return options
 
 
+def load_model(args: argparse.Namespace) -> Model:
+    """The model that the arguments name, for a command without text."""
+    return _load_model(args, choose_model(args.model))
+
+
 def _load_model(args: argparse.Namespace, name: str) -> Model:
     """The model called `name`; what was chosen goes to stderr."""
     options = backend_options(args.options)

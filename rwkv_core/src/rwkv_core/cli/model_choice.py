@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rwkv_core import shipped
 from rwkv_core.errors import OptionError
 from rwkv_core.printable import printable
 
-_PATTERNS = ("*.pth", "*.pqth", "*.safetensors", "*.bin")
+if TYPE_CHECKING:
+    from rwkv_core.checkpoint import CheckpointFormat
+
 _MAX_NAMED = 3
 
 
@@ -34,13 +38,20 @@ def choose_model(named: str | None) -> str:
 
 def model_files(folder: Path) -> list[Path]:
     """The files of `folder` that are model files by name and by how they begin."""
-    candidates = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
-    return [path for path in candidates if _looks_like_a_model(path)]
-
-
-def _looks_like_a_model(path: Path) -> bool:
-    from rwkv_core.checkpoint.opening import HEAD_BYTES
     from rwkv_core.model_file import known_formats
+
+    formats = known_formats()
+    suffixes = {suffix for known in formats for suffix in known.suffixes}
+    # Not by `glob`: a plugin's suffix may hold a character that means something there.
+    try:
+        files = [path for path in folder.iterdir() if path.name.endswith(tuple(suffixes))]
+    except OSError:
+        return []
+    return [path for path in sorted(files) if _looks_like_a_model(path, formats)]
+
+
+def _looks_like_a_model(path: Path, formats: Sequence[CheckpointFormat]) -> bool:
+    from rwkv_core.checkpoint.opening import HEAD_BYTES, matching_format
 
     try:
         if not path.is_file():
@@ -49,7 +60,7 @@ def _looks_like_a_model(path: Path) -> bool:
             head = file.read(HEAD_BYTES)
     except OSError:
         return False
-    return any(known.matches(path, head) for known in known_formats())
+    return matching_format(path, head, formats)[0] is not None
 
 
 def _ask(names: list[str]) -> str:

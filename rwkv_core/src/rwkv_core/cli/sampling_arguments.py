@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rwkv_core import plugins
 from rwkv_core.errors import OptionError
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -62,8 +61,9 @@ def add_sampling_arguments(
         "--verbose", action="store_true", help="say on stderr how fast the text was generated"
     )
     group.add_argument(
-        "--sampler", metavar="NAME", action="append", default=[],
-        help="a sampling step that a plugin offers; may be repeated",
+        "--sampler", metavar="NAME:KEY=VALUE,...", action="append", default=[],
+        help="a further sampling step, such as mirostat:tau=3 or dry; list-plugins lists them; "
+        "may be repeated",
     )  # fmt: skip
 
 
@@ -74,6 +74,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     import secrets
 
+    from rwkv_core.samplers import find_sampler
     from rwkv_core.sampling import Sampling, check_tokens
     from rwkv_core.stop_strings import encode_stop_strings
 
@@ -81,11 +82,8 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         raise OptionError(f"max_tokens: found {args.max_tokens}, expected a whole number >= 0")
     encode_stop_strings(args.stop)
     check_tokens("stop_tokens", args.stop_token)
-    samplers = plugins.offered("rwkv_samplers") if args.sampler else {}
-    for name in args.sampler:
-        if name not in samplers:
-            known = ", ".join(samplers) or "none"
-            raise OptionError(f"--sampler: no sampler {name!r} is installed (there are: {known})")
+    for text in args.sampler:
+        find_sampler(text)
     if args.seed is not None and args.seed < 0:
         raise OptionError(f"--seed: found {args.seed}, expected a whole number >= 0")
     numbers = (

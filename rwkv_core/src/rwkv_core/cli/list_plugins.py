@@ -1,0 +1,63 @@
+"""`rwkv-core list-plugins`: which plugins are installed, what each offers and what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rwkv_core import plugins
+from rwkv_core.cli.command import Command
+from rwkv_core.cli.table import print_wrapped_table
+from rwkv_core.printable import printable
+
+if TYPE_CHECKING:
+    from rwkv_core.plugin_registry import PluginInfo
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+
+
+def _run(args: argparse.Namespace) -> int:
+    rows = plugins.list_plugins()
+    if args.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return 0
+    print_wrapped_table(
+        ("plugin", "distribution", "offers, and what is wrong"),
+        [(printable(row.name), printable(_origin(row)), _offers(row)) for row in rows],
+    )
+    for name, sampler in plugins.offered("rwkv_samplers").items():
+        print(f"\nsampler {name}: {printable(sampler.summary)}")
+        if sampler.options:
+            print(f"options, given as --sampler {name}:KEY=VALUE,...")
+            print_wrapped_table(
+                ("name", "default", "what it is"),
+                [(option.name, printable(option.default), printable(option.help))
+                 for option in sampler.options],
+            )  # fmt: skip
+    limit = plugins.plugin_limit().removeprefix("; ")
+    if limit:
+        print(f"\n{limit}")
+    return 0
+
+
+def _origin(row: PluginInfo) -> str:
+    return f"{row.distribution} {row.version}".strip() or "-"
+
+
+def _offers(row: PluginInfo) -> str:
+    parts = [f"{kind.replace('_', ' ')}: {', '.join(names)}" for kind, names in row.offers.items()]
+    return "; ".join([*parts, *(f"broken: {problem}" for problem in row.problems)]) or "nothing"
+
+
+COMMAND = Command(
+    "list-plugins",
+    "list the installed plugins, with or without a backend, and the samplers",
+    _add_arguments,
+    _run,
+    "RWKV_PLUGINS=NAME,... allows only those plugins or distributions (empty: none);\n"
+    "RWKV_PLUGINS_STRICT=1 makes the first failure of one an error, RWKV_DEBUG=1 adds a traceback.",
+)

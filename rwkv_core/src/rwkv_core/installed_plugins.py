@@ -1,0 +1,114 @@
+"""Finds the plugins that are installed: the entry points of the group `rwkv_core`.
+
+`importlib.metadata.entry_points` reads the files of all distributions together, and one malformed
+file of an unrelated distribution ends it. So the files are read one by one here, and of each the
+one section that matters.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from rwkv_core.errors import BackendError
+
+GROUP = "rwkv_core"
+MAX_FILE_BYTES = 1 << 20
+_SECTION = re.compile(rf"^\s*\[\s*{GROUP}\s*\]", re.M)
+_TARGET = re.compile(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?")
+
+
+@dataclass(frozen=True)
+class InstalledPlugin:
+    """An entry point of the group, and the distribution that brings it.
+
+    `target` is a module, or an object as module:object. `problem` says what is wrong with the
+    entry point; "" if nothing is.
+    """
+
+    name: str
+    target: str
+    distribution: str
+    version: str
+    problem: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The distribution and its version, as far as they are known."""
+        return f"{self.distribution} {self.version}".strip()
+
+    @property
+    def package(self) -> str:
+        """The top-level package of its code."""
+        return re.split(r"[.:\s]", self.target, maxsplit=1)[0]
+
+    def load(self) -> object:
+        """Import it. Raises BackendError for a malformed entry point, else what the import does."""
+        if self.problem:
+            raise BackendError(self.problem)
+        return metadata.EntryPoint(self.name, self.target, GROUP).load()
+
+
+def installed_plugins() -> list[InstalledPlugin]:
+    """Every plugin once. Of two copies of a distribution, the first on the path counts."""
+    seen: set[str] = set()
+    found: dict[tuple[str, str], InstalledPlugin] = {}
+    for distribution in metadata.distributions():
+        text, problem = _entry_points_text(distribution)
+        folder = os.path.basename(str(getattr(distribution, "_path", "")))
+        key = normal(folder.partition("-")[0] or _field(distribution, "Name"))
+        if key in seen or not _SECTION.search(text):
+            continue
+        seen.add(key)
+        name = _field(distribution, "Name") or folder.partition("-")[0]
+        version = _field(distribution, "Version")
+        lines = [("", "", problem)] if problem else list(_lines_of_group(text))
+        for plugin, target, wrong in lines:
+            one = InstalledPlugin(plugin or name, target, name, version, wrong)
+            found.setdefault((name, one.name), one)
+    return list(found.values())
+
+
+def normal(name: str) -> str:
+    """The name of a distribution as pip compares it."""
+    return re.sub("[-_.]+", "-", name.strip()).lower()
+
+
+def _field(distribution: metadata.Distribution, name: str) -> str:
+    """A field of METADATA; "" where the file is missing or damaged."""
+    try:
+        return str(distribution.metadata[name] or "")
+    except Exception:
+        return ""
+
+
+def _entry_points_text(distribution: metadata.Distribution) -> tuple[str, str]:
+    """The text of entry_points.txt, "" where there is none to read, and what is wrong with it."""
+    try:
+        # Private, and the only way to the file: a pipe would block, a huge file take minutes.
+        file = getattr(distribution, "_path", None)
+        if isinstance(file, os.PathLike):
+            path = os.path.join(file, "entry_points.txt")
+            if not os.path.isfile(path) or os.path.getsize(path) > MAX_FILE_BYTES:
+                return "", ""
+        return distribution.read_text("entry_points.txt") or "", ""
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="replace"), "entry_points.txt: is not UTF-8"
+    except Exception:
+        return "", ""
+
+
+def _lines_of_group(text: str) -> Iterator[tuple[str, str, str]]:
+    """Name, target and problem of each line in this group's section."""
+    section = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1].strip()
+        elif section == GROUP and line and line[0] not in "#;":
+            name, _, target = map(str.strip, line.partition("="))
+            sound = name and _TARGET.fullmatch(target)
+            wrong = f"entry_points.txt: found {line[:80]!r}, expected NAME = MODULE"
+            yield name, target, "" if sound else wrong

@@ -1,0 +1,110 @@
+"""Samplers: steps of the sampling chain that have a name, options and, if need be, a memory.
+
+A user names one on the command line (`--sampler mirostat:tau=3,eta=0.1`) or in Python
+(`processors=["mirostat:tau=3,eta=0.1"]`). rwkv-core's own are offered through the same hook,
+`rwkv_samplers`, as those of plugins.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rwkv_core import plugins
+from rwkv_core.backend import Option, resolve_options
+from rwkv_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from rwkv_core.sampling import Processor
+    from rwkv_core.sampling_steps import Logits
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The descriptor that a plugin's `rwkv_samplers` hook returns.
+
+    Attributes:
+        name, summary: one word, and one line for a listing.
+        start: called once per generation with the options, checked and with defaults filled in.
+            Returns a fresh function that takes float64 logits [V] and the tokens generated so far,
+            and returns logits [V]. What it remembers belongs to that generation alone. Raises
+            OptionError for a value out of range.
+        options: what a user may set, as NAME:KEY=VALUE.
+    """
+
+    name: str
+    summary: str
+    start: Callable[[Mapping[str, Any]], Processor]
+    options: tuple[Option, ...] = ()
+
+
+def started(processors: Sequence[Processor | str]) -> list[Processor]:
+    """The processors of one generation: functions as they are, samplers that are named started.
+
+    Raises OptionError for what is neither, an unknown sampler, and an option that does not fit.
+    """
+    if isinstance(processors, str) or not isinstance(processors, Iterable):
+        raise OptionError(f"processors: found {processors!r}, expected a list of them")
+    return [_started(processor) for processor in processors]
+
+
+def _started(processor: Processor | str) -> Processor:
+    if callable(processor):
+        return processor
+    if not isinstance(processor, str):
+        raise OptionError(
+            f"processors: found {processor!r} in the list, expected functions or samplers' names"
+        )
+    sampler, options = find_sampler(processor)
+    process = sampler.start(options)
+    if not callable(process):
+        raise OptionError(
+            f"sampler {sampler.name}: its start returned a {type(process).__name__}, expected a "
+            "function (logits, tokens) -> logits: report it there"
+        )
+
+    def named(logits: Logits, history: Sequence[int]) -> Logits:
+        return process(logits, history)
+
+    named.__name__ = f"sampler {sampler.name}"
+    return named
+
+
+def find_sampler(text: str) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler that NAME or NAME:KEY=VALUE,KEY=VALUE names, with all its options.
+
+    Raises OptionError if there is no such sampler, or for its options.
+    """
+    name, _, rest = text.partition(":")
+    samplers = plugins.offered("rwkv_samplers")
+    if name not in samplers:
+        close = difflib.get_close_matches(name, samplers, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise OptionError(
+            f"no sampler {name!r} is installed (there are: {', '.join(samplers)}){hint}"
+        )
+    sampler: Sampler = samplers[name]
+    try:
+        return sampler, resolve_options(sampler, _pairs(rest))
+    except OptionError as error:
+        raise OptionError(f"sampler {text}: {error}") from None
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """KEY=VALUE pairs between commas. A part without "=" continues the list before it."""
+    pairs: dict[str, str] = {}
+    name = ""
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if equals and key.strip() in pairs:
+            raise OptionError(f"found {key.strip()} twice, expected it once")
+        if equals and key.strip():
+            name = key.strip()
+            pairs[name] = value.strip()
+        elif not equals and name:
+            pairs[name] += f",{part}"
+        else:
+            raise OptionError(f"found {part!r}, expected KEY=VALUE, such as tau=3")
+    return pairs

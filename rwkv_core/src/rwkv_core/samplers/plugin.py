@@ -1,0 +1,56 @@
+"""The samplers that rwkv-core itself offers, through the hook that plugins use.
+
+NumPy is imported when one is started, and not for listing them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rwkv_core.backend import Option
+from rwkv_core.hookspecs import hookimpl
+from rwkv_core.samplers import Sampler
+
+if TYPE_CHECKING:
+    from rwkv_core.sampling import Processor
+
+
+def _mirostat(options: Mapping[str, Any]) -> Processor:
+    from rwkv_core.samplers.mirostat import Mirostat
+
+    return Mirostat(**options)
+
+
+def _dry(options: Mapping[str, Any]) -> Processor:
+    from rwkv_core.samplers.dry import Dry
+
+    return Dry(**options)
+
+
+MIROSTAT = Sampler(
+    "mirostat",
+    "keeps the text as surprising as tau says (mirostat 2.0, arXiv 2007.14966)",
+    _mirostat,
+    (
+        Option("tau", float, 5.0, "the surprise aimed at, in bits a token; lower is more focused"),
+        Option("eta", float, 0.1, "how fast it adapts, 0 to 1"),
+    ),
+)
+DRY = Sampler(
+    "dry",
+    "against tokens that would repeat a sequence generated before (DRY, by p-e-w)",
+    _dry,
+    (
+        Option("multiplier", float, 0.8, "the penalty for a repetition of allowed_length; 0: none"),
+        Option("base", float, 1.75, "what the penalty grows by with each further token"),
+        Option("allowed_length", int, 2, "repetitions of fewer tokens are not penalized"),
+        Option("breakers", list, [], "numbers of tokens that no repetition extends across"),
+    ),
+)
+
+
+@hookimpl
+def rwkv_samplers() -> list[Sampler]:
+    """Describe rwkv-core's own samplers."""
+    return [MIROSTAT, DRY]
