@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("rwkv_*/README.md")])
+PAGE = ROOT / "rwkv_core" / "docs" / "writing-a-backend.md"
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("rwkv_*/README.md"), PAGE])
 TUTORIAL = "### Writing a backend"
 
 
@@ -87,16 +88,24 @@ def test_the_second_command_is_what_ci_runs() -> None:
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_the_tutorials_backend_passes_the_suite(tmp_path: Path) -> None:
+def test_the_backend_of_the_readme_passes_the_suite_and_that_of_the_page_verify(
+    tmp_path: Path,
+) -> None:
     start = (ROOT / "README.md").read_text().split(TUTORIAL)[0].count("\n")
     tutorial = [block for block in blocks(ROOT / "README.md") if block.line > start]
-    for block in tutorial:
-        if block.file:
-            (tmp_path / block.file).write_text(block.code)
+    (tmp_path / "rwkv-core").symlink_to(ROOT)
+    folder = tmp_path / "backend"
+    folder.mkdir()
     environment = tmp_path / "environment"
     run(sys.executable, "-m", "venv", environment, cwd=tmp_path)
-    run(environment / "bin" / "pip", "install", "-q", ROOT / "rwkv_core", cwd=tmp_path)
     path = os.pathsep.join([str(environment / "bin"), os.environ["PATH"]])
-    shell = next(block for block in tutorial if block.language == "sh")
-    out = run("bash", "-ec", shell.code, cwd=tmp_path, PATH=path)
-    assert re.search(r"\d+ passed", out)
+    outputs = []
+    for document in (tutorial, blocks(PAGE)):
+        for block in document:
+            if block.file:
+                (folder / block.file).write_text(block.code)
+        shell = next(block for block in document if block.language == "sh")
+        outputs.append(run("bash", "-ec", shell.code, cwd=folder, PATH=path))
+    assert re.search(r"\d+ passed", outputs[0])
+    assert outputs[1].count(" pass ") == 2  # verify, of two dtypes
+    assert "backends: strict" in outputs[1]

@@ -93,7 +93,7 @@ class Precisions:
             for bits in _BITS.values():
                 check_quantizable(checkpoint, shape, bits, group_size)
         self._n_weights = count_parameters(shape).matrices
-        self.backend = backend or plugins.default_backend()
+        self.backend = backend or plugins.start_backend(None, {})[0]
         self._dtypes = _dtypes(self.backend)
         first, own = self.backend, {**options, "dtype": REFERENCE}
         if REFERENCE not in self._dtypes:

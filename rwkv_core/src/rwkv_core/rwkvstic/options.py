@@ -40,7 +40,7 @@ def backend_and_options(
     if "strategy" in given:
         mode, chosen = _strategy(given.pop("strategy"))
         given |= chosen
-    name = plugins.default_backend() if mode is None else backend_of(mode)
+    name = plugins.start_backend(None, {})[0] if mode is None else backend_of(mode)
     options = {row.name: row.options for row in plugins.list_backends()}.get(name, ())
     taken = {option.name: option for option in options}
     if mode in ON_MPS:
