@@ -130,11 +130,11 @@ def models(
 
 @pytest.fixture(scope="session")
 def model(models: Models, ops: TensorOps, options: dict[str, Any]) -> Model:
-    """A model of many layers on the backend under test."""
-    return models.load(reference.DEEP, options)
+    """The model of most tests, on the backend under test."""
+    return models.load(reference.MEDIUM, options)
 
 
 @pytest.fixture(scope="session")
 def expected(models: Models, ops: TensorOps) -> reference.Run:
     """The reference's run of that model over `tokens`."""
-    return models.expected(ops, reference.DEEP)
+    return models.expected(ops, reference.MEDIUM)

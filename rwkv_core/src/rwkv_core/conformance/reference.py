@@ -27,9 +27,11 @@ class Sizes(NamedTuple):
 
 # Vocabularies are odd, as those of published models are.
 SMALL = Sizes(n_layer=3, n_embd=64, n_ffn=256, n_vocab=101)
-# As many layers as a published model, and one, and more columns than fit into a block of 1024.
-DEEP = Sizes(n_layer=13, n_embd=64, n_ffn=256, n_vocab=331)
-WIDE = Sizes(n_layer=1, n_embd=1088, n_ffn=1536, n_vocab=1283)
+# As many layers as a published model of 169M parameters has, and one; and more columns than fit
+# into a block of 1024.
+MEDIUM = Sizes(n_layer=5, n_embd=64, n_ffn=256, n_vocab=101)
+DEEP = Sizes(n_layer=13, n_embd=64, n_ffn=128, n_vocab=101)
+WIDE = Sizes(n_layer=1, n_embd=1088, n_ffn=1056, n_vocab=131)
 
 MATRICES = (
     *("att.key", "att.value", "att.receptance", "att.output"),

@@ -16,18 +16,14 @@ def token_counts(ops: TensorOps) -> list[int]:
     return _TOKENS
 
 
-def batch_sizes(ops: TensorOps) -> list[int]:
-    """Numbers of sequences in one call. Fewer where each costs a compilation."""
-    return [3, 5] if ops.fixed_shapes else _BATCHES
-
-
 def row_shapes(ops: TensorOps) -> list[tuple[int, int]]:
     """[B, T] of one call: one sequence of each length, then batches."""
-    tokens = [(1, n_time) for n_time in token_counts(ops)]
-    return [*tokens, *((n_batch, 1) for n_batch in batch_sizes(ops)), (3, 4), (5, 64)]
+    # Each shape may cost a compilation, where shapes are fixed.
+    batches = [] if ops.fixed_shapes else [(n_batch, 1) for n_batch in _BATCHES]
+    return [*((1, n_time) for n_time in token_counts(ops)), *batches, (3, 4), (5, 64)]
 
 
 def vector_shapes(ops: TensorOps) -> list[tuple[int, int, int]]:
-    """[B, T, D] of one call, among them one wider and one longer than most."""
-    narrow = [(*rows, 64) for rows in row_shapes(ops)]
-    return [*narrow, (2, 4, 160), (2, 4, 1088), (1, 512, 800)]
+    """[B, T, D] of one call; the largest of each kind are wider than the others."""
+    widths = {(3, 4): 1088, (5, 64): 160, (1, 512): 800}
+    return [(*rows, widths.get(rows, 64)) for rows in row_shapes(ops)]

@@ -42,7 +42,7 @@ def test_product_is_float64s(
 
 
 def test_product_is_the_defaults(ops: TensorOps, rng: np.random.Generator) -> None:
-    for shape in SHAPES:
+    for shape in ((101, 64), (96, 1088)):
         matrix = ops.matrix(random_matrix(rng, shape))
         x = ops.vector(rng.normal(size=(2, 16, shape[1])))
         if type(matrix) is not type(x):

@@ -14,7 +14,7 @@ import pytest
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
 from rwkv_core.conformance.conftest import Models
-from rwkv_core.conformance.reference import SMALL, WIDE
+from rwkv_core.conformance.reference import DEEP, SMALL, WIDE
 from rwkv_core.conformance.shapes import token_counts
 from rwkv_core.errors import OptionError
 from rwkv_core.model import Model
@@ -98,8 +98,7 @@ def test_step_by_step_is_the_references_too(
     assert_state_close(model.to_numpy(state), expected, 39, of_model(ops))
 
 
-@pytest.mark.parametrize("n_tokens", [1, 16])
-@pytest.mark.parametrize("n_batch", [1, 3, 5])
+@pytest.mark.parametrize(("n_batch", "n_tokens"), [(3, 1), (5, 16)])
 def test_each_row_of_a_batch_is_the_references(
     ops: TensorOps,
     model: Model,
@@ -125,23 +124,25 @@ def test_each_row_of_a_batch_is_the_references(
         assert_state_close(model.to_numpy(state), expected, end - 1, of_model(ops))
 
 
-def test_a_wide_model_is_the_references(
-    ops: TensorOps, models: Models, options: dict[str, Any], tokens: list[int]
+@pytest.mark.parametrize("sizes", [DEEP, WIDE], ids=["13 layers", "1088 wide"])
+def test_a_model_of_another_size_is_the_references(
+    ops: TensorOps,
+    models: Models,
+    options: dict[str, Any],
+    tokens: list[int],
+    sizes: reference.Sizes,
 ) -> None:
-    """Wider than 1024: the prompt in one piece, token by token, and in a batch."""
+    """The prompt in one piece, and token by token."""
     try:
-        model = models.load(WIDE, options)
+        model = models.load(sizes, options)
     except OptionError as error:
         pytest.skip(str(error))  # The options leave no room for it.
-    expected = models.expected(ops, WIDE, 68)
-    logits, state = model.forward(tokens[:64], all_logits=True)
-    what = f"logits of a model {WIDE.n_embd} wide"
-    assert_close(model.to_numpy(logits), expected.logits[:64], of_model(ops), what)
-    assert_state_close(model.to_numpy(state), expected, 63, of_model(ops))
-    batch, _ = model.forward([[tokens[64]]] * 5, model.stack_states([state] * 5))
-    for row in model.to_numpy(batch):
-        assert_close(row, expected.logits[64], of_model(ops), f"{what}, in a batch")
-    for t in range(64, 68):
+    expected = models.expected(ops, sizes, 20)
+    logits, state = model.forward(tokens[:16], all_logits=True)
+    what = f"logits of a model of {sizes.n_layer} layers, {sizes.n_embd} wide"
+    assert_close(model.to_numpy(logits), expected.logits[:16], of_model(ops), what)
+    assert_state_close(model.to_numpy(state), expected, 15, of_model(ops))
+    for t in range(16, 20):
         logits, state = model.forward([tokens[t]], state)
         assert_close(model.to_numpy(logits), expected.logits[t], of_model(ops), f"{what}, by step")
         assert_state_close(model.to_numpy(state), expected, t, of_model(ops))
