@@ -216,6 +216,23 @@ def test_python_threads_do_not_disturb_each_other(kept):
     assert python(code, folder=kept[0]) == "True\n"
 
 
+def test_threads_that_sleep_are_woken_for_the_next_kernel(kept):
+    """One that is forgotten leaves the others to do its work, for as long as the process lives."""
+    code = """
+        import time
+        from rwkv_backend_numpy.workers import _ASLEEP, Workers
+        for _ in range(20):
+            workers = Workers()
+            for _ in range(2):
+                deadline = time.monotonic() + 20
+                while workers.control[0, _ASLEEP, 0] < 3 and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                assert workers.control[0, _ASLEEP, 0] == 3
+                workers.wake()
+    """
+    python(code, folder=kept[0], NUMBA_NUM_THREADS="4")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_a_forked_process_computes_with_threads_of_its_own(kept):
     code = """

@@ -58,6 +58,8 @@ class Workers:
         self.control = counters(1, _N_COUNTERS)
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()
         self._threads: list[Thread] = []
+        # This compiles it, before there are sleepers that it would take without waking them.
+        _take_sleepers(self.control)
         # The system may allow fewer threads than there are cores.
         with suppress(RuntimeError):
             for number in range(1, thread_count()):
@@ -65,8 +67,6 @@ class Workers:
                 thread.start()
                 self._threads.append(thread)
         self.n_threads = 1 + len(self._threads)
-        # Now and not at the first wake-up, which may come at any time: this compiles it.
-        _take_sleepers(self.control)
         # Python ends threads that are in compiled code when it exits, which may crash there.
         atexit.register(self._close)
 
