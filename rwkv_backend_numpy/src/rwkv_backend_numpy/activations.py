@@ -30,10 +30,10 @@ def rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
     Rows a multiple of 4 kB apart would all have their lines in the same few places of a cache.
     """
     if kind.dtype in (INT8.dtype, INT4.dtype):
-        return np.zeros((n_rows, depth + 32), np.int16)
+        return np.empty((n_rows, depth + 32), np.int16)
     if kind.dtype == BFLOAT16.dtype and HAS_BFLOAT16_PRODUCTS:
-        return np.zeros((n_rows, depth + 32), np.uint16)
-    return np.zeros((n_rows, depth + 16), np.float32)
+        return np.empty((n_rows, depth + 32), np.uint16)
+    return np.empty((n_rows, depth + 16), np.float32)
 
 
 @inner

@@ -35,6 +35,9 @@ def product(matrix: Matrix, x: Floats) -> Floats:
     padded = -(-n_rows // FEW) * FEW
     out = np.empty((padded, matrix.n_out), np.float32)
     rows = rows_for(matrix.kind, padded, matrix.depth)
+    # What the kernel does not fill: columns that the matrix has for its panels, and rows.
+    rows[:, x.shape[1] :] = 0
+    rows[n_rows:] = 0
     sums = np.zeros((padded, matrix.n_groups), np.float32)
     units = np.zeros(padded, np.float32)
     _of_rows(
