@@ -243,7 +243,7 @@ def test_a_faulty_command_of_a_plugin_hurts_no_other(install_plugin, capsys, sou
 @pytest.mark.needs_backend
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="pipes of another kind")
 def test_a_reader_that_goes_away_is_no_error(small_model):
-    command = [*PROGRAM, "generate", "a", "-n", "1000000", "-m", str(small_model)]
+    command = [*PROGRAM, "generate", "a", "-n", "1000000", "--ignore-eos", "-m", str(small_model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(10)
         process.stdout.close()

@@ -97,7 +97,7 @@ def test_a_long_prompt_shows_how_far_it_is_read(start, small_model, tmp_path):
 
 
 def test_ctrl_c_in_a_chat_ends_the_answer_and_clears_the_line_but_not_the_chat(start, small_model):
-    terminal = start("chat", "-m", str(small_model), "-n", "1000000")
+    terminal = start("chat", "-m", str(small_model), "-n", "1000000", "--ignore-eos")
     terminal.wait_for("User: ")
     terminal.type("hello\n")
     terminal.wait_for("Bot:")

@@ -42,7 +42,7 @@ def test_a_text_is_kept_with_a_state_and_none_with_a_state_of_before(
         model.save_state(tmp_path / "a.state", state, transcript)
         assert load_transcript(tmp_path / "a.state") == transcript
         model.load_state(tmp_path / "a.state")
-    with pytest.raises(StateError, match="cannot be read"):
+    with pytest.raises(StateError, match="not a state file"):
         load_transcript(small_model)
 
 

@@ -180,13 +180,12 @@ def load_transcript(path: str | os.PathLike[str]) -> str:
 
     Raises StateError if the file cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("transcript", "")
-    except (OSError, SafetensorError) as error:
-        raise StateError(f"{path}: cannot be read: {error}") from error
+        return str(_header(path).get("__metadata__", {}).get("transcript", ""))
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise StateError(f"{path}: not a state file, or damaged ({printable(error)})") from error
 
 
 def _check_values(path: str | os.PathLike[str], state: State) -> None:
