@@ -208,3 +208,10 @@ def test_the_shipped_models_perplexity_is_kept(bits):
         rows.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
     divergence = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(-1).mean()
     assert 0 < divergence < {8: 0.001, 4: 0.03}[bits]
+
+
+def test_small_models_do_not_wait_for_kernels_unless_an_option_asks(model_file, tmp_path):
+    write_pth(tmp_path / "large.pth", random_weights(1, 320, 25_000))
+    assert rwkv_core.load(model_file).backend == "numpy"
+    assert rwkv_core.load(model_file, dtype="int8").backend == "numba"
+    assert rwkv_core.load(tmp_path / "large.pth").backend == "numba"

@@ -241,6 +241,16 @@ def test_the_highest_score_is_the_default(install_plugin: Callable[..., Path]) -
     assert plugins.default_backend() == "fast"
 
 
+def test_a_backend_that_starts_slowly_is_the_default_of_large_models_only(
+    install_plugin: Callable[..., Path],
+) -> None:
+    install_plugin("quick", good("quick", status="lambda: Status(True, score=1e8)"))
+    status = "lambda: Status(True, score=1e9, min_bytes=1000)"
+    install_plugin("strong", good("strong", status=status))
+    found = [plugins.default_backend(n_bytes) for n_bytes in (None, 1000, 999)]
+    assert found == ["strong", "strong", "quick"]
+
+
 def test_the_environment_names_the_allowed_plugins(
     install_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,7 +86,7 @@ class RecordingOps(TensorOps):
 
 def test_the_page_lists_what_the_core_calls(tmp_path: Path, monkeypatch: Any) -> None:
     ops = RecordingOps()
-    monkeypatch.setattr(plugins, "start_backend", lambda name, options: ("recording", ops))
+    monkeypatch.setattr(plugins, "start_backend", lambda *_: ("recording", ops))
     write_pth(tmp_path / "m.pth", random_weights(2, 32, 50, seed=1))
     model = rwkv_core.load(tmp_path / "m.pth")
     _, state = model.forward([1] * 600)

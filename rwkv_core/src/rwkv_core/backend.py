@@ -22,13 +22,16 @@ class Status:
     """Whether a backend would run here, found out without importing its library.
 
     `score` ranks the available backends of a machine when none is named: about the tokens a
-    second that a 169M model decodes at, as far as that can be told cheaply.
+    second that a 169M model decodes at, as far as that can be told cheaply. A model whose tensors
+    take fewer than `min_bytes` goes to the next backend: for a backend that starts slowly, as one
+    that compiles does.
     """
 
     available: bool
     device: str = "cpu"
     reason: str = ""
     score: float = 0.0
+    min_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class BackendInfo:
     score: float = 0.0
     options: tuple[Option, ...] = ()
     quantized_bits: tuple[int, ...] = ()
+    min_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("name", "distribution", "version", "device", "summary", "reason"):
@@ -196,6 +200,7 @@ def check_status(status: Status) -> None:
     _expect("available", status.available, bool)
     _expect("device", status.device, str)
     _expect("reason", status.reason, str)
+    _expect("min_bytes", status.min_bytes, int)
     score = status.score
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise BackendError(f"score: found {score!r}, expected a finite number")

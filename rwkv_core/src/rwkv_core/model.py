@@ -48,8 +48,8 @@ def load(
         model: a checkpoint (.pth, .pqth, .safetensors, rwkv.cpp .bin: told from the content): its
             path, its address (hf://owner/repo/file, http or https), or "prose" for the small model
             that ships with rwkv-core.
-        backend: a name from `list_backends()`; None takes the best one ready on this machine, and
-            with a warning the next one where that fails to start.
+        backend: a name from `list_backends()`; None takes the best one ready on this machine for
+            a model of this size, and with a warning the next one where that fails to start.
         on_progress: called with the bytes read so far and in all, after each tensor.
         lora: LoRA weights to merge into the model: a file of RWKV-LM-LoRA's, or PEFT's file or
             folder.
@@ -81,7 +81,8 @@ def _load(
     keep_freed_memory()
     with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
         shape = diagnose(checkpoint)
-        name, ops = plugins.start_backend(backend, options)
+        n_bytes = sum(t.dtype.itemsize * math.prod(t.shape) for t in checkpoint.tensors.values())
+        name, ops = plugins.start_backend(backend, options, n_bytes)
         forks.check_threads(ops.threaded_library)
         forks.note_use(ops.threaded_library)
         ops.prepare(shape)

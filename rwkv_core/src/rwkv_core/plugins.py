@@ -53,7 +53,7 @@ def _row(name: str, offer: Offer) -> BackendInfo:
     return BackendInfo(
         name, offer.source.distribution, offer.source.version, backend.contract, word,
         status.device, backend.summary, reason, status.score, backend.options,
-        backend.quantized_bits,
+        backend.quantized_bits, status.min_bytes,
     )  # fmt: skip
 
 
@@ -72,31 +72,40 @@ def list_plugins() -> list[PluginInfo]:
     return list(registry().plugins)
 
 
-def default_backend() -> str:
-    """The ready backend with the highest score. Raises BackendError if there is none."""
-    return _by_score()[0]
+def default_backend(n_bytes: int | None = None) -> str:
+    """The best ready backend for a model of `n_bytes`; None is a large one.
+
+    Raises BackendError if there is none.
+    """
+    return _by_score(n_bytes)[0]
 
 
-def _by_score() -> list[str]:
-    """The ready backends, the best first. Raises BackendError if there is none."""
+def _by_score(n_bytes: int | None = None) -> list[str]:
     rows = list_backends()
     ready = [row for row in rows if row.status == "ready"]
     if ready:
-        ready.sort(key=lambda row: (row.score, row.name), reverse=True)
+        ready.sort(
+            key=lambda row: (n_bytes is None or n_bytes >= row.min_bytes, row.score, row.name),
+            reverse=True,
+        )
         return [row.name for row in ready]
     broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
     raise BackendError(f"no backend is ready here; {install_recommended()}{plugin_limit()}{broken}")
 
 
-def start_backend(name: str | None, options: Mapping[str, Any]) -> tuple[str, TensorOps]:
+def start_backend(
+    name: str | None, options: Mapping[str, Any], n_bytes: int | None = None
+) -> tuple[str, TensorOps]:
     """Start backend `name`; None starts the best one, and the next one where that fails.
 
-    Returns its name too. A backend that was passed over is a BackendWarning. Raises as `tensor_ops`
-    does, for None of the best one.
+    With no options, the best one is the best for a model of `n_bytes`. Returns its name too. A
+    backend that was passed over is a BackendWarning. Raises as `tensor_ops` does, for None of the
+    best one.
     """
     if name is not None:
         return name, tensor_ops(name, options)
-    names = _by_score()
+    # Options are meant for the backend that `list_backends` puts first.
+    names = _by_score(None if options else n_bytes)
     try:
         return names[0], tensor_ops(names[0], options)
     except OptionError as error:

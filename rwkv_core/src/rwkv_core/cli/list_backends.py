@@ -56,7 +56,16 @@ def _print_all(rows: list[BackendInfo]) -> None:
         [(row.name, row.status, row.device or "-", row.reason or row.summary) for row in rows],
     )
     if ready:
-        print(f"\nWithout -b, {plugins.default_backend()} is used.")
+        print(f"\nWithout -b, {_defaults(ready)}.")
+
+
+def _defaults(ready: list[BackendInfo]) -> str:
+    """Which backends are used if none is named."""
+    large, small = plugins.default_backend(), plugins.default_backend(0)
+    if large == small:
+        return f"{large} is used"
+    limit = next(row.min_bytes for row in ready if row.name == large)
+    return f"{large} is used; for models under {limit / 1e6:.0f} MB, {small}"
 
 
 def _print_one(row: BackendInfo) -> None:
