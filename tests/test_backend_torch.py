@@ -66,6 +66,18 @@ def test_matrices_of_any_height_are_multiplied_with(dtype, n_rows):
     assert np.abs(found - expected).max() < 0.03 * expected.std()
 
 
+@pytest.mark.parametrize("n_rows", [1, 2, 40])
+def test_products_beyond_float16_are_no_infinities(n_rows):
+    rng = np.random.default_rng(0)
+    array = 1e4 * rng.normal(size=(64, 96)).astype(np.float32)
+    x = rng.normal(size=(1, n_rows, 96)).astype(np.float32)
+    ops = torch_ops(dtype="float16")
+    found = ops.to_numpy(ops.matmul(ops.matrix(array), ops.vector(x)))
+    expected = x.astype(np.float64) @ array.T.astype(np.float64)
+    assert np.abs(expected).max() > 1e5
+    assert np.abs(found - expected).max() < 0.03 * expected.std()
+
+
 @pytest.mark.parametrize("n_time", [1, 2, 15, 16, 17, 32, 33, 47, 100])
 def test_the_scan_is_the_step_by_step_one_at_any_length(n_time):
     rng = np.random.default_rng(n_time)

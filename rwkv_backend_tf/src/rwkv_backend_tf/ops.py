@@ -123,8 +123,8 @@ class TFOps(TensorOps):
             rows = tf.cast(rows, x.dtype)
         if rows.dtype != tf.float16:
             return tf.cast(_product(rows, tf.cast(x, rows.dtype)), x.dtype)
-        # Rows are brought to at most 1 first, as in the default, lest float16 overflow.
-        scale = tf.maximum(tf.reduce_max(tf.abs(x), -1, keepdims=True), 1.0)
+        # Rows are brought to at most 1/64 first, as in the default, lest float16 overflow.
+        scale = 64.0 * tf.maximum(tf.reduce_max(tf.abs(x), -1, keepdims=True), 1.0)
         return tf.cast(_product(rows, tf.cast(x / scale, rows.dtype)), x.dtype) * scale
 
     @compiled

@@ -73,7 +73,7 @@ class TorchOps(TensorOps):
         if matrix.dtype != torch.float16:
             return F.linear(x.to(matrix.dtype), matrix).to(x.dtype)
         # float16 ends at 65504: see TensorOps.matmul.
-        scale = x.abs().amax(-1, keepdim=True).clamp_(min=1.0)
+        scale = x.abs().amax(-1, keepdim=True).clamp_(min=1.0).mul_(64.0)
         return F.linear((x / scale).to(matrix.dtype), matrix).to(x.dtype).mul_(scale)
 
     def embedding(self, array: NDArray[Any]) -> Tensor:

@@ -112,8 +112,9 @@ class TensorOps(ABC):
         xp = self.xp
         if matrix.dtype == x.dtype:
             return xp.matmul(x, matrix.mT)
-        # Rows are brought to at most 1 first: float16 ends at 65504, and squared ReLUs go past it.
-        scale = xp.clip(xp.max(xp.abs(x), axis=-1, keepdims=True), min=1.0)
+        # Rows are brought to at most 1/64 first: float16 ends at 65504, and squared ReLUs and large
+        # products go past it. With less than that, small values would lose digits.
+        scale = 64.0 * xp.clip(xp.max(xp.abs(x), axis=-1, keepdims=True), min=1.0)
         y = xp.matmul(xp.astype(x / scale, matrix.dtype), matrix.mT)
         return xp.astype(y, x.dtype) * scale
 
