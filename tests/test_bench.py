@@ -91,7 +91,8 @@ def test_a_report_counts_the_bytes_and_operations(random_file, backend):
         decode.bytes_per_token * decode.tokens_per_second
     )
     assert decode.share == pytest.approx(decode.bytes_per_second / decode.stream_bytes_per_second)
-    assert decode.product_seconds > 0 and decode.overhead_seconds != decode.sampling_seconds
+    # Equal where the step alone takes less than the products one by one.
+    assert decode.product_seconds > 0 and decode.overhead_seconds >= decode.sampling_seconds
     assert report.first_token.tokens == 5
     assert report.first_token.cold_seconds > 0 and report.first_token.seconds > 0
     assert [prefill.tokens for prefill in report.prefill] == [5, 9]
