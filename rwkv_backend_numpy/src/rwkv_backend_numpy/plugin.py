@@ -24,7 +24,7 @@ def _numba_status() -> Status:
         version("numba")
     except PackageNotFoundError:
         return Status(available=False, reason="numba is not installed")
-    # To compile the kernels takes 10 s; the largest model below decodes 100 tokens/s on numpy.
+    # Compiling the kernels takes 10 s; a model of 14 MB decodes at 470 tokens/s without them.
     return Status(available=True, device="cpu", score=40.0, min_bytes=60_000_000)
 
 

@@ -81,8 +81,7 @@ def _load(
     keep_freed_memory()
     with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
         shape = diagnose(checkpoint)
-        n_bytes = sum(t.dtype.itemsize * math.prod(t.shape) for t in checkpoint.tensors.values())
-        name, ops = plugins.start_backend(backend, options, n_bytes)
+        name, ops = plugins.start_backend(backend, options, sum(_sizes(checkpoint).values()))
         forks.check_threads(ops.threaded_library)
         forks.note_use(ops.threaded_library)
         ops.prepare(shape)
@@ -98,6 +97,14 @@ def _load(
         )
 
 
+def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the bytes of each tensor."""
+    return {
+        name: tensor.dtype.itemsize * math.prod(tensor.shape)
+        for name, tensor in checkpoint.tensors.items()
+    }
+
+
 class _Reader:
     """Hands the tensors of a checkpoint to a backend, one at a time.
 
@@ -110,10 +117,7 @@ class _Reader:
     ) -> None:
         self._checkpoint, self._ops, self._on_progress = checkpoint, ops, on_progress
         self._pool = pool
-        self._sizes = {
-            name: tensor.dtype.itemsize * math.prod(tensor.shape)
-            for name, tensor in checkpoint.tensors.items()
-        }
+        self._sizes = _sizes(checkpoint)
         self._total, self._done = sum(self._sizes.values()), 0
 
     def _made(self, name: str, make: Callable[[NDArray[Any]], Any], dtype: str) -> Any:

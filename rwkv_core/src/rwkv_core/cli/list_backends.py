@@ -60,12 +60,12 @@ def _print_all(rows: list[BackendInfo]) -> None:
 
 
 def _defaults(ready: list[BackendInfo]) -> str:
-    """Which backends are used if none is named."""
-    large, small = plugins.default_backend(), plugins.default_backend(0)
-    if large == small:
-        return f"{large} is used"
-    limit = next(row.min_bytes for row in ready if row.name == large)
-    return f"{large} is used; for models under {limit / 1e6:.0f} MB, {small}"
+    """Return which backends are used if none is named; `ready` has the best first."""
+    large = ready[0]
+    small = next((row for row in ready if row.min_bytes <= 0), large)
+    if large is small:
+        return f"{large.name} is used"
+    return f"{large.name} is used; for models under {large.min_bytes / 1e6:.0f} MB, {small.name}"
 
 
 def _print_one(row: BackendInfo) -> None:
