@@ -41,7 +41,11 @@ def _given(flag: str, options: tuple[str, ...]) -> list[str]:
 
 
 STEPS = [
-    Step("machine", ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv"], 30),
+    Step(
+        "machine",
+        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv"],
+        30,
+    ),
     verify("torch"),
     verify("torch-quant"),
     verify("torch-stream", "target=0"),

@@ -43,6 +43,7 @@ class StreamedQuantOps(QuantOps):
 
     def __init__(self, options: Mapping[str, Any], target: float, pin_memory: bool | None) -> None:
         super().__init__(**options)
+        self.records = False
         self.store = MatrixStore(self._device, target, pin_memory)
         self._shape: Shape | None = None
 

@@ -28,6 +28,7 @@ class StreamOps(TorchOps):
         pin_memory: bool | None,
     ) -> None:
         super().__init__(dtype, runtime_dtype, device, threads)
+        self.records = False
         self.store = MatrixStore(self._device, target, pin_memory)
         # On a CPU without a target nothing is streamed, nor to be counted.
         self._as_torch = self._device.type == "cpu" and target is None

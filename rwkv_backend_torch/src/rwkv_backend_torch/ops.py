@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rwkv_backend_torch.cuda_graph import RecordedFunction
 from rwkv_backend_torch.one_token import Layer, layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
@@ -27,6 +28,12 @@ _MOST_THREADS = 1024
 
 
 class TorchOps(TensorOps):
+    """On one device.
+
+    Attributes:
+        records: whether a token's kernels are recorded; not where a product copies its matrix.
+    """
+
     xp = xp
 
     def __init__(
@@ -38,6 +45,7 @@ class TorchOps(TensorOps):
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
             raise OptionError("option dtype: found float64, which mps lacks; take float32")
+        self.records = self._device.type == "cuda"
         self._layers: tuple[Any, list[Layer]] = None, []
         self._packs = packs(self._device, getattr(torch, dtype))
         _set_threads(threads)
@@ -68,6 +76,8 @@ class TorchOps(TensorOps):
             return matrix.product(x)
         if matrix.dtype == x.dtype:
             return F.linear(x, matrix)
+        if matrix.is_cuda and matrix.itemsize == 2:
+            return _product_in_16_bits(matrix, x)
         if widens(matrix, x):
             return widened_product(matrix, x)
         if matrix.dtype != torch.float16:
@@ -120,8 +130,24 @@ class TorchOps(TensorOps):
         return one_token(self.matmul, layers, x, state)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if self.records:
+            return RecordedFunction(function)
         # Not inference_mode, whose results nobody else may change: a caller may ban a token.
         return torch.no_grad()(function)
+
+
+def _product_in_16_bits(matrix: Tensor, x: Tensor) -> Tensor:
+    """TorchOps.matmul on CUDA, with sums that leave the tensor cores as they are: in float32.
+
+    float16 has no numbers below 6e-8, and few digits below 6e-5: results would be lost in it.
+    """
+    rows, scale = x.reshape(-1, x.shape[-1]), None
+    if matrix.dtype == torch.float16:
+        scale = rows.abs().amax(-1, keepdim=True).clamp_(min=1.0)
+        rows = rows / scale
+    y = torch.mm(rows.to(matrix.dtype), matrix.mT, out_dtype=torch.float32)
+    y = y.to(x.dtype) if scale is None else y * scale
+    return y.view(*x.shape[:-1], -1)
 
 
 def _set_threads(threads: int | None) -> None:
@@ -162,8 +188,9 @@ def probe(device: str | torch.device) -> torch.device:
 
 
 def first_sentence(error: Exception) -> str:
-    """Of what torch says; some of its errors go on with all its backends and whom to ask."""
-    return printable(error).partition(". ")[0][:200]
+    """Of what torch says; some of its errors go on with all its backends, or how to debug them."""
+    first_line = str(error).partition("\n")[0]
+    return printable(first_line).partition(". ")[0][:200]
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
