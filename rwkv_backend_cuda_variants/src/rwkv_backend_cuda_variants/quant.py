@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rwkv_backend_cuda_variants.quant_cpu import kernel_for
 from rwkv_backend_cuda_variants.quant_kernels import Kernel
+from rwkv_backend_torch.gpu_weights import Weights
 from rwkv_backend_torch.ops import TorchOps
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, group_size_for, quantize
@@ -74,6 +75,10 @@ class QuantOps(TorchOps):
 
             return TritonMatrix(matrix, self._device)
         return kernel_for(matrix)
+
+    def weights(self, matrix: Kernel) -> Weights | None:
+        read = getattr(matrix, "weights", None)
+        return None if read is None else read()
 
     def matmul(self, matrix: Kernel, x: Tensor) -> Tensor:
         y = matrix.product(x.reshape(-1, x.shape[-1]).float())

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rwkv_backend_cuda_variants.quant_kernels import TensorKernel, aligned_bytes
+from rwkv_backend_torch.gpu_weights import Weights
 from rwkv_backend_torch.ops import as_tensor
 from rwkv_core.errors import BackendError
 from rwkv_core.quantization import QuantizedMatrix
@@ -24,6 +25,7 @@ except ImportError as error:
 
 # Beyond, the matrix is restored once for all rows and multiplied with on the tensor cores.
 _MOST_ROWS = 8
+_LARGEST_GROUP = 256
 _BLOCK_OUT, _BLOCK_IN = 16, 256
 
 
@@ -97,6 +99,15 @@ class TritonMatrix(TensorKernel):
             self._group_size, PACKED=self._packed, BLOCK_OUT=_BLOCK_OUT, BLOCK_IN=_BLOCK_IN,
         )  # fmt: skip
         return y
+
+    def weights(self) -> Weights | None:
+        """For the kernel of several products at once; None for groups that it does not know."""
+        scales, offsets, codes = self.tensors
+        size = self._group_size
+        if size & (size - 1) or not 16 <= size <= _LARGEST_GROUP:
+            return None
+        bits = 4 if self._packed else 8
+        return Weights(codes, scales, offsets, self._shape, bits, size)
 
     def restored(self, dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] in `dtype`: what a product of many rows multiplies with."""

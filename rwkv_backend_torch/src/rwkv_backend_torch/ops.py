@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rwkv_backend_torch.cuda_graph import RecordedFunction
-from rwkv_backend_torch.one_token import Layer, layers_of, one_token
+from rwkv_backend_torch.gpu_weights import Weights, has_kernels, plain_weights
+from rwkv_backend_torch.one_token import layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
 from rwkv_core import recurrence
@@ -46,8 +47,13 @@ class TorchOps(TensorOps):
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
             raise OptionError("option dtype: found float64, which mps lacks; take float32")
         self.records = self._device.type == "cuda"
-        self._layers: tuple[Any, list[Layer]] = None, []
-        self._packs = packs(self._device, getattr(torch, dtype))
+        self._layers: tuple[Any, list[Any]] = None, []
+        self._gpu_layers: Any = None
+        if self.runtime_dtype == "float32" and has_kernels(self._device):
+            from rwkv_backend_torch.gpu_layers import GPULayers
+
+            self._gpu_layers = GPULayers(self)
+        self._packs = not self._gpu_layers and packs(self._device, getattr(torch, dtype))
         _set_threads(threads)
         if self._device.type != "cpu" or torch.get_num_threads() > 1:
             self.threaded_library = "torch"
@@ -120,14 +126,20 @@ class TorchOps(TensorOps):
     def layers(
         self, block: Callable[..., Any], blocks: Sequence[Any], x: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        one = block is recurrence.block and isinstance(x, Tensor) and x.shape[:2] == (1, 1)
-        if not one:
+        own = block is recurrence.block and isinstance(x, Tensor)
+        if not own or not (self._gpu_layers or x.shape[:2] == (1, 1)):
             return super().layers(block, blocks, x, state)
         known, layers = self._layers
         if blocks is not known:
-            layers = layers_of(blocks)
+            layers = self._gpu_layers.layers_of(blocks) if self._gpu_layers else layers_of(blocks)
             self._layers = blocks, layers
+        if self._gpu_layers:
+            return self._gpu_layers.run(layers, x, state)
         return one_token(self.matmul, layers, x, state)
+
+    def weights(self, matrix: Any) -> Weights | None:
+        """`matrix` as the GPU's kernel of one row reads it; None for others."""
+        return plain_weights(matrix) if isinstance(matrix, Tensor) else None
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if self.records:
