@@ -117,14 +117,20 @@ class GPULayers:
         if None not in weights:
             results = _products_of_a_row(weights, x, finishes, base, gate)
         else:
-            found = [
-                self._ops.matmul(m, part[None])[0] for m, part in zip(matrices, x, strict=True)
-            ]
+            found = [self._product(*both) for both in zip(matrices, x, strict=True)]
             results = [
                 self._finish(y, finish, base, gate, matrix)
                 for y, finish, matrix in zip(found, finishes, matrices, strict=True)
             ]
         return results if base is None else [results[0].view(base.shape)]
+
+    def _product(self, matrix: Any, x: Tensor) -> Tensor:
+        """`x` [rows, in] times the matrix, in float32 whatever the type of both."""
+        if x.dtype == torch.float32:
+            return self._ops.matmul(matrix, x[None])[0]
+        if x.is_cuda:
+            return torch.mm(x, matrix.mT, out_dtype=torch.float32)
+        return torch.mm(x.float(), matrix.float().mT)
 
     def _finish(
         self, y: Tensor, finish: str, base: Tensor | None, gate: Tensor | None, matrix: Any
