@@ -68,7 +68,7 @@ def backend(session: nox.Session, distribution: str) -> None:
     needed, backends = BACKENDS[distribution]
     folders = [f"./rwkv_backend_{name}" for name in needed]
     install(session, "./rwkv_core", *folders, *TEST_TOOLS)
-    if distribution == "cuda_variants" and sys.platform == "linux":
+    if distribution in ("torch", "cuda_variants") and sys.platform == "linux":
         install(session, "triton")  # whose interpreter runs the CUDA kernels on any machine
     # Of torch, which the variants stand on, the tests run in its own session.
     pytest(session, *session.posargs, RWKV_TEST_BACKENDS=",".join(backends))

@@ -96,3 +96,36 @@ def test_put_over_its_bytes_it_is_the_same(bits, shape):
     for n_rows in (1, 40):
         x = torch.from_numpy(rng.normal(size=(n_rows, width)).astype(np.float32))
         assert torch.equal(over.product(x), matrix.product(x))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("width", [128, 768, 96])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_three_products_of_a_row_at_once(bits, width):
+    from rwkv_backend_torch.gpu_layers import products_of_a_row
+
+    rng = np.random.default_rng(0)
+    group_size = 64 if width % 64 == 0 else 32
+    arrays = [rng.normal(size=(rows, width)).astype(np.float32) for rows in (33, 64, 5)]
+    quantized = [quantize(array, bits, group_size) for array in arrays]
+    weights = [triton_matrix(one).weights() for one in quantized]
+    # Of products beyond 88, NumPy's exp would warn of an overflow.
+    x = torch.from_numpy(rng.normal(0, width**-0.5, size=(3, 1, width)).astype(np.float32))
+    found = products_of_a_row(weights, x, ["", "sigmoid", "relu_squared"], None, None)
+    products = [
+        one.dequantize().astype(np.float64) @ row[0].double().numpy()
+        for one, row in zip(quantized, x, strict=True)
+    ]
+    finished = [products[0], 1 / (1 + np.exp(-products[1])), np.maximum(products[2], 0) ** 2]
+    for y, expected in zip(found, finished, strict=True):
+        np.testing.assert_allclose(y[0].numpy(), expected, rtol=1e-4, atol=1e-4)
+    base, gate = torch.ones(1, 1, 33), torch.full((1, 33), 2.0)
+    (y,) = products_of_a_row(weights[:1], x[:1], ["add_gated"], base, gate)
+    np.testing.assert_allclose(y[0].numpy(), 1 + 2 * products[0], rtol=1e-4, atol=1e-4)
+
+
+@in_the_interpreter
+def test_groups_of_odd_sizes_have_a_product_of_their_own():
+    array = np.ones((4, 100), np.float32)
+    assert triton_matrix(quantize(array, 8, 50)).weights() is None
+    assert triton_matrix(quantize(array, 8, 4)).weights() is None

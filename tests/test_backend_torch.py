@@ -118,3 +118,11 @@ def test_the_environment_is_as_it_was_after_torch_is_imported():
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
     assert found.stdout == "True True\n"
+
+
+def test_a_device_that_is_not_there_is_told_in_torchs_first_line():
+    """CUDA's errors go on, line by line, with how to debug them."""
+    from rwkv_backend_torch.ops import first_sentence
+
+    error = RuntimeError("CUDA error: invalid device ordinal\nCUDA kernel errors might be. For ")
+    assert first_sentence(error) == "CUDA error: invalid device ordinal"

@@ -1,10 +1,10 @@
 """Triton kernels for a layer's vectors and, for one token, its products.
 
 Each takes several operations of `recurrence.block` at once: on a GPU a small operation takes as
-long as the launch of its kernel. The scan's equations are `TensorOps.wkv`'s.
+long as the launch of its kernel. The scan's equations are `TensorOps.wkv`'s. Strides count values;
+a state's rows are `width` apart.
 """
 
-# Strides and sizes count elements; a state's rows are `width` apart.
 from __future__ import annotations
 
 import triton

@@ -115,7 +115,7 @@ class GPULayers:
         finishes = finishes or [""] * len(matrices)
         weights = [self._ops.weights(matrix) for matrix in matrices] if x.shape[1] == 1 else [None]
         if None not in weights:
-            results = _products_of_a_row(weights, x, finishes, base, gate)
+            results = products_of_a_row(weights, x, finishes, base, gate)
         else:
             found = [self._product(*both) for both in zip(matrices, x, strict=True)]
             results = [
@@ -149,9 +149,10 @@ class GPULayers:
         return y
 
 
-def _products_of_a_row(
+def products_of_a_row(
     weights: list[Weights], x: Tensor, finishes: list[str], base: Tensor | None, gate: Tensor | None
 ) -> list[Tensor]:
+    """Up to three matrices, each with its row of `x` [n, 1, in], finished: float32 [1, out]."""
     n_in = weights[0].shape[1]
     results = [x.new_empty(1, one.shape[0], dtype=torch.float32) for one in weights]
     blocks = sum(triton.cdiv(one.shape[0], _BLOCK_OUT) for one in weights)
