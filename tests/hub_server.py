@@ -40,6 +40,10 @@ class Faults:
     """Give another ETag each time, and parts whatever If-Range says."""
     second_length: str = ""
     """A second Content-Length beside the right one."""
+    unasked_part: bool = False
+    """Give the second half to whoever asks for the whole."""
+    extra: bytes = b""
+    """What comes after the body, whose length is not told."""
     slow: float = 0.0
     """Seconds before the second half of a body."""
 
@@ -155,8 +159,14 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(data):
                 return self._refuse(416)
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        sent = data[start:]
+        if faults.unasked_part and not part:
+            start, status = len(data) // 2, 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        sent = data[start:] + faults.extra
         headers["Content-Length"] = str(len(sent))
+        if faults.extra:
+            headers["Content-Length"] = ""
+            self.close_connection = True
         headers |= faults.headers
         self.send_response(status)
         for name, value in headers.items():

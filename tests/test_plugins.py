@@ -183,6 +183,15 @@ def test_an_unavailable_backend_says_what_to_install(
         rwkv_core.load(small_model, backend="needy")
 
 
+def test_nothing_is_to_be_installed_where_all_is_there(
+    install_plugin: Callable[..., Path], small_model: Path
+) -> None:
+    status = "lambda: Status(False, reason='FOO is set to nonsense')"
+    install_plugin("set", good("set", status=status, requires="('numpy>=2',)"))
+    with pytest.raises(BackendError, match=r"FOO is set to nonsense$"):
+        rwkv_core.load(small_model, backend="set")
+
+
 def test_a_library_missing_at_build_time_gives_the_install_line(
     install_plugin: Callable[..., Path],
 ) -> None:

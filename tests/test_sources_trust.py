@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rwkv_core
 from hub_server import Faults, Hub
 from rwkv_core import DownloadError, RWKVError, TokenizerError
 from rwkv_core.addresses import scheme_of, without_secrets
@@ -156,6 +157,34 @@ def test_an_answer_that_is_no_whole_file_is_refused(web, address, tmp_path, faul
     with pytest.raises(DownloadError, match=message):
         local_file(address)
     assert not list(tmp_path.rglob("file.bin"))
+
+
+def test_more_bytes_than_announced_are_not_kept(web, address, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "RETRIES", 0)
+        web.faults = Faults(breaks=1)
+        with pytest.raises(DownloadError, match="broke off"):
+            local_file(address)
+    web.faults = Faults(extra=b"and more")
+    with pytest.raises(DownloadError, match="more than the 100,000 bytes that it announces"):
+        local_file(address)
+    assert not list(tmp_path.rglob("file.bin*"))
+
+
+def test_a_part_that_nobody_asked_for_is_no_file(web, address, monkeypatch, tmp_path):
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    web.faults = Faults(unasked_part=True)
+    with pytest.raises(DownloadError, match="sends other parts than it is asked for"):
+        local_file(address)
+    assert len(web.requests) < 12
+    assert not list(tmp_path.rglob("file.bin"))
+
+
+def test_a_wrong_backend_or_option_is_told_before_anything_is_fetched(web, address):
+    for backend, options in ((None, {"typo": 1}), ("abacus", {})):
+        with pytest.raises(RWKVError):
+            rwkv_core.load(address, backend, **options)
+    assert not web.requests
 
 
 def test_a_redirect_from_https_to_http_is_refused():

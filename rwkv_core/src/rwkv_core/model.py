@@ -78,6 +78,8 @@ def _load(
     lora_alpha: float | None,
     options: dict[str, Any],
 ) -> Model:
+    # Before anything is fetched.
+    plugins.check_backend(backend, options)
     keep_freed_memory()
     with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
         shape = diagnose(checkpoint)

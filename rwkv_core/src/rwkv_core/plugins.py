@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from importlib import metadata
 from typing import Any
 
 from rwkv_core.backend import (
@@ -30,8 +32,9 @@ from rwkv_core.printable import one_line, printable
 from rwkv_core.tensor_ops import TensorOps
 
 __all__ = [
-    "GROUP", "default_backend", "list_backends", "list_plugins", "offered", "own_extras",
-    "plugin_limit", "registry", "start_backend", "tensor_ops", "whose_code", "why_not",
+    "GROUP", "check_backend", "default_backend", "list_backends", "list_plugins", "offered",
+    "own_extras", "plugin_limit", "registry", "start_backend", "tensor_ops", "whose_code",
+    "why_not",
 ]  # fmt: skip
 
 
@@ -48,13 +51,22 @@ def _row(name: str, offer: Offer) -> BackendInfo:
     except BaseException as error:
         status = Status(False, "")
         word, reason = "broken", f"its status check failed: {one_line(error)}"
-    if word == "unavailable" and backend.requires:
+    if word == "unavailable" and not all(map(_is_installed, backend.requires)):
         reason = f"{reason}; install it with: {install_line(*backend.requires)}".lstrip("; ")
     return BackendInfo(
         name, offer.source.distribution, offer.source.version, backend.contract, word,
         status.device, backend.summary, reason, status.score, backend.options,
         backend.quantized_bits, status.min_bytes,
     )  # fmt: skip
+
+
+def _is_installed(requirement: str) -> bool:
+    """Whether a distribution is there, in whatever version: "torch", "torch>=2.8"."""
+    name = re.match(r"[\w.-]+", requirement)
+    try:
+        return name is not None and bool(metadata.version(name[0]))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def list_backends() -> list[BackendInfo]:
@@ -125,12 +137,13 @@ def start_backend(
     raise failed
 
 
-def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
-    """The operations of backend `name`; its library is imported here.
+def check_backend(name: str | None, options: Mapping[str, Any]) -> None:
+    """Raise what `start_backend` would, as far as it can be told without starting anything."""
+    _ready(_by_score()[0] if name is None else name, options)
 
-    Raises BackendError if the backend is unknown, broken or short of something, and OptionError
-    for an option that it does not take.
-    """
+
+def _ready(name: str, options: Mapping[str, Any]) -> tuple[Offer, dict[str, Any]]:
+    """Backend `name`, if it is ready, and all its options with their values."""
     if not isinstance(name, str):
         raise BackendError(f"backend: found {name!r}, expected a name; `list_backends()` has them")
     offer = registry().offers["rwkv_backends"].get(name)
@@ -139,7 +152,16 @@ def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
     row = _row(name, offer)
     if row.status != "ready":
         raise BackendError(_not_ready(row))
-    resolved = resolve_options(offer.item, options)
+    return offer, resolve_options(offer.item, options)
+
+
+def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
+    """The operations of backend `name`; its library is imported here.
+
+    Raises BackendError if the backend is unknown, broken or short of something, and OptionError
+    for an option that it does not take.
+    """
+    offer, resolved = _ready(name, options)
     manager = registry().manager
     others = [plugin for plugin in manager.get_plugins() if plugin is not offer.plugin]
     caller = manager.subset_hook_caller("rwkv_tensor_ops", others)

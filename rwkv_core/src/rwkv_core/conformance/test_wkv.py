@@ -89,6 +89,24 @@ def test_large_keys_and_bonuses(
     case.check(ops, f"with keys of {key_size:g} and `first` of {first_size:g}")
 
 
+@pytest.mark.parametrize("n_time", [1, 16, 64])
+def test_channels_that_forget_at_once(
+    ops: TensorOps, rng: np.random.Generator, n_time: int
+) -> None:
+    """A model's time_decay is held at 40 at most: -exp(40) is added to an exponent, or a power."""
+    case = Case(rng, (2, n_time, 64))
+    case.decay[::2] = -np.exp(40.0)
+    found, (aa, bb, _) = case.scan(ops)
+    what = f"wkv of {n_time} tokens with decays of -exp(40)"
+    # Beside the present token, there is only the one before it.
+    before, now = np.exp(case.k[:, :-1]), np.exp(case.k[:, 1:] + case.first)
+    v = case.v.astype(np.float64)
+    means = (before * v[:, :-1] + now * v[:, 1:]) / (before + now)
+    means = np.concatenate([v[:, :1], means], axis=1)[:, :, ::2]
+    assert_close(found[:, :, ::2], means, of_vectors(ops), f"{what}: means")
+    assert_close((aa / bb)[:, ::2], v[:, -1, ::2], of_vectors(ops), f"{what}: state, aa / bb")
+
+
 def test_scan_is_the_defaults(ops: TensorOps, rng: np.random.Generator) -> None:
     for shape in ((1, 1, 64), (3, 16, 64)):
         case = Case(rng, shape)
