@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from random_model import random_weights
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("rwkv_backend_torch")
+pytest.importorskip("rwkv_backend_torch.plugin")
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
