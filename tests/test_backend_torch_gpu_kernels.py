@@ -58,8 +58,9 @@ def test_the_scan_in_parallel_is_the_one_in_steps(shape):
 
 
 @in_the_interpreter
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("width", [64, 96])
+@pytest.mark.parametrize(
+    ("dtype", "width"), [("float32", 96), ("bfloat16", 64), ("float16", 64)], ids=str
+)
 def test_a_model_computes_what_float64_computes_without_kernels(dtype, width, tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(random_weights(2, width, 101), path)
