@@ -149,7 +149,7 @@ def test_a_ctrl_c_that_is_lost_in_a_library_ends_the_text_all_the_same(generate,
     # A test run in the background may ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        status, out, _ = generate("ab", "-n", "1000", "--json", "--sampler", "deaf")
+        status, out, _ = generate("ab", "-n", "1000", "--ignore-eos", "--json", "--sampler", "deaf")
     finally:
         signal.signal(signal.SIGINT, before)
     assert status == 130
