@@ -12,7 +12,7 @@ import rwkv_core
 from conftest import READY
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core import recurrence
+from rwkv_core.architectures import rwkv4
 from rwkv_core.cli import main
 
 jax = pytest.importorskip("jax")
@@ -46,13 +46,13 @@ def compilations():
 def traces(monkeypatch):
     """One item for each time that a block's equations are traced rather than run."""
     found = []
-    original = recurrence.time_mixing
+    original = rwkv4.time_mixing
 
     def counted(*arguments):
         found.append(arguments[2].shape)
         return original(*arguments)
 
-    monkeypatch.setattr(recurrence, "time_mixing", counted)
+    monkeypatch.setattr(rwkv4, "time_mixing", counted)
     return found
 
 

@@ -24,16 +24,16 @@ if "tf" not in {row.name for row in rwkv_core.list_backends() if row.status == "
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with each pass of Python through a block: with each trace."""
-    from rwkv_core import recurrence
+    from rwkv_core.architectures import rwkv4
 
     counted: list[int] = []
-    original = recurrence.block
+    original = rwkv4.block
 
     def count(*arguments):
         counted.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(recurrence, "block", count)
+    monkeypatch.setattr(rwkv4, "block", count)
     return counted
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("rwkv_backend_torch.ops")
 
 import rwkv_core  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
-from rwkv_core.tensor_ops import TensorOps  # noqa: E402
+from rwkv_core.backends.tensor_ops import TensorOps  # noqa: E402
 
 TOKENS = [5, 9, 100, 7, 0, 31, 77, 3]
 # Largest deviation of logits from float64's, as a share of their deviation among themselves.

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import rwkv_core
-from rwkv_core import memory
 from rwkv_core.bench import (
     Combination,
     bench,
@@ -20,12 +19,13 @@ from rwkv_core.bench import (
     parse_shape,
 )
 from rwkv_core.checkpoint import Shape, diagnose, open_checkpoint
-from rwkv_core.checkpoint.doctor import expected_shapes
+from rwkv_core.checkpoint.validation import expected_shapes
 from rwkv_core.cli import main
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.random_weights import random_values, write_random_model
-from rwkv_core.threads import available_threads
+from rwkv_core.evaluation import memory_estimate
+from rwkv_core.evaluation.random_model import random_values, write_random_model
+from rwkv_core.util.threads import available_threads
 
 try:
     from rwkv_backend_numpy.ops import NumpyOps
@@ -54,7 +54,7 @@ def test_a_random_model_file_is_a_sound_model_of_its_shape(random_file, backend)
 
 def test_a_random_models_tensors_are_as_many_as_counted():
     sizes = expected_shapes(SHAPE).values()
-    assert sum(map(np.prod, sizes)) == memory.count_parameters(SHAPE).total
+    assert sum(map(np.prod, sizes)) == memory_estimate.count_parameters(SHAPE).total
 
 
 def test_random_values_are_of_unit_variance_beyond_one_block():
@@ -83,7 +83,7 @@ def test_a_report_counts_the_bytes_and_operations(random_file, backend):
     report = bench(
         str(random_file), backend, {}, lengths=[5, 9], rounds=2, on_progress=stages.append
     )
-    counts = memory.count_parameters(SHAPE)
+    counts = memory_estimate.count_parameters(SHAPE)
     assert (report.backend, report.parameters) == (backend, counts.total)
     assert report.load_seconds > 0 and report.peak_memory > 2**20
     decode = report.decode
@@ -120,7 +120,7 @@ def dtypes_of(backend):
 
 
 def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, backend):
-    counts = memory.count_parameters(SHAPE)
+    counts = memory_estimate.count_parameters(SHAPE)
     for dtype in ("float32", "bfloat16", "int8", "int4"):
         try:
             options = Combination(backend, dtype).options()
@@ -133,7 +133,7 @@ def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, back
             # With the scales and offsets of groups as long as these rows at most.
             assert codes + counts.matrices * 4 / 128 <= n_bytes < codes + counts.matrices
         else:
-            assert n_bytes == counts.matrices * memory.BYTES_PER_WEIGHT[dtype]
+            assert n_bytes == counts.matrices * memory_estimate.BYTES_PER_WEIGHT[dtype]
 
 
 def test_the_layers_of_a_backend_are_of_the_block_that_is_given(random_file, backend):
@@ -161,7 +161,7 @@ class NoSize(NumpyOps if NumpyOps is not None else object):
 @pytest.mark.skipif(NumpyOps is None, reason="stands on the NumPy backend")
 def test_a_dtype_of_unknown_size_has_no_share(random_file, monkeypatch):
     ops = NoSize("float32")
-    monkeypatch.setattr("rwkv_core.plugins.tensor_ops", lambda name, options: ops)
+    monkeypatch.setattr("rwkv_core.plugins.selection.tensor_ops", lambda name, options: ops)
     assert bench(str(random_file), "numpy", {}, [1], 1).decode.share > 0  # told by the dtype
     ops.dtype = "float24"
     decode = bench(str(random_file), "numpy", {}, [1], 1).decode
@@ -238,7 +238,7 @@ def test_ctrl_c_keeps_what_has_been_measured(random_file, some_backend, monkeypa
         return bench_alone(combination, *arguments, **options)
 
     monkeypatch.setattr(rwkv_core.bench, "bench_alone", interrupted_at_the_second)
-    monkeypatch.setattr(rwkv_core.threads, "available_threads", lambda: 2)
+    monkeypatch.setattr(rwkv_core.util.threads, "available_threads", lambda: 2)
     arguments = ["bench", "-m", str(random_file), "-b", some_backend, "--prefill", "8"]
     arguments += ["--rounds", "1", "--threads", "1", "--threads", "2"]
     assert main(arguments) == 130
@@ -308,7 +308,7 @@ def test_a_model_and_a_shape_together_are_refused(capsys):
 def test_a_shape_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # Never is a disk to be filled for a test.
-    monkeypatch.setattr("rwkv_core.random_weights.write_random_model", pytest.fail)
+    monkeypatch.setattr("rwkv_core.evaluation.random_model.write_random_model", pytest.fail)
     assert main(["bench", "--shape", "100000x1000000"]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and f"{tmp_path} has" in error and "GiB free" in error

@@ -12,7 +12,7 @@ from rwkv_core.cli.chat_settings import Settings
 from rwkv_core.cli.chat_transcript import ChatTranscript
 from rwkv_core.cli.conversation import Conversation
 from rwkv_core.errors import OptionError, StateError
-from rwkv_core.sampling import Sampling
+from rwkv_core.generation.sampling import Sampling
 
 pytestmark = pytest.mark.needs_backend
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_core import BackendError, plugins
-from rwkv_core.install_advice import install_extra
+from rwkv_core.plugins.install_advice import install_extra
 
 ROOT = Path(__file__).parents[1]
 

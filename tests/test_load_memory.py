@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_core import memory
 from rwkv_core.bench import Combination
 from rwkv_core.checkpoint import Shape
 from rwkv_core.errors import OptionError
-from rwkv_core.random_weights import write_random_model
+from rwkv_core.evaluation import memory_estimate
+from rwkv_core.evaluation.random_model import write_random_model
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="reads the process's peak where Linux tells it"
@@ -56,7 +56,7 @@ def test_the_peak_is_little_above_the_weights(model_file, backend, dtype):
         pytest.skip(f"{backend} has no {dtype}")
     assert found.returncode == 0, found.stderr
     before, peak = json.loads(found.stdout)
-    weights = memory.memory_of_file(model_file).weights[dtype]
+    weights = memory_estimate.memory_of_file(model_file).weights[dtype]
     # A second copy in float32, or of the largest matrices at a time, would not pass.
     assert peak - before <= 1.15 * weights + 200 * MB
     assert peak - before >= weights / 2

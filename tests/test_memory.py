@@ -5,15 +5,15 @@ import json
 import pytest
 
 from random_model import random_weights
-from rwkv_core import memory
+from rwkv_core.backends.offload_plan import model_bytes, residency
 from rwkv_core.checkpoint import Shape
 from rwkv_core.cli import main
-from rwkv_core.residency import model_bytes, residency
+from rwkv_core.evaluation import memory_estimate
 
 
 def test_counts_are_those_of_a_real_model():
     weights = random_weights(3, 32, 101)
-    counts = memory.count_parameters(Shape(3, 32, 128, 101))
+    counts = memory_estimate.count_parameters(Shape(3, 32, 128, 101))
     assert counts.total == sum(array.size for array in weights.values())
     assert counts.embedding == counts.head == 101 * 32
     assert counts.vectors == sum(
@@ -22,21 +22,21 @@ def test_counts_are_those_of_a_real_model():
 
 
 def test_the_known_sizes_have_the_parameters_in_their_names():
-    millions = {row.name: row.parameters / 1e6 for row in memory.memory_of_known_models()}
+    millions = {row.name: row.parameters / 1e6 for row in memory_estimate.memory_of_known_models()}
     named = {"169M": 169, "430M": 430, "1.5B": 1515, "3B": 2985, "7B": 7393, "14B": 14148}
     assert millions == pytest.approx(named, rel=0.005)
 
 
 def test_weights_are_matrices_vectors_and_embedding():
     shape = Shape(2, 64, 256, 100)
-    counts = memory.count_parameters(shape)
+    counts = memory_estimate.count_parameters(shape)
     fixed = 2 * counts.embedding + 4 * counts.vectors
-    found = memory.memory("m", shape).weights
+    found = memory_estimate.memory("m", shape).weights
     assert found["float32"] == 4 * counts.matrices + fixed
     assert found["float16"] == found["bfloat16"] == 2 * counts.matrices + fixed
     assert found["int8"] == counts.matrices * 68 // 64 + fixed
     assert found["int4"] == counts.matrices * 36 // 64 + fixed
-    wider = memory.memory("m", shape, embedding_bytes=4).weights
+    wider = memory_estimate.memory("m", shape, embedding_bytes=4).weights
     assert wider["float32"] - found["float32"] == 2 * counts.embedding
 
 
@@ -47,7 +47,9 @@ def test_the_state_is_that_of_a_model(small_model):
     model = rwkv_core.load(small_model)
     state = model.forward([1])[1]
     arrays = model.to_numpy(state.array), model.to_numpy(state.logits)
-    assert memory.memory_of_file(small_model).state == sum(array.nbytes for array in arrays)
+    assert memory_estimate.memory_of_file(small_model).state == sum(
+        array.nbytes for array in arrays
+    )
 
 
 def test_vram_lists_the_known_sizes(capsys):
@@ -72,7 +74,7 @@ def test_vram_with_a_target_shows_what_stays(small_model, capsys):
     arguments = ["vram", "-m", str(small_model), "--target", "0.00006", "-o", "dtype=float16"]
     assert main([*arguments, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    shape = memory.memory_of_file(small_model).shape
+    shape = memory_estimate.memory_of_file(small_model).shape
     chosen = residency(*model_bytes(shape, "float16", "float32"), 60_000)
     assert 0 < row["resident_matrices"] < row["matrices"] == 15
     assert {key: row[key] for key in ("dtype", "target", "fits")} == {

@@ -11,8 +11,8 @@ from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.cli import main
 from rwkv_core.errors import CheckpointError, OptionError
-from rwkv_core.perplexity import compare_tokens, score, score_tokens, total
-from rwkv_core.precisions import Precisions
+from rwkv_core.evaluation.perplexity import compare_tokens, score, score_tokens, total
+from rwkv_core.evaluation.precision_comparison import Precisions
 
 pytestmark = pytest.mark.needs_backend
 

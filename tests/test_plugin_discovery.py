@@ -11,10 +11,10 @@ import pytest
 import rwkv_core
 from pth_writer import write_pth
 from rwkv_core import BackendError, BackendWarning, CheckpointError, OptionError, plugins
-from rwkv_core import plugin_registry as registry_module
 from rwkv_core.cli import main
 from rwkv_core.cli.model_choice import model_files
-from rwkv_core.model_file import known_formats, open_model
+from rwkv_core.loading import known_formats, open_model
+from rwkv_core.plugins import discovery as registry_module
 
 GOOD = """
 import rwkv_core

@@ -91,7 +91,7 @@ BROKEN = {
 }
 
 
-def row(name: str) -> plugins.BackendInfo:
+def row(name: str) -> rwkv_core.BackendInfo:
     rows = [row for row in rwkv_core.list_backends() if row.name == name]
     assert len(rows) == 1, f"{name}: {rows}"
     return rows[0]

@@ -28,9 +28,9 @@ from rwkv_core.cli import main
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
+from rwkv_core.evaluation.random_model import write_random_model
 from rwkv_core.model import fingerprint_of
 from rwkv_core.quantization import quantize
-from rwkv_core.random_weights import write_random_model
 
 MATRIX = "blocks.1.ffn.value.weight"
 all_bits = pytest.mark.parametrize("bits", [8, 4])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_core import RWKVError, shipped
+from rwkv_core import RWKVError, bundled
 from rwkv_core.cli import main
 from rwkv_core.cli.printing import print_text
-from rwkv_core.printable import one_line, printable, without_control
+from rwkv_core.util.printable import one_line, printable, without_control
 
 STEERING = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\x7f\u202e"
 
@@ -56,7 +56,7 @@ def test_a_file_and_its_names_do_not_steer_a_terminal(
         file.writestr("archive/data.pkl", data)
         file.writestr("archive/version", "3\n")
     assert main(["vram", "-m", str(path)]) == 2
-    shutil.copy(shipped.MODEL, path)
+    shutil.copy(bundled.MODEL, path)
     assert main(["vram", "-m", str(path)]) == 0
     assert main(["prequantize", str(path), "--output", str(path) + "2"]) == 0
     found = capsys.readouterr()

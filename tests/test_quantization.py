@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkv_core.errors import OptionError
-from rwkv_core.memory import BYTES_PER_WEIGHT
-from rwkv_core.precisions import Precisions
+from rwkv_core.evaluation.memory_estimate import BYTES_PER_WEIGHT
+from rwkv_core.evaluation.precision_comparison import Precisions
 from rwkv_core.quantization import QuantizedMatrix, group_size_for, quantize
 
 all_bits = pytest.mark.parametrize("bits", [8, 4])

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_core.replacing import replacing
+from rwkv_core.util.atomic_write import replacing
 
 WRITES_UNTIL_KILLED = """
 import sys
-from rwkv_core.replacing import replacing
+from rwkv_core.util.atomic_write import replacing
 with replacing("of-another") as file:
     file.write(bytes(1000))
     file.flush()

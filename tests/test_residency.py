@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 import rwkv_core
 from random_model import random_weights
-from rwkv_core.checkpoint import Shape
-from rwkv_core.errors import OptionError
-from rwkv_core.residency import (
+from rwkv_core.backends.offload_plan import (
     as_target,
     model_bytes,
     residency,
     smallest_target,
     target_bytes,
 )
+from rwkv_core.checkpoint import Shape
+from rwkv_core.errors import OptionError
 
 SIZES = st.lists(st.sampled_from([1, 4, 7, 12, 50]), min_size=1, max_size=40)
 

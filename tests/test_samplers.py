@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkv_core import RWKV, OptionError, plugins
-from rwkv_core.samplers import find_sampler, started
-from rwkv_core.sampling import Sampling, sample
+from rwkv_core.generation.samplers import find_sampler, started
+from rwkv_core.generation.sampling import Sampling, sample
 
 COUNTING = """
 import rwkv_core

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rwkv_core import OptionError, RWKVError
-from rwkv_core import sampling_steps as steps
-from rwkv_core.sampling import Sampling, TokenCounts, sample
+from rwkv_core.generation import sampling_filters as steps
+from rwkv_core.generation.sampling import Sampling, TokenCounts, sample
 
 # Few distinct values among many tokens: ties are common.
 LOGITS = st.one_of(

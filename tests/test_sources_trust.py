@@ -13,11 +13,11 @@ import pytest
 import rwkv_core
 from hub_server import Faults, Hub
 from rwkv_core import DownloadError, RWKVError, TokenizerError
-from rwkv_core.addresses import scheme_of, without_secrets
 from rwkv_core.cli import main
-from rwkv_core.memory import memory_of_file
+from rwkv_core.evaluation.memory_estimate import memory_of_file
 from rwkv_core.sources import download, http_file, local_file
 from rwkv_core.tokenizer.search import tokenizer_before_load
+from rwkv_core.util.addresses import scheme_of, without_secrets
 
 DATA = np.random.default_rng(1).bytes(100_000)
 

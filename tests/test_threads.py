@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from rwkv_core import threads
-from rwkv_core.threads import available_threads
+from rwkv_core.util import threads
+from rwkv_core.util.threads import available_threads
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import rwkv_core
 from rwkv_core.cli import main
 from rwkv_core.errors import BackendError, RWKVError
-from rwkv_core.verify import golden_cases, verify
+from rwkv_core.evaluation.verify import golden_cases, verify
 
 PLUGIN = """
 import numpy, rwkv_core

@@ -9,12 +9,12 @@ stored as float32 in golden.safetensors beside it. Run it whenever the model fil
 import numpy as np
 from safetensors.numpy import save_file
 
+from rwkv_core.bundled import MODEL, NAME
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.conformance import reference
+from rwkv_core.evaluation.verify import GOLDEN
 from rwkv_core.model import load
-from rwkv_core.shipped import MODEL, NAME
 from rwkv_core.tokenizer import load_tokenizer
-from rwkv_core.verify import GOLDEN
 
 PROMPTS = (
     "It was a dark and stormy night",

@@ -14,7 +14,7 @@ from conformance_faults.planting import (
     fault,
     spoiled,
 )
-from rwkv_core import recurrence
+from rwkv_core.architectures import rwkv4
 
 
 @fault("layers: more than four", "test_model")
@@ -59,7 +59,7 @@ def spoil_model(name: str, when: Callable[..., bool], caught_by: str = "test_mod
 
 
 def continues(state: Any) -> bool:
-    return bool((state[:, :, recurrence.PP] > -1e29).all())
+    return bool((state[:, :, rwkv4.PP] > -1e29).all())
 
 
 spoil_model("D > 128", lambda x, state: x.shape[-1] > 128)

@@ -11,7 +11,7 @@ import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import plugins
-from rwkv_core.tensor_ops import TensorOps
+from rwkv_core.backends.tensor_ops import TensorOps
 
 PAGE = Path(__file__).parents[2] / "rwkv_core" / "docs" / "writing-a-backend.md"
 

@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from rwkv_core import load
 from rwkv_core.bench.measure import parse_shape
+from rwkv_core.evaluation.random_model import write_random_model
 from rwkv_core.model import Model
-from rwkv_core.random_weights import write_random_model
 
 _ROUNDS = 20
 _SEQUENCES = 64

@@ -12,7 +12,7 @@ import numpy as np
 from contenders import Contender, Files
 
 from rwkv_core.bench.measure import peak_memory
-from rwkv_core.printable import one_line
+from rwkv_core.util.printable import one_line
 
 # Nothing that is asked for takes longer than this, in seconds, or it has failed.
 _PATIENCE = 600

@@ -18,7 +18,7 @@ import rwkv_core
 from peers import Rwkv, Transformers, transformers_config, transformers_names
 from pth_writer import write_pth
 from rwkv_core.bench import Combination, parse_shape
-from rwkv_core.random_weights import write_random_model
+from rwkv_core.evaluation.random_model import write_random_model
 
 # What a contender is compared with is in its own group; only one group is in memory at a time.
 GROUPS = ("float32", "16 bits", "8 and 4 bits")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rwkv_core.bench.timing import in_turn
-from rwkv_core.threads import available_threads
+from rwkv_core.util.threads import available_threads
 
 _LIBRARIES = (
     "rwkv-core", "numpy", "numba", "torch", "jax", "tensorflow", "rwkv", "transformers"

@@ -7,7 +7,7 @@ from typing import Any
 import rwkv_core
 from rwkv_backend_torch.plugin import DEVICE, THREADS, torch_status
 from rwkv_core import Backend, Option, Status, TensorOps
-from rwkv_core.backend import DTYPE, RUNTIME_DTYPE
+from rwkv_core.backends.descriptor import DTYPE, RUNTIME_DTYPE
 
 
 def _status() -> Status:

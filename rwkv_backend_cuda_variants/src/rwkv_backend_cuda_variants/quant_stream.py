@@ -13,10 +13,10 @@ from rwkv_backend_cuda_variants.quant import QuantOps
 from rwkv_backend_cuda_variants.quant_cpu import tensor_kernel
 from rwkv_backend_cuda_variants.quant_kernels import ALIGNMENT, TensorKernel
 from rwkv_backend_cuda_variants.stream_store import MatrixStore, Placed
+from rwkv_core.backends.offload_plan import matrix_shapes, model_bytes
+from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.checkpoint import Shape
 from rwkv_core.quantization import QuantizedMatrix
-from rwkv_core.residency import matrix_shapes, model_bytes
-from rwkv_core.tensor_ops import TensorOps
 
 # A matrix is cut at multiples of them: the 4-bit kernel of a CPU takes no fewer.
 _ROWS = 16

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rwkv_backend_cuda_variants.split_group import OneProcess, Processes, find_group
 from rwkv_backend_torch.ops import TorchOps
-from rwkv_core.tensor_ops import TensorOps, WKVState
+from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 
 # Why so. A model that no device holds can be cut between layers or within them. Between layers, a
 # token hops once a device, but only one device works at a time, so that decoding reads the weights

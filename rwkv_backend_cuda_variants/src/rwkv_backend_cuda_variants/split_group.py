@@ -24,7 +24,7 @@ from rwkv_backend_cuda_variants.split_devices import (
     parse_devices,
 )
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 # For what others still load, too: the first exchange waits for the slowest of them.
 _MINUTES = 10

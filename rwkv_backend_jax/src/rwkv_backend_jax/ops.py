@@ -18,8 +18,8 @@ from jax import Array, lax
 from numpy.typing import NDArray
 
 from rwkv_backend_jax.devices import Placement, chosen_devices
-from rwkv_core.float16 import assign
-from rwkv_core.tensor_ops import TensorOps, WKVState
+from rwkv_core.backends.tensor_ops import TensorOps, WKVState
+from rwkv_core.util.float16 import assign
 
 
 @cache

@@ -22,11 +22,11 @@ from rwkv_backend_numpy.packing import code_matrix, float_matrix
 from rwkv_backend_numpy.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
 from rwkv_backend_numpy.products import product
 from rwkv_backend_numpy.slabs import Slabs
-from rwkv_core import recurrence
+from rwkv_core.architectures import rwkv4
+from rwkv_core.architectures.rwkv4 import Parameters
+from rwkv_core.backends.tensor_ops import WKVState
 from rwkv_core.errors import OptionError
 from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, quantize
-from rwkv_core.recurrence import Parameters
-from rwkv_core.tensor_ops import WKVState
 
 Floats = NDArray[np.float32]
 
@@ -93,7 +93,7 @@ class NumbaOps(NumpyOps):
         return means, (aa, bb, pp)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        whole = recurrence.last_logits, recurrence.all_logits
+        whole = rwkv4.last_logits, rwkv4.all_logits
         if not isinstance(function, partial) or function.func not in whole:
             return function
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_backend_numpy.slabs import Slabs
-from rwkv_core.float16 import assign
-from rwkv_core.tensor_ops import Matrix, TensorOps, WKVState
+from rwkv_core.backends.tensor_ops import Matrix, TensorOps, WKVState
+from rwkv_core.util.float16 import assign
 
 Floats = NDArray[np.floating[Any]]
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rwkv_backend_numpy.one_token import PHASES, Token, one_token
 from rwkv_backend_numpy.panels import ROWS, Matrix
-from rwkv_core.recurrence import Parameters
+from rwkv_core.architectures.rwkv4 import Parameters
 
 Floats = NDArray[np.float32]
 

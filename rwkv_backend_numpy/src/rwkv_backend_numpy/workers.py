@@ -33,7 +33,7 @@ from rwkv_backend_numpy.work_sharing import (
     pause,
     wait_for,
 )
-from rwkv_core.threads import available_threads
+from rwkv_core.util.threads import available_threads
 
 # The counters of `Workers.control`: the job's number, odd while it is open; its function and
 # arguments, as addresses; how many workers are in it, and how many sleep.

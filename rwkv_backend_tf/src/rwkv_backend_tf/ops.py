@@ -16,9 +16,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from rwkv_backend_tf import array_api
+from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.errors import BackendError
-from rwkv_core.float16 import assign
-from rwkv_core.tensor_ops import TensorOps, WKVState
+from rwkv_core.util.float16 import assign
 
 _CPU, _GPU = "/CPU:0", "/GPU:0"
 _ALIGNMENT = 64  # bytes, Eigen's largest

@@ -7,7 +7,7 @@ from typing import Any
 
 import rwkv_core
 from rwkv_core import Backend, Option, Status, TensorOps
-from rwkv_core.backend import DTYPE, RUNTIME_DTYPE
+from rwkv_core.backends.descriptor import DTYPE, RUNTIME_DTYPE
 
 # Distributions that bring the module `tensorflow`; the first are its builds without a GPU.
 _CPU_BUILDS = ("tensorflow-cpu", "tensorflow-intel", "tf-nightly-cpu")

@@ -1,6 +1,6 @@
 """Triton kernels for a layer's vectors and, for one token, its products.
 
-Each takes several operations of `recurrence.block` at once: on a GPU a small operation takes as
+Each takes several operations of `rwkv4.block` at once: on a GPU a small operation takes as
 long as the launch of its kernel. The scan's equations are `TensorOps.wkv`'s. Strides count values;
 a state's rows are `width` apart.
 """

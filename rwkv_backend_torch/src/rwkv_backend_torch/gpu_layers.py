@@ -1,6 +1,6 @@
-"""`recurrence.block` on a GPU by the kernels of gpu_kernels: seven launches a token and layer.
+"""`rwkv4.block` on a GPU by the kernels of gpu_kernels: seven launches a token and layer.
 
-The equations are `recurrence.block`'s, and the conformance suite compares them.
+The equations are `rwkv4.block`'s, and the conformance suite compares them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rwkv_backend_torch import gpu_kernels as kernels
 from rwkv_backend_torch.gpu_weights import Weights
-from rwkv_core.recurrence import AA, BB, CHANNEL_X, PP, TIME_X, Block
-from rwkv_core.tensor_ops import EPSILON
+from rwkv_core.architectures.rwkv4 import AA, BB, CHANNEL_X, PP, TIME_X, Block
+from rwkv_core.backends.tensor_ops import EPSILON
 
 _SCAN_ROWS = {"AA": AA, "BB": BB, "PP": PP}
 _BLOCK_TIME, _BLOCK_SCAN = 64, 16

@@ -1,8 +1,8 @@
-"""`recurrence.block` for one token of one sequence, in half as many operations on the vectors.
+"""`rwkv4.block` for one token of one sequence, in half as many operations on the vectors.
 
 An operation on a vector takes torch two microseconds of which it computes for a small part of one.
 So vectors that go the same way are rows of one tensor: what the token shifts mix, and both of the
-scan's exponents. The equations are `recurrence.block`'s, and the conformance suite compares them.
+scan's exponents. The equations are `rwkv4.block`'s, and the conformance suite compares them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_core.recurrence import AA, BB, CHANNEL_X, PP, TIME_X, Block
+from rwkv_core.architectures.rwkv4 import AA, BB, CHANNEL_X, PP, TIME_X, Block
 
 Matmul = Callable[[Any, Tensor], Tensor]
 

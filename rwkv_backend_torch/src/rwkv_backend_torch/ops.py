@@ -19,11 +19,11 @@ from rwkv_backend_torch.gpu_weights import Weights, has_kernels, plain_weights
 from rwkv_backend_torch.one_token import layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
-from rwkv_core import recurrence
+from rwkv_core.architectures import rwkv4
+from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.printable import printable
-from rwkv_core.tensor_ops import TensorOps, WKVState
-from rwkv_core.threads import available_threads
+from rwkv_core.util.printable import printable
+from rwkv_core.util.threads import available_threads
 
 _MOST_THREADS = 1024
 
@@ -126,7 +126,7 @@ class TorchOps(TensorOps):
     def layers(
         self, block: Callable[..., Any], blocks: Sequence[Any], x: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        own = block is recurrence.block and isinstance(x, Tensor)
+        own = block is rwkv4.block and isinstance(x, Tensor)
         if not own or not (self._gpu_layers or x.shape[:2] == (1, 1)):
             return super().layers(block, blocks, x, state)
         known, layers = self._layers

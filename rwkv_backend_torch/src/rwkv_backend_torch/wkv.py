@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from rwkv_core.tensor_ops import WKVState
+from rwkv_core.backends.tensor_ops import WKVState
 
 _BLOCK = 16
 # exp(60) times any value is in float32's range, and 1 beside it below float64's last digit.

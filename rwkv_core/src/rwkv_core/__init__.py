@@ -14,7 +14,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rwkv_core.backend import Backend, BackendInfo, Option, Status
+    from rwkv_core.backends.descriptor import Backend, BackendInfo, Option, Status
+    from rwkv_core.backends.tensor_ops import CONTRACT, TensorOps
+    from rwkv_core.checkpoint.pqth_writer import prequantize
     from rwkv_core.errors import (
         BackendError,
         BackendWarning,
@@ -25,20 +27,18 @@ if TYPE_CHECKING:
         StateError,
         TokenizerError,
     )
-    from rwkv_core.generation import Generated, GenerationStream, Progress
-    from rwkv_core.hookspecs import hookimpl
+    from rwkv_core.generation.samplers import Sampler
+    from rwkv_core.generation.sampling import Sampling
+    from rwkv_core.generation.stream import Generated, GenerationStream, Progress
     from rwkv_core.model import Model, load
     from rwkv_core.plugins import list_backends, list_plugins
-    from rwkv_core.prequantizing import prequantize
+    from rwkv_core.plugins.hookspecs import hookimpl
     from rwkv_core.rwkv import RWKV
-    from rwkv_core.samplers import Sampler
-    from rwkv_core.sampling import Sampling
     from rwkv_core.state import State
-    from rwkv_core.tensor_ops import CONTRACT, TensorOps
     from rwkv_core.tokenizer import Tokenizer
 
 _HOME = {
-    "backend": ("Backend", "BackendInfo", "Option", "Status"),
+    "backends.descriptor": ("Backend", "BackendInfo", "Option", "Status"),
     "errors": (
         "BackendError",
         "BackendWarning",
@@ -49,16 +49,16 @@ _HOME = {
         "StateError",
         "TokenizerError",
     ),
-    "generation": ("Generated", "GenerationStream", "Progress"),
-    "hookspecs": ("hookimpl",),
+    "generation.stream": ("Generated", "GenerationStream", "Progress"),
+    "plugins.hookspecs": ("hookimpl",),
     "model": ("Model", "load"),
     "plugins": ("list_backends", "list_plugins"),
-    "prequantizing": ("prequantize",),
+    "checkpoint.pqth_writer": ("prequantize",),
     "rwkv": ("RWKV",),
-    "samplers": ("Sampler",),
-    "sampling": ("Sampling",),
+    "generation.samplers": ("Sampler",),
+    "generation.sampling": ("Sampling",),
     "state": ("State",),
-    "tensor_ops": ("CONTRACT", "TensorOps"),
+    "backends.tensor_ops": ("CONTRACT", "TensorOps"),
     "tokenizer": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -1,6 +1,6 @@
 """Every error that a user can cause: one or two lines that say what was found, expected, to do."""
 
-from rwkv_core.printable import error_message
+from rwkv_core.util.printable import error_message
 
 
 class RWKVError(Exception):

@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core import forks, plugins, recurrence
+from rwkv_core import plugins
 from rwkv_core import state as state_file
+from rwkv_core.architectures import rwkv4
+from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.checkpoint import Checkpoint, diagnose
-from rwkv_core.checkpoint.doctor import Shape, check_tensor
-from rwkv_core.dtype_range import check_range
+from rwkv_core.checkpoint.dtype_range import check_range
+from rwkv_core.checkpoint.validation import Shape, check_tensor
 from rwkv_core.errors import OptionError, StateError
-from rwkv_core.heap import keep_freed_memory
-from rwkv_core.model_file import open_model
+from rwkv_core.loading import open_model
 from rwkv_core.state import State, kind_of, short_repr
-from rwkv_core.tensor_ops import TensorOps
+from rwkv_core.util import forks
+from rwkv_core.util.malloc import keep_freed_memory
 
 # Channels of a larger time_decay forget each token at once, as exp(-exp(40)) is 0 in every type.
 # From 89 on, exp(time_decay) would be infinite in float32, and 0 times that NaN.
@@ -167,10 +169,10 @@ class _Reader:
         self._count(name)
         return self._ops.quantized_matrix(quantized)
 
-    def layer_norm(self, name: str) -> recurrence.LayerNorm:
-        return recurrence.LayerNorm(self.vector(name + ".weight"), self.vector(name + ".bias"))
+    def layer_norm(self, name: str) -> rwkv4.LayerNorm:
+        return rwkv4.LayerNorm(self.vector(name + ".weight"), self.vector(name + ".bias"))
 
-    def block(self, prefix: str) -> recurrence.Block:
+    def block(self, prefix: str) -> rwkv4.Block:
         att, ffn = prefix + "att.", prefix + "ffn."
         # In float64, so that a float64 backend gets the decay to its own precision.
         raw = self.row(att + "time_decay").astype(np.float64)
@@ -185,15 +187,15 @@ class _Reader:
             *map(self.vector, [f"{ffn}time_mix_{name}" for name in "kr"]),
             *map(self.matrix, [ffn + name for name in ("key", "receptance", "value")]),
         ]
-        return recurrence.Block(
+        return rwkv4.Block(
             self.layer_norm(prefix + "ln1"),
-            recurrence.TimeMixing._make(time),
+            rwkv4.TimeMixing._make(time),
             self.layer_norm(prefix + "ln2"),
-            recurrence.ChannelMixing._make(channel),
+            rwkv4.ChannelMixing._make(channel),
         )
 
-    def parameters(self, n_layer: int) -> recurrence.Parameters:
-        return recurrence.Parameters(
+    def parameters(self, n_layer: int) -> rwkv4.Parameters:
+        return rwkv4.Parameters(
             self.layer_norm("blocks.0.ln0"),
             tuple(map(self.block, [f"blocks.{i}." for i in range(n_layer)])),
             self.layer_norm("ln_out"),
@@ -235,15 +237,15 @@ class Model:
         shape: Shape,
         fingerprint: str,
         table: Any,
-        parameters: recurrence.Parameters,
+        parameters: rwkv4.Parameters,
     ) -> None:
         self.path, self.backend, self.ops, self.fingerprint = path, backend, ops, fingerprint
         self.n_layer, self.n_embd, self.n_vocab = shape.n_layer, shape.n_embd, shape.n_vocab
         self.device = ops.device
         self._table, self._parameters = table, parameters
         self._kind = kind_of(self.empty_state().array)
-        self._all_logits = ops.compile(partial(recurrence.all_logits, ops))
-        self._last_logits = ops.compile(partial(recurrence.last_logits, ops))
+        self._all_logits = ops.compile(partial(rwkv4.all_logits, ops))
+        self._last_logits = ops.compile(partial(rwkv4.last_logits, ops))
 
     def __repr__(self) -> str:
         return (
@@ -328,8 +330,8 @@ class Model:
     def empty_state(self, n_batch: int | None = None) -> State:
         """The state of having read nothing; of `n_batch` sequences if given."""
         forks.check_threads(self.ops.threaded_library)
-        array = np.zeros((self.n_layer, recurrence.STATE_ROWS, self.n_embd))
-        array[:, recurrence.PP] = recurrence.EMPTY_PP
+        array = np.zeros((self.n_layer, rwkv4.STATE_ROWS, self.n_embd))
+        array[:, rwkv4.PP] = rwkv4.EMPTY_PP
         if n_batch is not None:
             array = np.tile(array, (n_batch, 1, 1, 1))
         return State(self.ops.vector(array), model=self.fingerprint)
@@ -348,7 +350,7 @@ class Model:
                 f"state: found an array of {kind_of(state.array)}, expected {self._kind}: to carry "
                 "a state to another backend or dtype, save it there and load it here"
             )
-        expected = (self.n_layer, recurrence.STATE_ROWS, self.n_embd)
+        expected = (self.n_layer, rwkv4.STATE_ROWS, self.n_embd)
         if n_batch is not None:
             expected = (n_batch, *expected)  # type: ignore[assignment]
         found = tuple(state.array.shape)

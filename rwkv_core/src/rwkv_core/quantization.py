@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError
-from rwkv_core.float16 import assign
-from rwkv_core.threads import available_threads
+from rwkv_core.util.float16 import assign
+from rwkv_core.util.threads import available_threads
 
 BITS = (8, 4)
 GROUP_SIZE = 64

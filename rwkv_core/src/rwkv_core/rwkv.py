@@ -9,17 +9,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkv_core import shipped
+from rwkv_core import bundled
 from rwkv_core.errors import OptionError
-from rwkv_core.generation import Generated, GenerationStream, OnProgress, Seed
+from rwkv_core.generation.samplers import started
+from rwkv_core.generation.sampling import Processor, Sampling, check_tokens
+from rwkv_core.generation.stream import Generated, GenerationStream, OnProgress, Seed
+from rwkv_core.generation.transcript import read
 from rwkv_core.model import Model, OnCount, load
-from rwkv_core.one_thread import one_thread_at_a_time
-from rwkv_core.samplers import started
-from rwkv_core.sampling import Processor, Sampling, check_tokens
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.search import find_tokenizer, tokenizer_before_load
-from rwkv_core.transcript import read
+from rwkv_core.util.one_thread import one_thread_at_a_time
 
 if TYPE_CHECKING:
     import tokenizers
@@ -223,8 +223,8 @@ class RWKV:
 
 
 def _tokenizer_of(model: Model) -> Path:
-    if model.fingerprint == shipped.FINGERPRINT:
-        return shipped.TOKENIZER
+    if model.fingerprint == bundled.FINGERPRINT:
+        return bundled.TOKENIZER
     return find_tokenizer(model.path, model.n_vocab)
 
 

@@ -21,7 +21,7 @@ from rwkv_core import plugins
 from rwkv_core.bench.measure import bench
 from rwkv_core.bench.report import Report
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.printable import one_line
+from rwkv_core.util.printable import one_line
 
 # What the libraries below the backends read when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")

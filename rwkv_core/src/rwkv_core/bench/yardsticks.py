@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core import memory, recurrence
+from rwkv_core.architectures import rwkv4
+from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
+from rwkv_core.evaluation import memory_estimate
+from rwkv_core.evaluation.random_model import random_values
 from rwkv_core.model import Model
-from rwkv_core.random_weights import random_values
-from rwkv_core.tensor_ops import Array, Matrix, TensorOps
 
 _WIDTH = 2048
 # Of NumPy's matrices together; several times the cache that one core reaches on a large server.
@@ -81,14 +82,12 @@ def bare_products(model: Model, n_tokens: int) -> Callable[[], object]:
     return lambda: ops.to_numpy(run(model._parameters, x, state))
 
 
-def _products(ops: TensorOps, p: recurrence.Parameters, x: Array, state: Array) -> Array:
+def _products(ops: TensorOps, p: rwkv4.Parameters, x: Array, state: Array) -> Array:
     x, _ = ops.layers(_block_products, p.blocks, x, state)
     return ops.matmul(p.head, ops.layer_norm(x[:, -1:, :], *p.ln_out))
 
 
-def _block_products(
-    ops: TensorOps, p: recurrence.Block, x: Array, state: Array
-) -> tuple[Array, Array]:
+def _block_products(ops: TensorOps, p: rwkv4.Block, x: Array, state: Array) -> tuple[Array, Array]:
     # The norm keeps the numbers in range, whose extremes would be slower.
     x = ops.layer_norm(x, *p.ln1)
     k, v, r = (ops.matmul(matrix, x) for matrix in (p.time.key, p.time.value, p.time.receptance))
@@ -116,5 +115,5 @@ def _stored_bytes(ops: TensorOps, matrices: Sequence[Matrix], n_weights: int) ->
     told = [ops.matrix_bytes(matrix) for matrix in matrices]
     if None not in told:
         return sum(filter(None, told))
-    size = memory.BYTES_PER_WEIGHT.get(ops.dtype)
+    size = memory_estimate.BYTES_PER_WEIGHT.get(ops.dtype)
     return None if size is None else n_weights * size

@@ -9,9 +9,9 @@ Every format gives the same tensors under the same names, those that BlinkDL's R
 is trusted: nothing in one is executed, and nothing outside it is read.
 """
 
-from rwkv_core.checkpoint.doctor import Shape, check_finite, check_tensor, diagnose
-from rwkv_core.checkpoint.opening import BUILTIN_FORMATS, open_checkpoint
+from rwkv_core.checkpoint.formats import BUILTIN_FORMATS, open_checkpoint
 from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat, TensorInfo
+from rwkv_core.checkpoint.validation import Shape, check_finite, check_tensor, diagnose
 
 __all__ = [
     "BUILTIN_FORMATS",

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from rwkv_core.backends.tensor_ops import EPSILON
 from rwkv_core.checkpoint.config_file import read_config
 from rwkv_core.checkpoint.reader import Checkpoint
 from rwkv_core.errors import CheckpointError
-from rwkv_core.tensor_ops import EPSILON
 
 CONFIG_NAME = "config.json"
 _SMALLEST, _LARGEST = 1e-15, 1.0

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rwkv_core.checkpoint.adapters import check_is_lora
-from rwkv_core.checkpoint.doctor import FLOATS, check_tensor
 from rwkv_core.checkpoint.reader import Checkpoint, TensorInfo
+from rwkv_core.checkpoint.validation import FLOATS, check_tensor
 from rwkv_core.errors import CheckpointError, OptionError
 
 _FACTOR = re.compile(r"^(.+)\.lora_(embedding_)?([AB])(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?$")

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rwkv_core.checkpoint.mapped_file import Extent, MappedCheckpoint, MappedFile, Member, Piece
+from rwkv_core.checkpoint.memory_map import Extent, MappedCheckpoint, MappedFile, Member, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat
 from rwkv_core.checkpoint.torch_pickle import Malformed, PickleRefused, Tensor, read_torch_pickle
 from rwkv_core.errors import CheckpointError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rwkv_core.checkpoint.mapped_file import (
+from rwkv_core.checkpoint.memory_map import (
     Extent,
     MappedCheckpoint,
     MappedFile,

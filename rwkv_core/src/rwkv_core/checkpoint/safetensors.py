@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rwkv_core.checkpoint.mapped_file import (
+from rwkv_core.checkpoint.memory_map import (
     MAX_DIMENSIONS,
     Extent,
     MappedCheckpoint,

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from rwkv_core.checkpoint import pth, safetensors
-from rwkv_core.checkpoint.mapped_file import MappedCheckpoint, MappedFile, Piece
+from rwkv_core.checkpoint.memory_map import MappedCheckpoint, MappedFile, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat, read_head
 from rwkv_core.errors import CheckpointError
 

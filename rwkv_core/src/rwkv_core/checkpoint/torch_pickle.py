@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from rwkv_core.checkpoint.mapped_file import MAX_DIMENSIONS
+from rwkv_core.checkpoint.memory_map import MAX_DIMENSIONS
 
 STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "torch.HalfStorage": np.dtype("<f2"),

@@ -13,13 +13,13 @@ from dataclasses import asdict
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rwkv_core.addresses import without_secrets
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_option_argument, backend_options, filled
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError, RWKVError
-from rwkv_core.printable import printable
+from rwkv_core.util.addresses import without_secrets
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.bench import Combination, Report
@@ -114,7 +114,7 @@ def _show(outcomes: list[_Outcome], as_json: bool, n_asked: int) -> None:
 def _combinations(args: argparse.Namespace) -> list[Combination]:
     """All that the arguments name, in the order in which they do."""
     from rwkv_core.bench import Combination
-    from rwkv_core.threads import available_threads
+    from rwkv_core.util.threads import available_threads
 
     most = available_threads()
     for threads in args.threads or ():
@@ -142,9 +142,9 @@ def _outcome(
 def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """What the model is called, and its file; one of random weights is removed at the end."""
     from rwkv_core.bench import parse_shape
-    from rwkv_core.memory import memory_of_file
-    from rwkv_core.random_weights import write_random_model
-    from rwkv_core.replacing import temporary_folder
+    from rwkv_core.evaluation.memory_estimate import memory_of_file
+    from rwkv_core.evaluation.random_model import write_random_model
+    from rwkv_core.util.atomic_write import temporary_folder
 
     if args.model is not None:
         memory_of_file(args.model)  # what is wrong with it shows here, once
@@ -166,7 +166,7 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _check_room(shape: Shape) -> None:
-    from rwkv_core.memory import count_parameters
+    from rwkv_core.evaluation.memory_estimate import count_parameters
 
     # In float16.
     needed = 2 * count_parameters(shape).total

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rwkv_core.replacing import replacing
+from rwkv_core.util.atomic_write import replacing
 
 _MAX_ENTRIES = 1000
 

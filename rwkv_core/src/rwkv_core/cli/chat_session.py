@@ -12,12 +12,12 @@ from rwkv_core.cli.line_input import ReadLine, is_interactive, line_reader
 from rwkv_core.cli.message_input import is_quoted, message_text, read_message
 from rwkv_core.cli.printing import print_pieces, speed
 from rwkv_core.errors import OptionError, RWKVError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.cli.chat_history import ChatHistory
     from rwkv_core.cli.conversation import Conversation
-    from rwkv_core.generation import GenerationStream
+    from rwkv_core.generation.stream import GenerationStream
 
 HELP = '''\
 /retry            another answer to the last question

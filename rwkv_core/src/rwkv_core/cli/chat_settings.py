@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from rwkv_core.errors import OptionError
-from rwkv_core.printable import printable
-from rwkv_core.sampling import Sampling
+from rwkv_core.generation.sampling import Sampling
+from rwkv_core.util.printable import printable
 
 _SWITCHES = {"on": True, "off": False}
 # Those of sampling's options that are numbers.

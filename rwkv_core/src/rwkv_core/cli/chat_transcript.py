@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
-from rwkv_core.printable import printable, without_control
+from rwkv_core.util.printable import printable, without_control
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import os
 
     from rwkv_core.cli.chat_settings import Settings
-    from rwkv_core.generation import GenerationStream
+    from rwkv_core.generation.stream import GenerationStream
     from rwkv_core.rwkv import RWKV
     from rwkv_core.state import State
 

@@ -13,11 +13,11 @@ from rwkv_core.cli.command import Command
 from rwkv_core.cli.completion import complete_with
 from rwkv_core.cli.table import print_wrapped_table
 from rwkv_core.errors import BackendError
-from rwkv_core.install_advice import install_recommended
-from rwkv_core.printable import printable
+from rwkv_core.plugins.install_advice import install_recommended
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
-    from rwkv_core.backend import BackendInfo, Option
+    from rwkv_core.backends.descriptor import BackendInfo, Option
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from rwkv_core import plugins
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.table import print_wrapped_table
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
-    from rwkv_core.plugin_registry import PluginInfo
+    from rwkv_core.plugins.discovery import PluginInfo
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from rwkv_core import plugins, shipped
+from rwkv_core import bundled, plugins
 from rwkv_core.cli.completion import complete_with
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.errors import OptionError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.model import Model
@@ -67,7 +67,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
         help="a model file; its address, hf://owner/repo/file or http(s)://...; or "
-        f"{shipped.NAME} for the small model that ships with rwkv-core",
+        f"{bundled.NAME} for the small model that ships with rwkv-core",
     )  # fmt: skip
     add_backend_arguments(parser)
     add_lora_arguments(parser)
@@ -111,7 +111,7 @@ def _load_model(args: argparse.Namespace, name: str) -> Model:
 
     with progress_line("loading") as progress:
         model = load(name, args.backend, progress, args.lora, args.lora_alpha, **options)
-    if name == shipped.NAME:
+    if name == bundled.NAME:
         name += " (ships with rwkv-core; -m names another)" if args.model is None else ""
     print(f"model: {printable(name)}  backend: {model.backend} on {model.device}", file=sys.stderr)
     return model

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkv_core import shipped
+from rwkv_core import bundled
 from rwkv_core.errors import OptionError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.checkpoint import CheckpointFormat
@@ -26,19 +26,19 @@ def choose_model(named: str | None) -> str:
         return named
     files = model_files(Path())
     if not files:
-        return shipped.NAME
+        return bundled.NAME
     names = [str(path) for path in files]
     if sys.stdin.isatty() and sys.stderr.isatty():
         return _ask(names)
     more = ", ..." if len(names) > _MAX_NAMED else ""
     listed = ", ".join(map(printable, names[:_MAX_NAMED])) + more
     print(f"-m names a model; in this folder: {listed}", file=sys.stderr)
-    return shipped.NAME
+    return bundled.NAME
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files of `folder` that are model files by name and by how they begin."""
-    from rwkv_core.model_file import known_formats
+    from rwkv_core.loading import known_formats
 
     formats = known_formats()
     suffixes = {suffix for known in formats for suffix in known.suffixes}
@@ -51,7 +51,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def _looks_like_a_model(path: Path, formats: Sequence[CheckpointFormat]) -> bool:
-    from rwkv_core.checkpoint.opening import HEAD_BYTES, matching_format
+    from rwkv_core.checkpoint.formats import HEAD_BYTES, matching_format
 
     try:
         if not path.is_file():
@@ -64,7 +64,7 @@ def _looks_like_a_model(path: Path, formats: Sequence[CheckpointFormat]) -> bool
 
 
 def _ask(names: list[str]) -> str:
-    choices = [*names, shipped.NAME]
+    choices = [*names, bundled.NAME]
     notes = [f"{Path(name).stat().st_size / 2**20:.0f} MiB" for name in names]
     notes.append("ships with rwkv-core")
     for i, (choice, note) in enumerate(zip(choices, notes, strict=True), 1):

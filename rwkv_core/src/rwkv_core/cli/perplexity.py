@@ -21,11 +21,11 @@ from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
-    from rwkv_core.perplexity import Score
-    from rwkv_core.precisions import Comparison
+    from rwkv_core.evaluation.perplexity import Score
+    from rwkv_core.evaluation.precision_comparison import Comparison
 
 _COMPARISON_HEADER = (
     "precision", "perplexity", "bits/byte", "divergence", "matrices", "tokens/s",
@@ -57,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
             raise OptionError(f"{name}: found {value}, expected at least 1")
     if args.group_size is not None and not args.compare:
         raise OptionError("--group-size: found it alone, expected it with --compare")
-    from rwkv_core.perplexity import read_text
+    from rwkv_core.evaluation.perplexity import read_text
 
     # All of them first: a mistake in the last shows before a long load and longer scoring.
     texts = [(path, read_text(path)) for path in args.files]
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
-    from rwkv_core.perplexity import score, total
+    from rwkv_core.evaluation.perplexity import score, total
 
     rwkv = load_rwkv(args)
     scores = []
@@ -94,7 +94,7 @@ def _score(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
 
 
 def _compare(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
-    from rwkv_core.precisions import Precisions
+    from rwkv_core.evaluation.precision_comparison import Precisions
     from rwkv_core.quantization import GROUP_SIZE
 
     group_size = GROUP_SIZE if args.group_size is None else args.group_size

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rwkv_core.printable import without_control
+from rwkv_core.util.printable import without_control
 
 if TYPE_CHECKING:
-    from rwkv_core.generation import GenerationStream
+    from rwkv_core.generation.stream import GenerationStream
 
 
 def print_pieces(running: GenerationStream, label: str = "", quiet: bool = False) -> None:

@@ -74,9 +74,9 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     import secrets
 
-    from rwkv_core.samplers import find_sampler
-    from rwkv_core.sampling import Sampling, check_tokens
-    from rwkv_core.stop_strings import encode_stop_strings
+    from rwkv_core.generation.samplers import find_sampler
+    from rwkv_core.generation.sampling import Sampling, check_tokens
+    from rwkv_core.generation.stop_strings import encode_stop_strings
 
     if args.max_tokens < 0:
         raise OptionError(f"max_tokens: found {args.max_tokens}, expected a whole number >= 0")

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Collection, Sequence
 
-from rwkv_core.printable import MAX_LENGTH, printable
+from rwkv_core.util.printable import MAX_LENGTH, printable
 
 
 def print_table(

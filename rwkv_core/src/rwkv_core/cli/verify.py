@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_backend_arguments, backend_options
 from rwkv_core.cli.table import print_table
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
-    from rwkv_core.verify import Check
+    from rwkv_core.evaluation.verify import Check
 
 _HEADER = ("backend", "dtype", "device", "result", "error", "tolerance")
 
@@ -26,7 +26,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     options = backend_options(args.options)
-    from rwkv_core.verify import verify
+    from rwkv_core.evaluation.verify import verify
 
     checks = []
     for check in verify(args.backend, options):

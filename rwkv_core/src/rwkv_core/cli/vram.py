@@ -12,8 +12,8 @@ from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import OptionError
 
 if TYPE_CHECKING:
-    from rwkv_core.memory import Memory
-    from rwkv_core.residency import Residency
+    from rwkv_core.backends.offload_plan import Residency
+    from rwkv_core.evaluation.memory_estimate import Memory
 
 _HEADER = ("model", "parameters", "float32", "16 bits", "8 bits", "4 bits", "state", "prefill")
 _HEADER_OF_TARGET = ("model", "matrices", "resident", "slots", "total", "streamed", "least target")
@@ -36,7 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rwkv_core.memory import memory_of_file, memory_of_known_models
+    from rwkv_core.evaluation.memory_estimate import memory_of_file, memory_of_known_models
 
     options = backend_options(args.options)
     if args.target is None and options:
@@ -54,8 +54,13 @@ def _run(args: argparse.Namespace) -> int:
 def _print_residencies(
     rows: list[Memory], target: float, options: dict[str, str], as_json: bool
 ) -> None:
-    from rwkv_core.memory import BYTES_PER_WEIGHT
-    from rwkv_core.residency import model_bytes, residency, smallest_target, target_bytes
+    from rwkv_core.backends.offload_plan import (
+        model_bytes,
+        residency,
+        smallest_target,
+        target_bytes,
+    )
+    from rwkv_core.evaluation.memory_estimate import BYTES_PER_WEIGHT
 
     dtype = options.pop("dtype", "float32")
     if options:
@@ -81,7 +86,7 @@ def _print_residencies(
 
 
 def _residency_cells(row: Memory, chosen: Residency | None, least: int) -> tuple[str, ...]:
-    from rwkv_core.residency import GB, as_target
+    from rwkv_core.backends.offload_plan import GB, as_target
 
     if chosen is None:
         return (row.name, *["-"] * 5, as_target(least))

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.conformance.reference import Floats, Weights
-from rwkv_core.tensor_ops import Matrix, TensorOps
 
 
 class Tolerance(NamedTuple):

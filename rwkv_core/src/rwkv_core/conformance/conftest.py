@@ -13,12 +13,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import rwkv_core
+from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import as_rounded
 from rwkv_core.conformance.plugin import build_ops, given_options
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.model import Model
-from rwkv_core.tensor_ops import TensorOps
 
 pytest.register_assert_rewrite("rwkv_core.conformance.closeness")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from rwkv_core.tensor_ops import TensorOps
+    from rwkv_core.backends.tensor_ops import TensorOps
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rwkv_core.tensor_ops import TensorOps
+from rwkv_core.backends.tensor_ops import TensorOps
 
 # Around powers of two, and between them.
 _TOKENS = [1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 255, 256, 512]

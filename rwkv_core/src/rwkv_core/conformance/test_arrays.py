@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
+from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.conformance.closeness import (
     REAL_SIZES,
     assert_close,
@@ -20,7 +21,6 @@ from rwkv_core.conformance.closeness import (
     rounded,
 )
 from rwkv_core.model import Model
-from rwkv_core.tensor_ops import TensorOps
 
 SOURCES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 all_sources = pytest.mark.parametrize("source", SOURCES, ids=lambda source: np.dtype(source).name)

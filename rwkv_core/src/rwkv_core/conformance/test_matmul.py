@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.conformance.closeness import REAL_SIZES, assert_close, call, held, of_matmul
 from rwkv_core.conformance.reference import Floats
 from rwkv_core.conformance.shapes import row_shapes
 from rwkv_core.quantization import QuantizedMatrix, quantize
-from rwkv_core.tensor_ops import Matrix, TensorOps
 
 SHAPES = [(64, 64), (256, 64), (64, 256), (101, 64), (192, 160), (1088, 96), (96, 1088)]
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rwkv_core.architectures.rwkv4 import AA, BB, CHANNEL_X, PP, TIME_X
+from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
 from rwkv_core.conformance.conftest import Models
@@ -18,8 +20,6 @@ from rwkv_core.conformance.reference import DEEP, SMALL, WIDE
 from rwkv_core.conformance.shapes import token_counts
 from rwkv_core.errors import OptionError
 from rwkv_core.model import Model
-from rwkv_core.recurrence import AA, BB, CHANNEL_X, PP, TIME_X
-from rwkv_core.tensor_ops import TensorOps
 
 
 def assert_state_close(

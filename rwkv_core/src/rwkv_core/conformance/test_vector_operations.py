@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.conformance.closeness import assert_close, call, of_vectors
 from rwkv_core.conformance.shapes import vector_shapes
-from rwkv_core.tensor_ops import TensorOps
 
 
 class Operation(NamedTuple):

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rwkv_core.architectures.rwkv4 import EMPTY_PP
+from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, call, of_vectors
 from rwkv_core.conformance.shapes import vector_shapes
-from rwkv_core.recurrence import EMPTY_PP
-from rwkv_core.tensor_ops import TensorOps, WKVState
 
 Scan = tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_core.errors import OptionError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 
 def ask_for_model(question: str, missing: str, files: Sequence[Path]) -> str:

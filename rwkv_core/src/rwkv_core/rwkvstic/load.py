@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 import rwkv_core
 from rwkv_core.cli.model_choice import model_files
 from rwkv_core.errors import OptionError
-from rwkv_core.generation import FIRST_TOKEN
+from rwkv_core.generation.sampling import Sampling, check_tokens, is_whole, sample
+from rwkv_core.generation.sampling_filters import Logits, top_p
+from rwkv_core.generation.stop_strings import encode_stop_strings
+from rwkv_core.generation.stream import FIRST_TOKEN
+from rwkv_core.generation.transcript import read
 from rwkv_core.model import Model
 from rwkv_core.rwkvstic.asking import ask_for_model
 from rwkv_core.rwkvstic.options import backend_and_options
@@ -29,11 +33,7 @@ from rwkv_core.rwkvstic.states import (
     state_of_array,
 )
 from rwkv_core.rwkvstic.tokens import AnyTokens, token_list
-from rwkv_core.sampling import Sampling, check_tokens, is_whole, sample
-from rwkv_core.sampling_steps import Logits, top_p
 from rwkv_core.state import State
-from rwkv_core.stop_strings import encode_stop_strings
-from rwkv_core.transcript import read
 
 # Files that only rwkvstic's own modes read.
 _FOREIGN = (".rwkv", ".pt", ".tflite", ".onnx", ".ort", ".jax.npy")

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from rwkv_core import plugins
-from rwkv_core.backend import Option
+from rwkv_core.backends.descriptor import Option
 from rwkv_core.errors import OptionError
 from rwkv_core.rwkvstic.agnostic.backends import ON_MPS, backend_of
 

@@ -6,9 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from rwkv_core import shipped
-from rwkv_core.addresses import scheme_of, shown
+from rwkv_core import bundled
 from rwkv_core.errors import CheckpointError, DownloadError
+from rwkv_core.util.addresses import scheme_of, shown
 
 
 def local_file(model: str | os.PathLike[str]) -> Path:
@@ -23,8 +23,8 @@ def local_file(model: str | os.PathLike[str]) -> Path:
     Raises DownloadError for an address that cannot be fetched, CheckpointError for what is no
     path. Whether a path exists is for whoever opens it to say.
     """
-    if model == shipped.NAME:
-        return shipped.MODEL
+    if model == bundled.NAME:
+        return bundled.MODEL
     if isinstance(model, str) and scheme_of(model):
         return _fetch(model.strip())
     try:

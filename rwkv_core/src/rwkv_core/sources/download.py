@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from rwkv_core.addresses import shown
 from rwkv_core.errors import DownloadError
-from rwkv_core.printable import printable
 from rwkv_core.sources.cache_file import digest_of, is_own, open_own, stamp_of
 from rwkv_core.sources.http_file import About, Broken, chunks, get, length_of
+from rwkv_core.util.addresses import shown
+from rwkv_core.util.printable import printable
 
 RETRIES = 5
 """How often in a row a download that gets no further is tried again."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
-from rwkv_core.printable import one_line, printable
 from rwkv_core.sources.cache_file import open_own
+from rwkv_core.util.printable import one_line, printable
 
 _STRONG = re.compile(r'"[!#-~\x80-\xff]*"')
 _MAX_DESCRIPTION = 1 << 16

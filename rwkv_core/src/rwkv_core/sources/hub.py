@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from rwkv_core.addresses import shown
 from rwkv_core.errors import DownloadError
-from rwkv_core.printable import one_line
 from rwkv_core.sources.cache_file import digest_of
+from rwkv_core.util.addresses import shown
+from rwkv_core.util.printable import one_line
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _EXPECTED = "expected hf://owner/repo/file or hf://owner/repo@revision/file"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_core.errors import TokenizerError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 MAX_BYTES = 32 * 2**20  # of a file; those in use have up to 17 MB
 MAX_TOKENS = 2**20

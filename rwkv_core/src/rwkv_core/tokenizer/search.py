@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rwkv_core import shipped
-from rwkv_core.addresses import scheme_of, shown
+from rwkv_core import bundled
 from rwkv_core.errors import DownloadError, TokenizerError
-from rwkv_core.model_file import open_model
+from rwkv_core.loading import open_model
 from rwkv_core.sources import fetch_beside, hub, local_file
 from rwkv_core.tokenizer import Tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.world import FILE_NAME as WORLD
 from rwkv_core.tokenizer.world import N_VOCAB as N_WORLD
+from rwkv_core.util.addresses import scheme_of, shown
 
 PILE = hub.HubFile("EleutherAI/gpt-neox-20b", "tokenizer.json")
 """The tokenizer of the RWKV-4 Pile models, which is that of GPT-NeoX-20B."""
@@ -29,7 +29,7 @@ def tokenizer_before_load(model: str | os.PathLike[str]) -> Tokenizer | None:
     For an address, what lies beside it is fetched first, and the model's file after that. Raises
     TokenizerError, and what opening a model raises.
     """
-    if model == shipped.NAME:
+    if model == bundled.NAME:
         return None
     fetch_tokenizers(model)
     path = local_file(model)
@@ -44,7 +44,7 @@ def tokenizer_before_load(model: str | os.PathLike[str]) -> Tokenizer | None:
         return tokenizer
     except TokenizerError:
         # A copy of the shipped model is known by its fingerprint, once it is loaded.
-        if n_vocab != load_tokenizer(shipped.TOKENIZER).n_vocab:
+        if n_vocab != load_tokenizer(bundled.TOKENIZER).n_vocab:
             raise
         return None
 

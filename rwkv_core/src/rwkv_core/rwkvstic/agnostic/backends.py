@@ -6,7 +6,7 @@ A value may be given as text too, such as mode="pytorch(cpu/gpu)".
 from __future__ import annotations
 
 from rwkv_core.errors import BackendError
-from rwkv_core.printable import printable
+from rwkv_core.util.printable import printable
 
 TORCH = "pytorch(cpu/gpu)"
 JAX = "jax(cpu/gpu/tpu)"

@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from importlib import metadata
 from typing import Any
 
-from rwkv_core.backend import (
+from rwkv_core.backends.descriptor import (
     Backend,
     BackendInfo,
     Status,
@@ -19,17 +19,17 @@ from rwkv_core.backend import (
     install_line,
     resolve_options,
 )
+from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.errors import BackendError, BackendWarning, OptionError, RWKVError
-from rwkv_core.install_advice import (
+from rwkv_core.plugins.discovery import Offer, PluginInfo, own_extras, plugin_limit, registry
+from rwkv_core.plugins.install_advice import (
     RECOMMENDED,
     from_checkout,
     install_extra,
     install_recommended,
 )
-from rwkv_core.installed_plugins import GROUP, normal
-from rwkv_core.plugin_registry import Offer, PluginInfo, own_extras, plugin_limit, registry
-from rwkv_core.printable import one_line, printable
-from rwkv_core.tensor_ops import TensorOps
+from rwkv_core.plugins.installed import GROUP, normal
+from rwkv_core.util.printable import one_line, printable
 
 __all__ = [
     "GROUP", "check_backend", "default_backend", "list_backends", "list_plugins", "offered",

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core import plugins, shipped
-from rwkv_core.backend import BackendInfo, resolve_options
+from rwkv_core import bundled, plugins
+from rwkv_core.backends.descriptor import BackendInfo, resolve_options
 from rwkv_core.conformance.closeness import deviation
 from rwkv_core.errors import BackendError, OptionError, RWKVError
 from rwkv_core.model import Model, load
 
-GOLDEN = shipped.DATA / "golden.safetensors"
+GOLDEN = bundled.DATA / "golden.safetensors"
 
 # Largest deviation from the reference's logits, as a share of their root mean square: several times
 # what rounding the weights and activations to the type makes.
@@ -133,7 +133,7 @@ def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
     device = row.device
     tolerance = TOLERANCES.get(dtype or "float32", _TOLERANCE_OF_OTHERS)
     try:
-        model = load(shipped.NAME, row.name, **chosen)
+        model = load(bundled.NAME, row.name, **chosen)
         device = model.device
         tolerance = max(tolerance, TOLERANCES.get(model.ops.runtime_dtype, _TOLERANCE_OF_OTHERS))
         cases = golden_cases(model.fingerprint)

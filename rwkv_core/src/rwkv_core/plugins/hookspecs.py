@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from rwkv_core.backend import Backend
+from rwkv_core.backends.descriptor import Backend
 
 if TYPE_CHECKING:
+    from rwkv_core.backends.tensor_ops import TensorOps
     from rwkv_core.checkpoint import CheckpointFormat
     from rwkv_core.cli import Command
-    from rwkv_core.samplers import Sampler
-    from rwkv_core.tensor_ops import TensorOps
+    from rwkv_core.generation.samplers import Sampler
 
 hookspec = pluggy.HookspecMarker("rwkv_core")
 hookimpl = pluggy.HookimplMarker("rwkv_core")

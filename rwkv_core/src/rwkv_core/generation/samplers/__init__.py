@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
-from rwkv_core.backend import Option, resolve_options
+from rwkv_core.backends.descriptor import Option, resolve_options
 from rwkv_core.errors import OptionError
 
 if TYPE_CHECKING:
-    from rwkv_core.sampling import Processor
-    from rwkv_core.sampling_steps import Logits
+    from rwkv_core.generation.sampling import Processor
+    from rwkv_core.generation.sampling_filters import Logits
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rwkv_core.errors import BackendError, OptionError
 
 if TYPE_CHECKING:
-    from rwkv_core.samplers import Sampler
-from rwkv_core.printable import printable
+    from rwkv_core.generation.samplers import Sampler
+from rwkv_core.util.printable import printable
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError, RWKVError
-from rwkv_core.generation import FIRST_TOKEN
+from rwkv_core.generation.stream import FIRST_TOKEN
 
 if TYPE_CHECKING:
     from rwkv_core.model import Model, OnCount

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from rwkv_core.tensor_ops import MOST_TOKENS
+from rwkv_core.backends.tensor_ops import MOST_TOKENS
 
 if TYPE_CHECKING:
     from rwkv_core.checkpoint import Shape
@@ -126,9 +126,9 @@ def memory_of_file(path: str | os.PathLike[str]) -> Memory:
 
     Raises CheckpointError, and DownloadError for an address.
     """
-    from rwkv_core.addresses import without_secrets
     from rwkv_core.checkpoint import diagnose
-    from rwkv_core.model_file import open_model
+    from rwkv_core.loading import open_model
+    from rwkv_core.util.addresses import without_secrets
 
     with open_model(path) as checkpoint:
         shape = diagnose(checkpoint)

@@ -6,14 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_core.checkpoint import folder, prequantized, pth, rwkv_cpp, safetensors, sharded
+from rwkv_core.checkpoint import folder, pqth, pth, rwkv_cpp, safetensors, sharded
 from rwkv_core.checkpoint.reader import HEAD_BYTES, Checkpoint, CheckpointFormat, read_head
 from rwkv_core.errors import CheckpointError, RWKVError
-from rwkv_core.printable import one_line
+from rwkv_core.util.printable import one_line
 
 BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
     pth.FORMAT,
-    prequantized.FORMAT,  # before safetensors, which it is inside
+    pqth.FORMAT,  # before safetensors, which it is inside
     safetensors.FORMAT,
     rwkv_cpp.FORMAT,
     sharded.FORMAT,

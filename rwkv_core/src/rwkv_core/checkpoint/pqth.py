@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rwkv_core.checkpoint import safetensors
-from rwkv_core.checkpoint.mapped_file import MappedCheckpoint
+from rwkv_core.checkpoint.memory_map import MappedCheckpoint
 from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat, TensorInfo
 from rwkv_core.errors import CheckpointError
 from rwkv_core.quantization import BITS, QuantizedMatrix

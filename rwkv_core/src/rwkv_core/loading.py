@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_core import plugins
+from rwkv_core.backends.tensor_ops import EPSILON
 from rwkv_core.checkpoint import (
     BUILTIN_FORMATS,
     Checkpoint,
@@ -20,7 +21,6 @@ from rwkv_core.checkpoint.adapters import CONFIG_NAME, AdapterConfig, adapter_co
 from rwkv_core.checkpoint.lora import LoraCheckpoint, holds_lora
 from rwkv_core.errors import DownloadError, OptionError
 from rwkv_core.sources import local_file
-from rwkv_core.tensor_ops import EPSILON
 
 
 def known_formats() -> list[CheckpointFormat]:

@@ -12,7 +12,7 @@ import shlex
 from importlib import metadata
 from pathlib import Path
 
-from rwkv_core.backend import install_line
+from rwkv_core.backends.descriptor import install_line
 
 # What to install where there is no backend: the fastest on a CPU, without a tensor library.
 RECOMMENDED = "numba"

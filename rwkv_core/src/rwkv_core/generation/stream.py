@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkv_core.errors import OptionError, StateError
-from rwkv_core.one_thread import one_thread_at_a_time
-from rwkv_core.sampling import Processor, Sampling, TokenCounts, check_tokens, is_whole, sample
-from rwkv_core.sampling_steps import check_vocabulary
+from rwkv_core.generation.sampling import (
+    Processor,
+    Sampling,
+    TokenCounts,
+    check_tokens,
+    is_whole,
+    sample,
+)
+from rwkv_core.generation.sampling_filters import check_vocabulary
+from rwkv_core.generation.stop_strings import encode_stop_strings
+from rwkv_core.generation.transcript import Transcript
 from rwkv_core.state import State, short_repr
-from rwkv_core.stop_strings import encode_stop_strings
-from rwkv_core.transcript import Transcript
+from rwkv_core.util.one_thread import one_thread_at_a_time
 
 if TYPE_CHECKING:
     from rwkv_core.model import Model

@@ -5,7 +5,7 @@ Foreign is all that comes from a file, a server, a library, a plugin or a model.
 
 from __future__ import annotations
 
-from rwkv_core.addresses import without_secrets
+from rwkv_core.util.addresses import without_secrets
 
 MAX_LENGTH = 300
 MAX_ERROR_LENGTH = 2000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rwkv_core.errors import OptionError
-from rwkv_core.memory import BYTES_PER_WEIGHT, count_parameters
+from rwkv_core.evaluation.memory_estimate import BYTES_PER_WEIGHT, count_parameters
 
 if TYPE_CHECKING:
     from rwkv_core.checkpoint import Shape

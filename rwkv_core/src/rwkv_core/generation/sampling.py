@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core import sampling_steps as steps
 from rwkv_core.errors import OptionError, RWKVError
-from rwkv_core.sampling_steps import Logits
+from rwkv_core.generation import sampling_filters as steps
+from rwkv_core.generation.sampling_filters import Logits
 
 Processor = Callable[[Logits, Sequence[int]], Logits]
 

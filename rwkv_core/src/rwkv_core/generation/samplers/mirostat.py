@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rwkv_core.errors import OptionError
-from rwkv_core.sampling_steps import Logits
+from rwkv_core.generation.sampling_filters import Logits
 
 
 class Mirostat:

@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rwkv_core.backend import Option
-from rwkv_core.hookspecs import hookimpl
-from rwkv_core.samplers import Sampler
+from rwkv_core.backends.descriptor import Option
+from rwkv_core.generation.samplers import Sampler
+from rwkv_core.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from rwkv_core.sampling import Processor
+    from rwkv_core.generation.sampling import Processor
 
 
 def _mirostat(options: Mapping[str, Any]) -> Processor:
-    from rwkv_core.samplers.mirostat import Mirostat
+    from rwkv_core.generation.samplers.mirostat import Mirostat
 
     return Mirostat(**options)
 
 
 def _dry(options: Mapping[str, Any]) -> Processor:
-    from rwkv_core.samplers.dry import Dry
+    from rwkv_core.generation.samplers.dry import Dry
 
     return Dry(**options)
 

@@ -185,7 +185,7 @@ class TensorOps(ABC):
 
         `block(ops, p, x, state)` is pure: a layer's parameters `p`, its state [B, 5, D]. Where to
         compile is to wait, a backend overrides this to compile one layer instead of all of them.
-        One that has `recurrence.block` as a kernel of its own uses it for that block alone: others
+        One that has `rwkv4.block` as a kernel of its own uses it for that block alone: others
         are given for measuring.
         """
         rows = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rwkv_core.tensor_ops import Array, Matrix, TensorOps, WKVState
+from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps, WKVState
 
 # Rows of one layer's part of the state [B, L, 5, D], in BlinkDL's order: the last input of channel
 # mixing and of time mixing (for their token shifts), then the WKV scan's aa, bb and pp.

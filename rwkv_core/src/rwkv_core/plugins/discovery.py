@@ -20,24 +20,24 @@ from typing import Any
 
 import pluggy
 
-from rwkv_core import hookspecs
-from rwkv_core.backend import (
+from rwkv_core.backends.descriptor import (
     Backend,
     BackendInfo,
     check_backend,
     check_name,
     check_options,
 )
+from rwkv_core.backends.tensor_ops import CONTRACT
 from rwkv_core.errors import BackendError, RWKVError
-from rwkv_core.installed_plugins import GROUP, InstalledPlugin, installed_plugins, normal
-from rwkv_core.printable import one_line, printable
-from rwkv_core.tensor_ops import CONTRACT
+from rwkv_core.plugins import hookspecs
+from rwkv_core.plugins.installed import GROUP, InstalledPlugin, installed_plugins, normal
+from rwkv_core.util.printable import one_line, printable
 
 SLOW_SECONDS = 2.0
 # The hooks whose results carry a name that must be unique among all plugins.
 NAMED_HOOKS = ("rwkv_backends", "rwkv_checkpoint_formats", "rwkv_samplers", "rwkv_commands")
 # What rwkv-core offers through the hooks itself. RWKV_PLUGINS does not rule it out.
-_OWN = ("samplers", "rwkv_core.samplers.plugin")
+_OWN = ("samplers", "rwkv_core.generation.samplers.plugin")
 
 
 @dataclass(frozen=True)

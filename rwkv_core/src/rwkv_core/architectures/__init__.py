@@ -1,0 +1,1 @@
+"""The equations of each RWKV version, one file each."""

@@ -1,0 +1,1 @@
+"""What a backend is: its operations, its description, and what it keeps on the device."""

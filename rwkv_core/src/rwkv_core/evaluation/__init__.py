@@ -1,0 +1,1 @@
+"""Measures of a model: its perplexity, its memory, and whether a backend computes it right."""
