@@ -18,8 +18,8 @@ from rwkv_backend_cuda_variants.stream_store import Placed  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.backends.offload_plan import GB, model_bytes  # noqa: E402
 from rwkv_core.bench import bench  # noqa: E402
-from rwkv_core.checkpoint import Shape  # noqa: E402
 from rwkv_core.cli import main  # noqa: E402
+from rwkv_core.config import Shape  # noqa: E402
 from rwkv_core.quantization import quantize  # noqa: E402
 from rwkv_core.rwkvstic import RWKV, TORCH_QUANT  # noqa: E402
 

@@ -19,7 +19,7 @@ from rwkv_backend_cuda_variants.stream_store import Placed  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.backends.offload_plan import GB, model_bytes, residency, smallest_target  # noqa: E402
 from rwkv_core.bench import bench  # noqa: E402
-from rwkv_core.checkpoint import Shape  # noqa: E402
+from rwkv_core.config import Shape  # noqa: E402
 
 TOKENS = [i * 31 % 250 for i in range(600)]
 N_VOCAB = 257

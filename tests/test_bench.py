@@ -18,12 +18,13 @@ from rwkv_core.bench import (
     bench_decode,
     parse_shape,
 )
-from rwkv_core.checkpoint import Shape, diagnose, open_checkpoint
+from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.checkpoint.validation import expected_shapes
 from rwkv_core.cli import main
 from rwkv_core.cli.signals import ending_in_order
+from rwkv_core.config import Shape, count_parameters
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.evaluation import memory_estimate
 from rwkv_core.evaluation.random_model import random_values, write_random_model
 from rwkv_core.util.threads import available_threads
 
@@ -54,7 +55,7 @@ def test_a_random_model_file_is_a_sound_model_of_its_shape(random_file, backend)
 
 def test_a_random_models_tensors_are_as_many_as_counted():
     sizes = expected_shapes(SHAPE).values()
-    assert sum(map(np.prod, sizes)) == memory_estimate.count_parameters(SHAPE).total
+    assert sum(map(np.prod, sizes)) == count_parameters(SHAPE).total
 
 
 def test_random_values_are_of_unit_variance_beyond_one_block():
@@ -83,7 +84,7 @@ def test_a_report_counts_the_bytes_and_operations(random_file, backend):
     report = bench(
         str(random_file), backend, {}, lengths=[5, 9], rounds=2, on_progress=stages.append
     )
-    counts = memory_estimate.count_parameters(SHAPE)
+    counts = count_parameters(SHAPE)
     assert (report.backend, report.parameters) == (backend, counts.total)
     assert report.load_seconds > 0 and report.peak_memory > 2**20
     decode = report.decode
@@ -120,7 +121,7 @@ def dtypes_of(backend):
 
 
 def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, backend):
-    counts = memory_estimate.count_parameters(SHAPE)
+    counts = count_parameters(SHAPE)
     for dtype in ("float32", "bfloat16", "int8", "int4"):
         try:
             options = Combination(backend, dtype).options()
@@ -133,7 +134,7 @@ def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, back
             # With the scales and offsets of groups as long as these rows at most.
             assert codes + counts.matrices * 4 / 128 <= n_bytes < codes + counts.matrices
         else:
-            assert n_bytes == counts.matrices * memory_estimate.BYTES_PER_WEIGHT[dtype]
+            assert n_bytes == counts.matrices * BYTES_PER_WEIGHT[dtype]
 
 
 def test_the_layers_of_a_backend_are_of_the_block_that_is_given(random_file, backend):

@@ -12,8 +12,8 @@ import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.checkpoint import open_checkpoint
-from rwkv_core.checkpoint.pqth_writer import prequantize
 from rwkv_core.errors import CheckpointError
+from rwkv_core.pqth_writer import prequantize
 
 RAMP = np.arange(12, dtype=np.float32)
 

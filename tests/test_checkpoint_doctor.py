@@ -12,7 +12,8 @@ import pytest
 
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core.checkpoint import Shape, check_finite, diagnose, open_checkpoint
+from rwkv_core.checkpoint import check_finite, diagnose, open_checkpoint
+from rwkv_core.config import Shape
 from rwkv_core.errors import CheckpointError
 
 DTYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16]

@@ -14,7 +14,8 @@ import pytest
 
 from conformance_faults.plugin import FAULTS, RIGHT
 from rwkv_core.conformance import reference
-from rwkv_core.conformance.closeness import OTHERS, TOLERANCES, assert_close, deviation
+from rwkv_core.conformance.closeness import OTHERS, TOLERANCES, assert_close
+from rwkv_core.evaluation.verify import deviation
 
 RunSuite = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_core.bench import Combination
-from rwkv_core.checkpoint import Shape
+from rwkv_core.config import Shape
 from rwkv_core.errors import OptionError
 from rwkv_core.evaluation import memory_estimate
 from rwkv_core.evaluation.random_model import write_random_model

@@ -19,7 +19,7 @@ from rwkv_core.errors import (
     RWKVError,
     StateError,
 )
-from rwkv_core.loading import open_model
+from rwkv_core.model_file import open_model
 
 RANK, ALPHA = 4, 32.0
 N_VOCAB = 262

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core.loading import open_model
+from rwkv_core.model_file import open_model
 from test_lora import ADAPTED, ALPHA, KEY, N_VOCAB, RANK, factors, merged, refusal_of
 
 

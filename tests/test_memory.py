@@ -6,14 +6,14 @@ import pytest
 
 from random_model import random_weights
 from rwkv_core.backends.offload_plan import model_bytes, residency
-from rwkv_core.checkpoint import Shape
 from rwkv_core.cli import main
+from rwkv_core.config import Shape, count_parameters
 from rwkv_core.evaluation import memory_estimate
 
 
 def test_counts_are_those_of_a_real_model():
     weights = random_weights(3, 32, 101)
-    counts = memory_estimate.count_parameters(Shape(3, 32, 128, 101))
+    counts = count_parameters(Shape(3, 32, 128, 101))
     assert counts.total == sum(array.size for array in weights.values())
     assert counts.embedding == counts.head == 101 * 32
     assert counts.vectors == sum(
@@ -29,7 +29,7 @@ def test_the_known_sizes_have_the_parameters_in_their_names():
 
 def test_weights_are_matrices_vectors_and_embedding():
     shape = Shape(2, 64, 256, 100)
-    counts = memory_estimate.count_parameters(shape)
+    counts = count_parameters(shape)
     fixed = 2 * counts.embedding + 4 * counts.vectors
     found = memory_estimate.memory("m", shape).weights
     assert found["float32"] == 4 * counts.matrices + fixed

@@ -12,8 +12,7 @@ import rwkv_core
 from pth_writer import write_pth
 from rwkv_core import BackendError, BackendWarning, CheckpointError, OptionError, plugins
 from rwkv_core.cli import main
-from rwkv_core.cli.model_choice import model_files
-from rwkv_core.loading import known_formats, open_model
+from rwkv_core.model_file import known_formats, model_files, open_model
 from rwkv_core.plugins import discovery as registry_module
 
 GOOD = """

@@ -23,13 +23,14 @@ from safetensors.numpy import save_file
 import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core.checkpoint import Shape, diagnose, open_checkpoint
+from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.cli import main
+from rwkv_core.config import Shape
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
 from rwkv_core.evaluation.random_model import write_random_model
-from rwkv_core.model import fingerprint_of
+from rwkv_core.loading import fingerprint_of
 from rwkv_core.quantization import quantize
 
 MATRIX = "blocks.1.ffn.value.weight"

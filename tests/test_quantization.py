@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import OptionError
-from rwkv_core.evaluation.memory_estimate import BYTES_PER_WEIGHT
 from rwkv_core.evaluation.precision_comparison import Precisions
 from rwkv_core.quantization import QuantizedMatrix, group_size_for, quantize
 

@@ -15,7 +15,7 @@ from rwkv_core.backends.offload_plan import (
     smallest_target,
     target_bytes,
 )
-from rwkv_core.checkpoint import Shape
+from rwkv_core.config import Shape
 from rwkv_core.errors import OptionError
 
 SIZES = st.lists(st.sampled_from([1, 4, 7, 12, 50]), min_size=1, max_size=40)

@@ -13,7 +13,7 @@ from rwkv_core.bundled import MODEL, NAME
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.conformance import reference
 from rwkv_core.evaluation.verify import GOLDEN
-from rwkv_core.model import load
+from rwkv_core.loading import load
 from rwkv_core.tokenizer import load_tokenizer
 
 PROMPTS = (

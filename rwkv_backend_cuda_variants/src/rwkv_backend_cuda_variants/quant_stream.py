@@ -15,7 +15,7 @@ from rwkv_backend_cuda_variants.quant_kernels import ALIGNMENT, TensorKernel
 from rwkv_backend_cuda_variants.stream_store import MatrixStore, Placed
 from rwkv_core.backends.offload_plan import matrix_shapes, model_bytes
 from rwkv_core.backends.tensor_ops import TensorOps
-from rwkv_core.checkpoint import Shape
+from rwkv_core.config import Shape
 from rwkv_core.quantization import QuantizedMatrix
 
 # A matrix is cut at multiples of them: the 4-bit kernel of a CPU takes no fewer.

@@ -12,7 +12,7 @@ from torch import Tensor
 from rwkv_backend_cuda_variants.stream_store import MatrixStore, Placed
 from rwkv_backend_torch.ops import TorchOps, as_tensor
 from rwkv_core.backends.offload_plan import model_bytes
-from rwkv_core.checkpoint import Shape
+from rwkv_core.config import Shape
 
 
 class StreamOps(TorchOps):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkv_core.backends.descriptor import Backend, BackendInfo, Option, Status
     from rwkv_core.backends.tensor_ops import CONTRACT, TensorOps
-    from rwkv_core.checkpoint.pqth_writer import prequantize
     from rwkv_core.errors import (
         BackendError,
         BackendWarning,
@@ -27,12 +26,14 @@ if TYPE_CHECKING:
         StateError,
         TokenizerError,
     )
-    from rwkv_core.generation.samplers import Sampler
     from rwkv_core.generation.sampling import Sampling
     from rwkv_core.generation.stream import Generated, GenerationStream, Progress
-    from rwkv_core.model import Model, load
+    from rwkv_core.loading import load
+    from rwkv_core.model import Model
     from rwkv_core.plugins import list_backends, list_plugins
     from rwkv_core.plugins.hookspecs import hookimpl
+    from rwkv_core.plugins.sampler import Sampler
+    from rwkv_core.pqth_writer import prequantize
     from rwkv_core.rwkv import RWKV
     from rwkv_core.state import State
     from rwkv_core.tokenizer import Tokenizer
@@ -51,11 +52,12 @@ _HOME = {
     ),
     "generation.stream": ("Generated", "GenerationStream", "Progress"),
     "plugins.hookspecs": ("hookimpl",),
-    "model": ("Model", "load"),
+    "loading": ("load",),
+    "model": ("Model",),
     "plugins": ("list_backends", "list_plugins"),
-    "checkpoint.pqth_writer": ("prequantize",),
+    "pqth_writer": ("prequantize",),
     "rwkv": ("RWKV",),
-    "generation.samplers": ("Sampler",),
+    "plugins.sampler": ("Sampler",),
     "generation.sampling": ("Sampling",),
     "state": ("State",),
     "backends.tensor_ops": ("CONTRACT", "TensorOps"),

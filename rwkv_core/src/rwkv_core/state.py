@@ -11,9 +11,9 @@ from typing import Any
 
 from rwkv_core.architectures.rwkv4 import AA, BB, EMPTY_PP, PP, STATE_ROWS
 from rwkv_core.errors import StateError
-from rwkv_core.generation.stop_strings import unfinished_character
 from rwkv_core.util.atomic_write import replacing, temporary_folder
 from rwkv_core.util.printable import printable
+from rwkv_core.util.utf8 import unfinished_character
 
 _FORMAT = "rwkv-core state 1"
 _ANY_VERSION = "rwkv-core state "

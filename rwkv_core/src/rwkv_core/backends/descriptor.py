@@ -6,12 +6,9 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from rwkv_core.errors import BackendError, OptionError
-
-if TYPE_CHECKING:
-    from rwkv_core.generation.samplers import Sampler
 from rwkv_core.util.printable import printable
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -211,7 +208,16 @@ def _expect(what: str, value: object, kind: type) -> None:
         raise BackendError(f"{what}: found {value!r}, expected {kind.__name__}")
 
 
-def resolve_options(offer: Backend | Sampler, given: Mapping[str, Any]) -> dict[str, Any]:
+class HasOptions(Protocol):
+    """A backend, or a sampler."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def options(self) -> tuple[Option, ...]: ...
+
+
+def resolve_options(offer: HasOptions, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every option of the backend or sampler with its value: the given one or the default.
 
     Raises OptionError for a name that it does not have and for a value that does not fit.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rwkv_core.config import count_parameters
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import OptionError
-from rwkv_core.evaluation.memory_estimate import BYTES_PER_WEIGHT, count_parameters
 
 if TYPE_CHECKING:
-    from rwkv_core.checkpoint import Shape
+    from rwkv_core.config import Shape
 
 GB = 10**9
 """Bytes in the unit that a target is given in."""

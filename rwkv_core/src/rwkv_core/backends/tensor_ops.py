@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rwkv_core.checkpoint import Shape
+    from rwkv_core.config import Shape
     from rwkv_core.quantization import QuantizedMatrix
 
 # Raised whenever a backend written for the present number would no longer work or be right.

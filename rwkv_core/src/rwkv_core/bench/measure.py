@@ -14,12 +14,14 @@ from typing import Any
 from rwkv_core.bench.report import Batch, Decode, FirstToken, Prefill, Report
 from rwkv_core.bench.timing import in_turn, seconds
 from rwkv_core.bench.yardsticks import bare_products, matrix_bytes, stream_for
-from rwkv_core.checkpoint import Shape, diagnose
+from rwkv_core.checkpoint import diagnose
+from rwkv_core.config import Shape, count_parameters, known_shapes
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import OptionError
-from rwkv_core.evaluation import memory_estimate
 from rwkv_core.generation.sampling import Sampling
-from rwkv_core.loading import open_model
-from rwkv_core.model import Model, load
+from rwkv_core.loading import load
+from rwkv_core.model import Model
+from rwkv_core.model_file import open_model
 from rwkv_core.rwkv import RWKV
 from rwkv_core.tokenizer import Tokenizer
 
@@ -40,7 +42,7 @@ def parse_shape(text: str) -> Shape:
 
     Raises OptionError.
     """
-    known = memory_estimate.known_shapes()
+    known = known_shapes()
     if text in known:
         return known[text]
     layers, _, width = text.partition("x")
@@ -91,7 +93,7 @@ def bench(
     on_progress("batches")
     return Report(
         name or model, loaded.backend, loaded.device, loaded.ops.dtype,
-        memory_estimate.count_parameters(shape).total, load_seconds, peak, first_token, decode,
+        count_parameters(shape).total, load_seconds, peak, first_token, decode,
         tuple(prefill), _bench_batches(loaded, rounds),
     )  # fmt: skip
 
@@ -124,7 +126,7 @@ def _bench_first_token(model: Model, length: int, rounds: int) -> FirstToken:
 
 def bench_decode(model: Model, shape: Shape, rounds: int) -> Decode:
     """Time single tokens, of the model alone and of a generation, in turn with their yardsticks."""
-    counts = memory_estimate.count_parameters(shape)
+    counts = count_parameters(shape)
     stream = stream_for(model, counts.matrices)
     rwkv = RWKV(model, tokenizer=_NumberTokenizer(model.n_vocab))
     rwkv.load_context([1, 2, 3])
@@ -144,7 +146,7 @@ def bench_decode(model: Model, shape: Shape, rounds: int) -> Decode:
     bare = list(map(min, steps, products))
     token = median(steps)
     matrices = matrix_bytes(model, counts.matrices)
-    vectors = counts.vectors * memory_estimate.BYTES_PER_WEIGHT[model.ops.runtime_dtype]
+    vectors = counts.vectors * BYTES_PER_WEIGHT[model.ops.runtime_dtype]
     n_bytes = None if matrices is None else round(matrices + vectors)
     rate, stream_rate = n_bytes and n_bytes / token, stream.n_bytes / median(reads)
     return Decode(
@@ -172,7 +174,7 @@ def _bench_prefill(model: Model, shape: Shape, length: int, rounds: int) -> Pref
         model.to_numpy(model.forward(tokens)[0])
 
     taken, products = map(median, in_turn([prompt, bare_products(model, length)], rounds))
-    counts = memory_estimate.count_parameters(shape)
+    counts = count_parameters(shape)
     # The head is multiplied with the last token alone.
     flops = 2 * (counts.block_matrices * length + counts.head)
     return Prefill(length, length / taken, flops / taken, flops / products, products / taken)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rwkv_core.architectures import rwkv4
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
-from rwkv_core.evaluation import memory_estimate
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.evaluation.random_model import random_values
 from rwkv_core.model import Model
 
@@ -115,5 +115,5 @@ def _stored_bytes(ops: TensorOps, matrices: Sequence[Matrix], n_weights: int) ->
     told = [ops.matrix_bytes(matrix) for matrix in matrices]
     if None not in told:
         return sum(filter(None, told))
-    size = memory_estimate.BYTES_PER_WEIGHT.get(ops.dtype)
+    size = BYTES_PER_WEIGHT.get(ops.dtype)
     return None if size is None else n_weights * size

@@ -11,13 +11,12 @@ is trusted: nothing in one is executed, and nothing outside it is read.
 
 from rwkv_core.checkpoint.formats import BUILTIN_FORMATS, open_checkpoint
 from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat, TensorInfo
-from rwkv_core.checkpoint.validation import Shape, check_finite, check_tensor, diagnose
+from rwkv_core.checkpoint.validation import check_finite, check_tensor, diagnose
 
 __all__ = [
     "BUILTIN_FORMATS",
     "Checkpoint",
     "CheckpointFormat",
-    "Shape",
     "TensorInfo",
     "check_finite",
     "check_tensor",

@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from rwkv_core.checkpoint.reader import Checkpoint
+from rwkv_core.config import Shape
 from rwkv_core.errors import CheckpointError
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 FLOATS = (FLOAT16, BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
-
-
-class Shape(NamedTuple):
-    """The sizes that make one RWKV-4 model differ from another."""
-
-    n_layer: int
-    n_embd: int
-    n_ffn: int
-    """The width inside a feed-forward block, 4 x n_embd in every published model."""
-    n_vocab: int
 
 
 # The words of infinity in 16 bits. NaN has greater ones, and every finite value has smaller ones.

@@ -30,7 +30,6 @@ from rwkv_core.cli import (
     verify,
     vram,
 )
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.completion import complete, complete_with
 from rwkv_core.cli.model_arguments import (
     add_backend_arguments,
@@ -45,6 +44,7 @@ from rwkv_core.cli.printing import print_pieces
 from rwkv_core.cli.processes import as_one_program
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import BackendWarning, RWKVError
+from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import one_line
 
 # The helpers are public: a plugin's command takes -m, -b and -o as the built-in ones do.

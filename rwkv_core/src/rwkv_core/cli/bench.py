@@ -13,17 +13,17 @@ from dataclasses import asdict
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_option_argument, backend_options, filled
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError, RWKVError
+from rwkv_core.plugins.command import Command
 from rwkv_core.util.addresses import without_secrets
 from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
     from rwkv_core.bench import Combination, Report
-    from rwkv_core.checkpoint import Shape
+    from rwkv_core.config import Shape
 
 _MAX_BUSY = 64
 _YARDSTICKS = {"NumPy float32": "NumPy's W @ x, GB/s", "own": "own W @ x, GB/s"}
@@ -166,7 +166,7 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _check_room(shape: Shape) -> None:
-    from rwkv_core.evaluation.memory_estimate import count_parameters
+    from rwkv_core.config import count_parameters
 
     # In float16.
     needed = 2 * count_parameters(shape).total

@@ -6,7 +6,6 @@ import argparse
 import sys
 
 from rwkv_core.cli.chat_session import HELP, ChatSession
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.line_input import is_interactive
 from rwkv_core.cli.model_arguments import (
     add_model_arguments,
@@ -16,6 +15,7 @@ from rwkv_core.cli.model_arguments import (
 )
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options, unescape
+from rwkv_core.plugins.command import Command
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

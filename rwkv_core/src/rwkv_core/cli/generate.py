@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import (
     add_model_arguments,
     add_tokenizer_argument,
@@ -21,6 +20,7 @@ from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.progress import read_prompt
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
+from rwkv_core.plugins.command import Command
 from rwkv_core.state import check_place
 
 

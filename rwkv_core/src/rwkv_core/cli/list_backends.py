@@ -9,10 +9,10 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.completion import complete_with
 from rwkv_core.cli.table import print_wrapped_table
 from rwkv_core.errors import BackendError
+from rwkv_core.plugins.command import Command
 from rwkv_core.plugins.install_advice import install_recommended
 from rwkv_core.util.printable import printable
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rwkv_core import plugins
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.table import print_wrapped_table
+from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:

@@ -107,7 +107,7 @@ def load_model(args: argparse.Namespace) -> Model:
 def _load_model(args: argparse.Namespace, name: str) -> Model:
     """The model called `name`; what was chosen goes to stderr."""
     options = backend_options(args.options)
-    from rwkv_core.model import load
+    from rwkv_core.loading import load
 
     with progress_line("loading") as progress:
         model = load(name, args.backend, progress, args.lora, args.lora_alpha, **options)

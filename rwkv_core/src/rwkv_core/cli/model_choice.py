@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rwkv_core import bundled
 from rwkv_core.errors import OptionError
+from rwkv_core.model_file import model_files
 from rwkv_core.util.printable import printable
-
-if TYPE_CHECKING:
-    from rwkv_core.checkpoint import CheckpointFormat
 
 _MAX_NAMED = 3
 
@@ -34,33 +30,6 @@ def choose_model(named: str | None) -> str:
     listed = ", ".join(map(printable, names[:_MAX_NAMED])) + more
     print(f"-m names a model; in this folder: {listed}", file=sys.stderr)
     return bundled.NAME
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files of `folder` that are model files by name and by how they begin."""
-    from rwkv_core.loading import known_formats
-
-    formats = known_formats()
-    suffixes = {suffix for known in formats for suffix in known.suffixes}
-    # Not by `glob`: a plugin's suffix may hold a character that means something there.
-    try:
-        files = [path for path in folder.iterdir() if path.name.endswith(tuple(suffixes))]
-    except OSError:
-        return []
-    return [path for path in sorted(files) if _looks_like_a_model(path, formats)]
-
-
-def _looks_like_a_model(path: Path, formats: Sequence[CheckpointFormat]) -> bool:
-    from rwkv_core.checkpoint.formats import HEAD_BYTES, matching_format
-
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError:
-        return False
-    return matching_format(path, head, formats)[0] is not None
 
 
 def _ask(names: list[str]) -> str:

@@ -9,7 +9,6 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import (
     add_model_arguments,
     add_tokenizer_argument,
@@ -21,6 +20,7 @@ from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_lora_arguments, filled
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import ending_in_order
 from rwkv_core.cli.table import readable_bytes
+from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import printable
 
 
@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rwkv_core.checkpoint.pqth_writer import prequantize
+    from rwkv_core.pqth_writer import prequantize
 
     with ending_in_order(), progress_line("quantizing") as progress:
         path = prequantize(

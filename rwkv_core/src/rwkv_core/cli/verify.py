@@ -8,9 +8,9 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import add_backend_arguments, backend_options
 from rwkv_core.cli.table import print_table
+from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from rwkv_core.cli.command import Command
 from rwkv_core.cli.model_arguments import backend_options, filled
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import OptionError
+from rwkv_core.plugins.command import Command
 
 if TYPE_CHECKING:
     from rwkv_core.backends.offload_plan import Residency
@@ -60,7 +60,7 @@ def _print_residencies(
         smallest_target,
         target_bytes,
     )
-    from rwkv_core.evaluation.memory_estimate import BYTES_PER_WEIGHT
+    from rwkv_core.dtypes import BYTES_PER_WEIGHT
 
     dtype = options.pop("dtype", "float32")
     if options:

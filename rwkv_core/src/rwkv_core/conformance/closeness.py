@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.conformance.reference import Floats, Weights
+from rwkv_core.evaluation.verify import deviation, root_mean_square
 
 
 class Tolerance(NamedTuple):
@@ -56,16 +57,6 @@ def of_model(ops: TensorOps) -> float:
     return max(TOLERANCES.get(dtype, OTHERS).model for dtype in dtypes)
 
 
-def deviation(found: ArrayLike, expected: ArrayLike) -> float:
-    """The largest difference, as a share of `expected`'s root mean square."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return float(np.max(np.abs(found - expected))) / _scale(expected)
-
-
-def _scale(expected: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.mean(expected**2))) or 1.0
-
-
 def assert_close(found: ArrayLike, expected: ArrayLike, tolerance: float, what: str = "") -> None:
     """Fail, saying where and by how much, unless shapes agree and values nearly so."""
     found, expected = np.asarray(found), np.asarray(expected)
@@ -73,7 +64,7 @@ def assert_close(found: ArrayLike, expected: ArrayLike, tolerance: float, what: 
         f"{what}: found the shape {list(found.shape)}, expected {list(expected.shape)}"
     )
     found, expected = found.astype(np.float64), expected.astype(np.float64)
-    off = ~(np.abs(found - expected) <= tolerance * _scale(expected))
+    off = ~(np.abs(found - expected) <= tolerance * root_mean_square(expected))
     if off.any():
         raise AssertionError(_difference(found, expected, off, tolerance, what))
 

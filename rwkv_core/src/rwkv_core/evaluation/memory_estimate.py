@@ -3,56 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 from rwkv_core.backends.tensor_ops import MOST_TOKENS
+from rwkv_core.config import Shape, count_parameters, known_shapes
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 
-if TYPE_CHECKING:
-    from rwkv_core.checkpoint import Shape
-
-_PILE_VOCAB = 50277
-# Layers and width of the RWKV-4 models that BlinkDL published, trained on the Pile.
-_KNOWN = {
-    "169M": (12, 768),
-    "430M": (24, 1024),
-    "1.5B": (24, 2048),
-    "3B": (32, 2560),
-    "7B": (32, 4096),
-    "14B": (40, 5120),
-}
-# A group of 64 quantized weights shares a scale and an offset of 16 bits each.
-_PER_GROUP = 4 / 64
-BYTES_PER_WEIGHT: Mapping[str, float] = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int8": 1 + _PER_GROUP,
-    "int4": 0.5 + _PER_GROUP,
-}
-"""Bytes that one weight of a matrix takes, by dtype; of int8 and int4 in groups of 64, which a
-backend need not keep to: see `TensorOps.matrix_bytes`."""
 _FLOAT32 = 4
-
-
-class Counts(NamedTuple):
-    """Numbers of parameters, by how they are kept."""
-
-    embedding: int
-    vectors: int
-    block_matrices: int
-    head: int
-
-    @property
-    def matrices(self) -> int:
-        """Parameters in the matrices that every token is multiplied with."""
-        return self.block_matrices + self.head
-
-    @property
-    def total(self) -> int:
-        return self.embedding + self.vectors + self.matrices
 
 
 @dataclass(frozen=True)
@@ -72,14 +29,6 @@ class Memory:
     weights: dict[str, int]
     state: int
     prefill: int
-
-
-def count_parameters(shape: Shape) -> Counts:
-    """The parameters of an RWKV-4 of this shape."""
-    n_layer, d, f, v = shape
-    # A block: 5 token-shift mixes, decay and first, and two layer norms of a weight and a bias.
-    vectors = n_layer * (5 + 2 + 4) * d + 4 * d
-    return Counts(v * d, vectors, n_layer * (5 * d * d + 2 * d * f), v * d)
 
 
 def memory(name: str, shape: Shape, embedding_bytes: int = 2) -> Memory:
@@ -106,16 +55,6 @@ def memory(name: str, shape: Shape, embedding_bytes: int = 2) -> Memory:
     )
 
 
-def known_shapes() -> dict[str, Shape]:
-    """The published RWKV-4 Pile models' shapes, by size."""
-    from rwkv_core.checkpoint import Shape
-
-    return {
-        name: Shape(n_layer, n_embd, 4 * n_embd, _PILE_VOCAB)
-        for name, (n_layer, n_embd) in _KNOWN.items()
-    }
-
-
 def memory_of_known_models() -> list[Memory]:
     """The memory of the published RWKV-4 Pile models."""
     return [memory(name, shape) for name, shape in known_shapes().items()]
@@ -127,7 +66,7 @@ def memory_of_file(path: str | os.PathLike[str]) -> Memory:
     Raises CheckpointError, and DownloadError for an address.
     """
     from rwkv_core.checkpoint import diagnose
-    from rwkv_core.loading import open_model
+    from rwkv_core.model_file import open_model
     from rwkv_core.util.addresses import without_secrets
 
     with open_model(path) as checkpoint:

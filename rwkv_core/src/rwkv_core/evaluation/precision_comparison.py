@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 from rwkv_core import plugins
 from rwkv_core.checkpoint import diagnose, open_checkpoint
-from rwkv_core.checkpoint.pqth_writer import check_quantizable, prequantize
+from rwkv_core.config import count_parameters
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.evaluation.memory_estimate import BYTES_PER_WEIGHT, count_parameters
 from rwkv_core.evaluation.perplexity import Score, compare_tokens, encode, score_tokens
-from rwkv_core.loading import open_model
-from rwkv_core.model import Model, OnCount, load
+from rwkv_core.loading import load
+from rwkv_core.model import Model, OnCount
+from rwkv_core.model_file import open_model
+from rwkv_core.pqth_writer import check_quantizable, prequantize
 from rwkv_core.quantization import GROUP_SIZE
 from rwkv_core.rwkv import RWKV
 from rwkv_core.sources import local_file

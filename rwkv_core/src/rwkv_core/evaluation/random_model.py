@@ -12,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core.checkpoint import Shape
 from rwkv_core.checkpoint.validation import expected_shapes
+from rwkv_core.config import Shape
 
 # A prime: repeats of the block never line up with the rows of a matrix.
 _BLOCK = 1_000_003

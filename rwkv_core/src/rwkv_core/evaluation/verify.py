@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rwkv_core import bundled, plugins
 from rwkv_core.backends.descriptor import BackendInfo, resolve_options
-from rwkv_core.conformance.closeness import deviation
 from rwkv_core.errors import BackendError, OptionError, RWKVError
-from rwkv_core.model import Model, load
+from rwkv_core.loading import load
+from rwkv_core.model import Model
 
 GOLDEN = bundled.DATA / "golden.safetensors"
 
@@ -168,3 +168,14 @@ def deviation_of(model: Model, case: Case) -> float:
     if not (np.isfinite(at_once).all() and np.isfinite(one_by_one).all()):
         return float("inf")
     return max(deviation(at_once, case.logits), deviation(one_by_one, case.logits))
+
+
+def deviation(found: ArrayLike, expected: ArrayLike) -> float:
+    """The largest difference, as a share of `expected`'s root mean square."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    return float(np.max(np.abs(found - expected))) / root_mean_square(expected)
+
+
+def root_mean_square(expected: NDArray[np.float64]) -> float:
+    """Of `expected`; 1 where it is 0."""
+    return float(np.sqrt(np.mean(expected**2))) or 1.0

@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError, RWKVError
 from rwkv_core.generation import sampling_filters as steps
-from rwkv_core.generation.sampling_filters import Logits
-
-Processor = Callable[[Logits, Sequence[int]], Logits]
+from rwkv_core.plugins.sampler import Logits, Processor
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError
+from rwkv_core.plugins.sampler import Logits
 
-Logits = NDArray[np.float64]
 Weights = NDArray[np.float64]
 Tokens = NDArray[np.integer[Any]]
 

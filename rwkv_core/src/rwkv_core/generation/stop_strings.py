@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
 from rwkv_core.errors import OptionError
@@ -39,11 +38,3 @@ def possible_stop(data: bytearray, start: int, stops: Sequence[bytes]) -> int:
         if any(stop.startswith(tail) for stop in stops):
             return place
     return len(data)
-
-
-def unfinished_character(data: bytes | bytearray) -> bytes:
-    """The end of `data` that begins a UTF-8 character and does not end it; often empty."""
-    # A character has at most four bytes, so what comes before them cannot matter.
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(bytes(data[-4:]))
-    return decoder.getstate()[0]

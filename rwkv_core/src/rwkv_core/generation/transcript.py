@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from rwkv_core.generation.stop_strings import first_stop, possible_stop, unfinished_character
+from rwkv_core.generation.stop_strings import first_stop, possible_stop
 from rwkv_core.state import State
+from rwkv_core.util.utf8 import unfinished_character
 
 if TYPE_CHECKING:
     from rwkv_core.model import Model, OnCount

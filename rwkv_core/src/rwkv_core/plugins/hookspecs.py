@@ -16,8 +16,8 @@ from rwkv_core.backends.descriptor import Backend
 if TYPE_CHECKING:
     from rwkv_core.backends.tensor_ops import TensorOps
     from rwkv_core.checkpoint import CheckpointFormat
-    from rwkv_core.cli import Command
-    from rwkv_core.generation.samplers import Sampler
+    from rwkv_core.plugins.command import Command
+    from rwkv_core.plugins.sampler import Sampler
 
 hookspec = pluggy.HookspecMarker("rwkv_core")
 hookimpl = pluggy.HookimplMarker("rwkv_core")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rwkv_core import cli
-from rwkv_core.cli.model_choice import model_files
 from rwkv_core.errors import OptionError
+from rwkv_core.model_file import model_files
 from rwkv_core.rwkvstic.asking import ask_for_model
 
 _USAGE = """\

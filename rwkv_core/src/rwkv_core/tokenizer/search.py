@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rwkv_core import bundled
 from rwkv_core.errors import DownloadError, TokenizerError
-from rwkv_core.loading import open_model
+from rwkv_core.model_file import open_model
 from rwkv_core.sources import fetch_beside, hub, local_file
 from rwkv_core.tokenizer import Tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.world import FILE_NAME as WORLD

@@ -8,36 +8,17 @@ A user names one on the command line (`--sampler mirostat:tau=3,eta=0.1`) or in 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core import plugins
-from rwkv_core.backends.descriptor import Option, resolve_options
+from rwkv_core.backends.descriptor import resolve_options
 from rwkv_core.errors import OptionError
+from rwkv_core.plugins.sampler import Sampler
 
 if TYPE_CHECKING:
     from rwkv_core.generation.sampling import Processor
     from rwkv_core.generation.sampling_filters import Logits
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """The descriptor that a plugin's `rwkv_samplers` hook returns.
-
-    Attributes:
-        name, summary: one word, and one line for a listing.
-        start: called once per generation with the options, checked and with defaults filled in.
-            Returns a fresh function that takes float64 logits [V] and the tokens generated so far,
-            and returns logits [V]. What it remembers belongs to that generation alone. Raises
-            OptionError for a value out of range.
-        options: what a user may set, as NAME:KEY=VALUE.
-    """
-
-    name: str
-    summary: str
-    start: Callable[[Mapping[str, Any]], Processor]
-    options: tuple[Option, ...] = ()
 
 
 def started(processors: Sequence[Processor | str]) -> list[Processor]:

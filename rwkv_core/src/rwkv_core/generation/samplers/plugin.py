@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core.backends.descriptor import Option
-from rwkv_core.generation.samplers import Sampler
 from rwkv_core.plugins.hookspecs import hookimpl
+from rwkv_core.plugins.sampler import Sampler
 
 if TYPE_CHECKING:
     from rwkv_core.generation.sampling import Processor

@@ -9,20 +9,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rwkv_core.checkpoint import (
-    Checkpoint,
-    Shape,
-    check_tensor,
-    diagnose,
-    sharded,
-)
+from rwkv_core.checkpoint import Checkpoint, check_tensor, diagnose, sharded
 from rwkv_core.checkpoint.formats import HEAD_BYTES
 from rwkv_core.checkpoint.pqth import FORMAT, PARTS, metadata
 from rwkv_core.checkpoint.safetensors_writer import SafetensorsWriter
 from rwkv_core.checkpoint.validation import expected_shapes
+from rwkv_core.config import Shape
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
-from rwkv_core.loading import open_model
-from rwkv_core.model import fingerprint_of
+from rwkv_core.loading import fingerprint_of
+from rwkv_core.model_file import open_model
 from rwkv_core.quantization import GROUP_SIZE, check_group_size, quantize
 from rwkv_core.sources import local_file
 from rwkv_core.util.atomic_write import replacing

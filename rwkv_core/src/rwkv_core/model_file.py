@@ -1,0 +1,132 @@
+"""Finds and opens model files, in whatever place and format, with a LoRA merged if one is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rwkv_core import plugins
+from rwkv_core.backends.tensor_ops import EPSILON
+from rwkv_core.checkpoint import (
+    BUILTIN_FORMATS,
+    Checkpoint,
+    CheckpointFormat,
+    epsilon,
+    open_checkpoint,
+)
+from rwkv_core.checkpoint.adapters import CONFIG_NAME, AdapterConfig, adapter_config
+from rwkv_core.checkpoint.formats import HEAD_BYTES, matching_format
+from rwkv_core.checkpoint.lora import LoraCheckpoint, holds_lora
+from rwkv_core.errors import DownloadError, OptionError
+from rwkv_core.sources import local_file
+
+
+def known_formats() -> list[CheckpointFormat]:
+    """The formats of plugins, then those that rwkv-core reads itself.
+
+    A plugin's come first, as its files may be of a kind that a built-in format would claim: every
+    zip archive may be a damaged .pth.
+    """
+    return [*plugins.offered("rwkv_checkpoint_formats").values(), *BUILTIN_FORMATS]
+
+
+@contextmanager
+def open_model(
+    model: str | os.PathLike[str],
+    lora: str | os.PathLike[str] | None = None,
+    lora_alpha: float | None = None,
+) -> Iterator[Checkpoint]:
+    """A model's file, opened for a `with` statement, as one of the layer norm epsilon 1e-5.
+
+    Arguments:
+        model, lora: as `local_file` takes them: paths or addresses.
+        lora_alpha: the alpha that the LoRA was trained with; None takes that of the
+            adapter_config.json beside it, which PEFT writes. Without `lora` the file's own LoRA
+            weights are merged: a training saves the two in one file too.
+
+    Raises what `local_file`, `open_checkpoint` and `LoraCheckpoint` do, and OptionError for an
+    alpha without LoRA weights or the other way round.
+    """
+    path = local_file(model)
+    lora_path = None if lora is None else local_file(lora)
+    formats = known_formats()
+    with open_checkpoint(path, formats) as base:
+        if lora_path is not None:
+            with open_checkpoint(lora_path, formats) as weights:
+                config = _adapter_config(weights.path)
+                alpha = _alpha(config, lora_alpha)
+                yield _rescaled(LoraCheckpoint(base, weights, alpha, config.by_root_of_rank))
+        elif lora_alpha is None:
+            yield _rescaled(base)
+        elif holds_lora(base):
+            yield _rescaled(LoraCheckpoint(base, base, lora_alpha))
+        else:
+            raise OptionError(
+                f"lora_alpha: given without lora, and {base.path} holds no LoRA weights of its "
+                "own; expected lora, the file with them"
+            )
+
+
+def _rescaled(checkpoint: Checkpoint) -> Checkpoint:
+    """The model with the epsilon of transformers' configuration beside it put into its weights."""
+    if not checkpoint.has_transformers_names:
+        return checkpoint
+    config = _beside(checkpoint.path, epsilon.CONFIG_NAME)
+    found = EPSILON if config is None else epsilon.configured_epsilon(config)
+    return checkpoint if found == EPSILON else epsilon.RescaledCheckpoint(checkpoint, found)
+
+
+def _adapter_config(lora: Path) -> AdapterConfig:
+    """What PEFT's configuration beside a LoRA says."""
+    path = _beside(lora, CONFIG_NAME)
+    return AdapterConfig() if path is None else adapter_config(path)
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """The file `name` beside one on this machine, which may be in the hub client's cache."""
+    if path.with_name(name).is_file():
+        return path.with_name(name)
+    from rwkv_core.sources import hub
+
+    try:
+        return hub.beside(path, name)
+    # Such as no connection: what is not in the cache was not there before.
+    except DownloadError:
+        return None
+
+
+def _alpha(config: AdapterConfig, given: float | None) -> Any:
+    if given is not None:
+        return given
+    if config.alpha is None:
+        raise OptionError(
+            "lora_alpha: not given beside lora; expected the alpha that the LoRA was trained with, "
+            f"which its file does not hold (PEFT keeps it in an {CONFIG_NAME} beside it)"
+        )
+    return config.alpha
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of `folder` that are model files by name and by how they begin."""
+    formats = known_formats()
+    suffixes = {suffix for known in formats for suffix in known.suffixes}
+    # Not by `glob`: a plugin's suffix may hold a character that means something there.
+    try:
+        files = [path for path in folder.iterdir() if path.name.endswith(tuple(suffixes))]
+    except OSError:
+        return []
+    return [path for path in sorted(files) if _looks_like_a_model(path, formats)]
+
+
+def _looks_like_a_model(path: Path, formats: Sequence[CheckpointFormat]) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return matching_format(path, head, formats)[0] is not None

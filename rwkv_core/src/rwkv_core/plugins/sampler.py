@@ -1,0 +1,34 @@
+"""What a sampler is; plugins offer theirs through the hook `rwkv_samplers`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.backends.descriptor import Option
+
+Logits = NDArray[np.float64]
+Processor = Callable[[Logits, Sequence[int]], Logits]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The descriptor that a plugin's `rwkv_samplers` hook returns.
+
+    Attributes:
+        name, summary: one word, and one line for a listing.
+        start: called once per generation with the options, checked and with defaults filled in.
+            Returns a fresh function that takes float64 logits [V] and the tokens generated so far,
+            and returns logits [V]. What it remembers belongs to that generation alone. Raises
+            OptionError for a value out of range.
+        options: what a user may set, as NAME:KEY=VALUE.
+    """
+
+    name: str
+    summary: str
+    start: Callable[[Mapping[str, Any]], Processor]
+    options: tuple[Option, ...] = ()
