@@ -23,6 +23,7 @@ from rwkv_core.config import Shape
 from rwkv_core.model import Model, OnCount
 from rwkv_core.model_file import open_model
 from rwkv_core.util import forks
+from rwkv_core.util.addresses import scheme_of
 from rwkv_core.util.malloc import keep_freed_memory
 
 # Channels of a larger time_decay forget each token at once, as exp(-exp(40)) is 0 in every type.
@@ -74,8 +75,9 @@ def _load(
     lora_alpha: float | None,
     options: dict[str, Any],
 ) -> Model:
-    # Before anything is fetched.
-    plugins.check_backend(backend, options)
+    if isinstance(model, str) and scheme_of(model):
+        # Before gigabytes are fetched.
+        plugins.check_backend(backend, options)
     keep_freed_memory()
     with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
         shape = diagnose(checkpoint)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rwkv_core import bundled
 from rwkv_core.errors import OptionError
 from rwkv_core.generation.samplers import started
-from rwkv_core.generation.sampling import Processor, Sampling, check_tokens
+from rwkv_core.generation.sampling import Sampling, check_tokens
 from rwkv_core.generation.stream import Generated, GenerationStream, OnProgress, Seed
 from rwkv_core.generation.transcript import read
 from rwkv_core.loading import load
 from rwkv_core.model import Model, OnCount
+from rwkv_core.plugins.sampler import Processor
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.search import find_tokenizer, tokenizer_before_load

@@ -14,17 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkv_core.errors import OptionError, StateError
-from rwkv_core.generation.sampling import (
-    Processor,
-    Sampling,
-    TokenCounts,
-    check_tokens,
-    is_whole,
-    sample,
-)
+from rwkv_core.generation.sampling import Sampling, TokenCounts, check_tokens, is_whole, sample
 from rwkv_core.generation.sampling_filters import check_vocabulary
 from rwkv_core.generation.stop_strings import encode_stop_strings
 from rwkv_core.generation.transcript import Transcript
+from rwkv_core.plugins.sampler import Processor
 from rwkv_core.state import State, short_repr
 from rwkv_core.util.one_thread import one_thread_at_a_time
 

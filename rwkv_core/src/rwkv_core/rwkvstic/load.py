@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 import rwkv_core
 from rwkv_core.errors import OptionError
 from rwkv_core.generation.sampling import Sampling, check_tokens, is_whole, sample
-from rwkv_core.generation.sampling_filters import Logits, top_p
+from rwkv_core.generation.sampling_filters import top_p
 from rwkv_core.generation.stop_strings import encode_stop_strings
 from rwkv_core.generation.stream import FIRST_TOKEN
 from rwkv_core.generation.transcript import read
 from rwkv_core.model import Model
 from rwkv_core.model_file import model_files
+from rwkv_core.plugins.sampler import Logits
 from rwkv_core.rwkvstic.asking import ask_for_model
 from rwkv_core.rwkvstic.options import backend_and_options
 from rwkv_core.rwkvstic.states import (

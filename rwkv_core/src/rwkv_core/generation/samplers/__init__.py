@@ -17,8 +17,7 @@ from rwkv_core.errors import OptionError
 from rwkv_core.plugins.sampler import Sampler
 
 if TYPE_CHECKING:
-    from rwkv_core.generation.sampling import Processor
-    from rwkv_core.generation.sampling_filters import Logits
+    from rwkv_core.plugins.sampler import Logits, Processor
 
 
 def started(processors: Sequence[Processor | str]) -> list[Processor]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rwkv_core.errors import OptionError
-from rwkv_core.generation.sampling_filters import Logits
+from rwkv_core.plugins.sampler import Logits
 
 MAX_EXPONENT = 50
 """1.75 ** 50 is far beyond any logit already."""

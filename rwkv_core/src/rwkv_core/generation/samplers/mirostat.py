@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rwkv_core.errors import OptionError
-from rwkv_core.generation.sampling_filters import Logits
+from rwkv_core.plugins.sampler import Logits
 
 
 class Mirostat:

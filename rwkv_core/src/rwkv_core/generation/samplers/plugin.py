@@ -13,7 +13,7 @@ from rwkv_core.plugins.hookspecs import hookimpl
 from rwkv_core.plugins.sampler import Sampler
 
 if TYPE_CHECKING:
-    from rwkv_core.generation.sampling import Processor
+    from rwkv_core.plugins.sampler import Processor
 
 
 def _mirostat(options: Mapping[str, Any]) -> Processor:
