@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rwkv_core.backends.descriptor import Option
 
-Logits = NDArray[np.float64]
-Processor = Callable[[Logits, Sequence[int]], Logits]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Logits: TypeAlias = "NDArray[np.float64]"
+Processor: TypeAlias = Callable[["Logits", Sequence[int]], "Logits"]
 
 
 @dataclass(frozen=True)
