@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rwkv_core import bundled
 from rwkv_core.errors import OptionError
-from rwkv_core.model_file import model_files
 from rwkv_core.util.printable import printable
 
 _MAX_NAMED = 3
@@ -20,6 +19,8 @@ def choose_model(named: str | None) -> str:
     """
     if named is not None:
         return named
+    from rwkv_core.model_file import model_files
+
     files = model_files(Path())
     if not files:
         return bundled.NAME
