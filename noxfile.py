@@ -81,8 +81,8 @@ def peers(session: nox.Session) -> None:
     """All backends together, against `rwkv` and `transformers` from PyPI, side by side."""
     install(session, *(f"./{name}" for name in DISTRIBUTIONS))
     install(session, *PEERS, *TEST_TOOLS)
-    checkpoints = [f"tests/test_checkpoint_{name}.py" for name in ("pth", "names", "safetensors")]
-    pytest(session, "tests/test_across_backends.py", *checkpoints, "tests/peers")
+    checkpoints = [f"tests/checkpoint/test_{name}.py" for name in ("pth", "names", "safetensors")]
+    pytest(session, "tests/backends/test_across_backends.py", *checkpoints, "tests/peers")
     some = ["--shape", "4x256", "--rounds", "2", "--only", "float32", "--only", "cpu fp32"]
     speed(session, *some, "--output", session.create_tmp())
 

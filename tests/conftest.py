@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _uses_a_backend(item: pytest.Item) -> bool:
     asked = "backend" in item.fixturenames or item.get_closest_marker("needs_backend")
-    return bool(asked) or item.path.name.startswith("test_backend_")
+    return bool(asked) or item.path.parent.name == "backends"
 
 
 @pytest.fixture(params=READY or [None])

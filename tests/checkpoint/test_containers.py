@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from test_checkpoint_pth import read_all
+from test_pth import read_all
 
 
 def test_a_trainer_s_plain_containers_are_skipped(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ IN_EVERY_PROCESS = """
 import os, sys
 import numpy as np
 import rwkv_core
-from test_backend_split import run
+from test_split import run
 
 odd, small, folder = sys.argv[1:]
 model = rwkv_core.load(odd, "torch-split")
@@ -206,7 +207,9 @@ def two_processes(odd_model, small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "program.py").write_text(IN_EVERY_PROCESS)
     arguments = folder / "program.py", odd_model, small_model, folder
-    status, _, errors = torchrun(*arguments, PYTHONPATH=os.path.dirname(__file__))
+    here = Path(__file__).parent
+    path = os.pathsep.join(map(str, (here, here.parent)))
+    status, _, errors = torchrun(*arguments, PYTHONPATH=path)
     assert status == 0, errors
     return [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)], folder
 

@@ -11,7 +11,7 @@ import pytest
 from rwkv_core import BackendError, plugins
 from rwkv_core.plugins.install_advice import install_extra
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _come_from(monkeypatch: pytest.MonkeyPatch, url: str | None) -> None:

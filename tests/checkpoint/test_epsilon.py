@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from test_names import transformers_names
 
 import rwkv_core
 from hub_server import Hub
@@ -14,7 +15,6 @@ from rwkv_core.conformance import reference
 from rwkv_core.errors import CheckpointError
 from rwkv_core.model_file import open_model
 from rwkv_core.pqth_writer import prequantize
-from test_checkpoint_names import transformers_names
 
 TOKENS = [3, 1, 4, 1, 5]
 

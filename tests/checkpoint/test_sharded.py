@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from test_names import transformers_names
 
 import rwkv_core
 from hub_server import Hub
@@ -18,7 +19,6 @@ from rwkv_core.errors import CheckpointError, DownloadError
 from rwkv_core.loading import fingerprint_of
 from rwkv_core.pqth_writer import prequantize
 from rwkv_core.sources import local_file
-from test_checkpoint_names import transformers_names
 
 INDEX = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from test_lora import ADAPTED, ALPHA, KEY, N_VOCAB, RANK, factors, merged, refusal_of
 
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.model_file import open_model
-from test_lora import ADAPTED, ALPHA, KEY, N_VOCAB, RANK, factors, merged, refusal_of
 
 
 @pytest.fixture(scope="module")

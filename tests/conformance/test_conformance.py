@@ -43,7 +43,7 @@ def install(folder: Path, module: str) -> dict[str, str]:
     dist_info.mkdir()
     (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n")
     (dist_info / "entry_points.txt").write_text(f"[rwkv_core]\nsample = {module}\n")
-    path = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
     return os.environ | {"PYTHONPATH": path, "RWKV_PLUGINS": "sample"}
 
 
