@@ -1,6 +1,7 @@
 """Fixtures: the backends installed here, a small random model with a tokenizer, fake plugins."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ READY = [
     for row in rwkv_core.list_backends()
     if row.status == "ready" and (_MEANT is None or row.name in _MEANT.split(","))
 ]
+
+
+# A run that a shell started in the background ignores Ctrl-C, and so would the processes it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """Files that are replaced whole, and what killed processes leave."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_core.util.atomic_write import replacing
+from rwkv_core.util.atomic_write import replacing, temporary_folder
 
 WRITES_UNTIL_KILLED = """
 import sys
@@ -48,3 +49,37 @@ def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
     with replacing(tmp_path / name) as file:
         file.write(b"1")
     assert os.listdir(tmp_path) == [name]
+
+
+def test_an_interrupt_at_any_line_leaves_nothing(tmp_path: Path) -> None:
+    source = temporary_folder.__wrapped__.__code__.co_filename
+
+    def interrupted_after(n_lines: int) -> bool:
+        """Whether so many lines were run before all was made."""
+        left = n_lines
+
+        def trace(frame, event, _):
+            nonlocal left
+            if frame.f_code.co_filename == source and event == "line":
+                left -= 1
+                if left == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        made = False
+        with contextlib.suppress(KeyboardInterrupt):
+            sys.settrace(trace)
+            try:
+                with temporary_folder(tmp_path):
+                    sys.settrace(None)
+                    made = True
+            finally:
+                sys.settrace(None)
+        return not made
+
+    n_lines = 1
+    while interrupted_after(n_lines):
+        assert not os.listdir(tmp_path), f"after {n_lines} lines"
+        n_lines += 1
+    assert n_lines > 10

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,33 +52,33 @@ def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
     Raises OSError.
     """
     _remove_abandoned(Path(parent))
-    folder, lock = _locked_folder(parent)
+    made: list[Path] = []
+    lock = None
     try:
-        yield folder
+        while lock is None:
+            # Named before it is made: a signal that comes in between leaves nothing behind.
+            made.append(Path(parent, f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"))
+            lock = _make_locked(made[-1])
+        yield made[-1]
     finally:
-        lock.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _locked_folder(parent: str | os.PathLike[str]) -> tuple[Path, BinaryIO]:
-    while True:
-        folder = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, parent))
-        try:
-            lock = (folder / _LOCK).open("wb")
-        except FileNotFoundError:
-            continue  # Another process took the folder for abandoned.
-        except BaseException:
-            folder.rmdir()
-            raise
-        try:
-            _wait_for(lock)
-        except BaseException:
+        if lock is not None:
             lock.close()
+        for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if os.fstat(lock.fileno()).st_nlink:
-            return folder, lock
-        lock.close()  # As above, a moment later.
+
+
+def _make_locked(folder: Path) -> BinaryIO | None:
+    """Make the folder and lock it; None if another process took it for abandoned meanwhile."""
+    folder.mkdir(mode=0o700)
+    try:
+        lock = (folder / _LOCK).open("wb")
+    except FileNotFoundError:
+        return None
+    _wait_for(lock)
+    if os.fstat(lock.fileno()).st_nlink:
+        return lock
+    lock.close()
+    return None
 
 
 def _wait_for(lock: BinaryIO) -> None:
