@@ -51,6 +51,9 @@ def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [name]
 
 
+# The lock's file, which is closed when nothing refers to it any more.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_an_interrupt_at_any_line_leaves_nothing(tmp_path: Path) -> None:
     source = temporary_folder.__wrapped__.__code__.co_filename
 
