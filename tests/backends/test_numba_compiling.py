@@ -36,7 +36,7 @@ def test_other_processors_compute_the_same(tmp_path, processor, dtype):
 
 
 SIGMOID = (
-    "import numpy as np; from rwkv_backend_numpy.vector_kernels import sigmoid; "
+    "import numpy as np; from rwkv_backend_numpy.numba.vector_kernels import sigmoid; "
     "found = np.zeros((1, 4), np.float32); sigmoid(found, found); print(found[0, 3])"
 )
 
@@ -124,7 +124,7 @@ def test_an_interrupt_waits_for_a_kernel_to_be_compiled(tmp_path):
 
 def test_an_interrupt_comes_through_where_a_kernel_cannot_be_compiled(tmp_path):
     code = f"""{INTERRUPTED}
-    from rwkv_backend_numpy.vector_kernels import sigmoid
+    from rwkv_backend_numpy.numba.vector_kernels import sigmoid
     try:
         sigmoid("no array", 1)
     except KeyboardInterrupt:
@@ -136,7 +136,7 @@ def test_an_interrupt_comes_through_where_a_kernel_cannot_be_compiled(tmp_path):
 def test_an_interrupts_handler_may_call_kernels(tmp_path):
     code = f"""{INTERRUPTED}
     import numpy as np
-    from rwkv_backend_numpy.vector_kernels import relu_squared
+    from rwkv_backend_numpy.numba.vector_kernels import relu_squared
     found = np.full((1, 4), 3, np.float32)
     signal.signal(signal.SIGINT, lambda *_: relu_squared(found, found))
     {SIGMOID.replace("found", "other")}
@@ -149,7 +149,7 @@ def test_kernels_whose_files_were_exchanged_are_compiled_anew(tmp_path):
     """As two processes that compile at a time may leave them, for another type of arguments."""
     code = """
         import numpy as np
-        from rwkv_backend_numpy.vector_kernels import sigmoid
+        from rwkv_backend_numpy.numba.vector_kernels import sigmoid
         for dtype in (np.float32, np.float64):
             found = np.zeros((1, 4), dtype)
             sigmoid(found, found)
@@ -184,7 +184,7 @@ def test_an_edited_source_file_is_compiled_anew(tmp_path):
         python(SIGMOID, folder=tmp_path / "kernels", PYTHONPATH=str(tmp_path))
         kept.append(len(list((tmp_path / "kernels").rglob("*sigmoid*.nbc"))))
         if len(kept) == 2:
-            with (package / "activations.py").open("a") as file:
+            with (package / "numba" / "activations.py").open("a") as file:
                 file.write("# Edited.\n")
     assert kept == [1, 1, 2]
 
@@ -220,7 +220,7 @@ def test_threads_that_sleep_are_woken_for_the_next_kernel(kept):
     """One that is forgotten leaves the others to do its work, for as long as the process lives."""
     code = """
         import time
-        from rwkv_backend_numpy.workers import _ASLEEP, Workers
+        from rwkv_backend_numpy.numba.workers import _ASLEEP, Workers
         for _ in range(20):
             workers = Workers()
             for _ in range(2):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("rwkv_backend_cuda_variants.quant")
+pytest.importorskip("rwkv_backend_cuda_variants.quant.ops")
 
 import rwkv_core  # noqa: E402
 from byte_tokenizer import write_byte_tokenizer  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
-from rwkv_backend_cuda_variants.stream_slots import HostTensor  # noqa: E402
-from rwkv_backend_cuda_variants.stream_store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
+from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.backends.offload_plan import GB, model_bytes  # noqa: E402
 from rwkv_core.bench import bench  # noqa: E402

@@ -30,7 +30,7 @@ def test_in_a_process_of_its_own() -> None:
 
 
 def triton_matrix(quantized):
-    from rwkv_backend_cuda_variants.quant_triton import TritonMatrix
+    from rwkv_backend_cuda_variants.quant.triton import TritonMatrix
 
     return TritonMatrix(quantized, torch.device("cpu"))
 
@@ -102,7 +102,7 @@ def test_put_over_its_bytes_it_is_the_same(bits, shape):
 @pytest.mark.parametrize("width", [128, 768, 96])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_three_products_of_a_row_at_once(bits, width):
-    from rwkv_backend_torch.gpu_layers import products_of_a_row
+    from rwkv_backend_torch.cuda.layers import products_of_a_row
 
     rng = np.random.default_rng(0)
     group_size = 64 if width % 64 == 0 else 32

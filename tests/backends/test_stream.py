@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-stream = pytest.importorskip("rwkv_backend_cuda_variants.stream")
+stream = pytest.importorskip("rwkv_backend_cuda_variants.stream.ops")
 
 import rwkv_core  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
-from rwkv_backend_cuda_variants.stream_slots import HostTensor  # noqa: E402
-from rwkv_backend_cuda_variants.stream_store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
+from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.backends.offload_plan import GB, model_bytes, residency, smallest_target  # noqa: E402
 from rwkv_core.bench import bench  # noqa: E402
@@ -229,7 +229,7 @@ def interrupted_at(n: int, run) -> BaseException | None:
 
     def trace(frame, event, _):
         nonlocal left
-        if not frame.f_code.co_filename.endswith("stream_slots.py"):
+        if not frame.f_code.co_filename.endswith("stream/slots.py"):
             return None
         # A `with` line is traced once more before the lock is let go, where no signal is handled.
         if event == "line" and "with" not in source[frame.f_lineno - 1]:
@@ -238,7 +238,7 @@ def interrupted_at(n: int, run) -> BaseException | None:
                 raise KeyboardInterrupt
         return trace
 
-    import rwkv_backend_cuda_variants.stream_slots as module
+    import rwkv_backend_cuda_variants.stream.slots as module
 
     source = Path(module.__file__).read_text().splitlines()
     previous = sys.gettrace()

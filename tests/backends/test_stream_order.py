@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("rwkv_backend_cuda_variants.stream")
+pytest.importorskip("rwkv_backend_cuda_variants.stream.ops")
 
-from rwkv_backend_cuda_variants import stream_slots  # noqa: E402
+from rwkv_backend_cuda_variants.stream import slots as stream_slots  # noqa: E402
 
 
 class Event:
@@ -55,7 +55,7 @@ class Buffer:
 
 
 class Cuda:
-    """What stream_slots takes from torch.cuda."""
+    """What stream/slots.py takes from torch.cuda."""
 
     Event, Stream = Event, Stream
 

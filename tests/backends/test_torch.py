@@ -41,6 +41,9 @@ json.dump(found, sys.stdout)
 
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_logits_are_right_whatever_the_processor_can(small_model, capability):
+    # torch believes the variable, and instructions that are not there end the process.
+    if capability == "avx512" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        pytest.skip("this processor has no AVX-512")
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(small_model), json.dumps(TOKENS)],
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability},

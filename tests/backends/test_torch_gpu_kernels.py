@@ -37,7 +37,7 @@ def test_in_a_process_of_its_own() -> None:
     "shape", [(1, 2, 16), (2, 5, 20), (1, 64, 16), (1, 70, 40), (2, 130, 16)], ids=str
 )
 def test_the_scan_in_parallel_is_the_one_in_steps(shape):
-    from rwkv_backend_torch import gpu_kernels
+    from rwkv_backend_torch.cuda import kernels as gpu_kernels
     from rwkv_backend_torch.wkv import wkv
 
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def test_a_model_computes_what_float64_computes_without_kernels(dtype, width, tm
 
 @in_the_interpreter
 def test_nan_stays_nan():
-    from rwkv_backend_torch import gpu_kernels
+    from rwkv_backend_torch.cuda import kernels as gpu_kernels
 
     x = torch.tensor([float("nan"), -1.0, 3.0])
     y = torch.empty(3)

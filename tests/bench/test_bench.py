@@ -29,7 +29,7 @@ from rwkv_core.evaluation.random_model import random_values, write_random_model
 from rwkv_core.util.threads import available_threads
 
 try:
-    from rwkv_backend_numpy.ops import NumpyOps
+    from rwkv_backend_numpy.numpy_ops import NumpyOps
 except ImportError:
     NumpyOps = None
 

@@ -200,7 +200,7 @@ def test_what_is_temporary_goes_with_ctrl_c(texts, small_model, monkeypatch):
 def test_a_backend_that_fails_at_a_precision_leaves_it_out(
     texts, small_model, capsys, install_plugin, monkeypatch
 ):
-    pytest.importorskip("rwkv_backend_numpy.ops")
+    pytest.importorskip("rwkv_backend_numpy.numpy_ops")
     monkeypatch.delenv("RWKV_PLUGINS", raising=False)
     install_plugin("narrow", NARROW)
     assert compare(texts / "b.txt", "-m", small_model, "-b", "narrow") == 0
@@ -212,7 +212,7 @@ def test_a_backend_that_fails_at_a_precision_leaves_it_out(
 NARROW = """
 import rwkv_core
 from rwkv_core import Backend, Option, OptionError, Status
-from rwkv_backend_numpy.ops import NumpyOps
+from rwkv_backend_numpy.numpy_ops import NumpyOps
 
 @rwkv_core.hookimpl
 def rwkv_backends():
@@ -231,7 +231,7 @@ def rwkv_tensor_ops(backend, options):
 def test_a_backend_without_float32_is_compared_with_one_that_has_it(
     texts, small_model, capsys, install_plugin, monkeypatch
 ):
-    pytest.importorskip("rwkv_backend_numpy.ops")
+    pytest.importorskip("rwkv_backend_numpy.numpy_ops")
     monkeypatch.delenv("RWKV_PLUGINS", raising=False)
     install_plugin(
         "narrow", NARROW.replace("(dtype,)", "()").replace('options["dtype"]', "'float32'")

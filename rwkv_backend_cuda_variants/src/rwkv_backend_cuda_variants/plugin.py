@@ -95,16 +95,16 @@ def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | Non
 
         import_torch()
     if backend == _STREAM.name:
-        from rwkv_backend_cuda_variants.stream import StreamOps
+        from rwkv_backend_cuda_variants.stream.ops import StreamOps
 
         return StreamOps(**options)
     if backend == _SPLIT.name:
-        from rwkv_backend_cuda_variants.split import SplitOps
+        from rwkv_backend_cuda_variants.split.ops import SplitOps
 
         return SplitOps(**options)
     if backend == _QUANT.name:
-        from rwkv_backend_cuda_variants.quant import QuantOps
-        from rwkv_backend_cuda_variants.quant_stream import StreamedQuantOps
+        from rwkv_backend_cuda_variants.quant.ops import QuantOps
+        from rwkv_backend_cuda_variants.quant.stream import StreamedQuantOps
 
         kept = {name: value for name, value in options.items() if name not in _STREAMING}
         if options["target"] is None:

@@ -61,11 +61,11 @@ def rwkv_backends() -> list[Backend]:
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
     if backend == _NUMPY.name:
-        from rwkv_backend_numpy.ops import NumpyOps
+        from rwkv_backend_numpy.numpy_ops import NumpyOps
 
         return NumpyOps(**options)
     if backend == _NUMBA.name:
-        from rwkv_backend_numpy.numba_ops import NumbaOps
+        from rwkv_backend_numpy.numba.ops import NumbaOps
 
         return NumbaOps(**options)
     return None

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_torch.cuda_graph import RecordedFunction
-from rwkv_backend_torch.gpu_weights import Weights, has_kernels, plain_weights
+from rwkv_backend_torch.cuda.graph import RecordedFunction
+from rwkv_backend_torch.cuda.weights import Weights, has_kernels, plain_weights
 from rwkv_backend_torch.one_token import layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
@@ -50,7 +50,7 @@ class TorchOps(TensorOps):
         self._layers: tuple[Any, list[Any]] = None, []
         self._gpu_layers: Any = None
         if self.runtime_dtype == "float32" and has_kernels(self._device):
-            from rwkv_backend_torch.gpu_layers import GPULayers
+            from rwkv_backend_torch.cuda.layers import GPULayers
 
             self._gpu_layers = GPULayers(self)
         self._packs = not self._gpu_layers and packs(self._device, getattr(torch, dtype))

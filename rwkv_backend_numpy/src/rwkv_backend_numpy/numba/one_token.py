@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.activations import prepared
-from rwkv_backend_numpy.compiled import compiled, inner_sums
-from rwkv_backend_numpy.panel_product import one_row
-from rwkv_backend_numpy.panels import ROWS
-from rwkv_backend_numpy.vector_kernels import layer_norm_row, sigmoid_of, wkv_row
-from rwkv_backend_numpy.work_sharing import Counters, done, inner, is_over, take, wait
+from rwkv_backend_numpy.numba.activations import prepared
+from rwkv_backend_numpy.numba.compiled import compiled, inner_sums
+from rwkv_backend_numpy.numba.panel_product import one_row
+from rwkv_backend_numpy.numba.panels import ROWS
+from rwkv_backend_numpy.numba.vector_kernels import layer_norm_row, sigmoid_of, wkv_row
+from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, is_over, take, wait
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

@@ -21,9 +21,9 @@ from numba.core import cgutils, config
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
-from rwkv_backend_numpy.kernel_cache import kept
-from rwkv_backend_numpy.llvm_vectors import BYTES, I64
-from rwkv_backend_numpy.work_sharing import (
+from rwkv_backend_numpy.numba.kernel_cache import kept
+from rwkv_backend_numpy.numba.llvm_vectors import BYTES, I64
+from rwkv_backend_numpy.numba.work_sharing import (
     Counters,
     counters,
     current,

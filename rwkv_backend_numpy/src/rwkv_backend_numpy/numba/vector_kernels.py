@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.compiled import compiled, inner_sums
-from rwkv_backend_numpy.work_sharing import Counters, inner, take_range
+from rwkv_backend_numpy.numba.compiled import compiled, inner_sums
+from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take_range
 
 Floats = NDArray[np.float32]
 

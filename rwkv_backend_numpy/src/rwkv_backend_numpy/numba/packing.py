@@ -10,22 +10,22 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import DTypeLike, NDArray
 
-from rwkv_backend_numpy.compiled import compiled
-from rwkv_backend_numpy.panels import DEPTH, INT4, INT8, LINE, ROWS, Kind, Matrix
-from rwkv_backend_numpy.slabs import Slabs
-from rwkv_backend_numpy.transposing import put_square
-from rwkv_backend_numpy.work_sharing import Counters, take_range
+from rwkv_backend_numpy.arena import Arena
+from rwkv_backend_numpy.numba.compiled import compiled
+from rwkv_backend_numpy.numba.panels import DEPTH, INT4, INT8, LINE, ROWS, Kind, Matrix
+from rwkv_backend_numpy.numba.transpose_kernel import put_square
+from rwkv_backend_numpy.numba.work_sharing import Counters, take_range
 from rwkv_core.quantization import QuantizedMatrix
 
 # As many products of codes with int16 as fit into a sum of 32 bits.
 _LARGEST_GROUP = 256
 
 
-def float_matrix(array: NDArray[Any], kind: Kind, slabs: Slabs) -> Matrix:
+def float_matrix(array: NDArray[Any], kind: Kind, arena: Arena) -> Matrix:
     """In float32 or bfloat16, rounded to the nearest, from any float type."""
     n_out, width = array.shape
     depth = -(-width // DEPTH) * DEPTH
-    panels = _empty(slabs, n_out, depth * ROWS * kind.itemsize)
+    panels = _empty(arena, n_out, depth * ROWS * kind.itemsize)
     pack(_as_packed(array), panels.view(kind.dtype))
     return Matrix(panels, kind, n_out, depth)
 
@@ -38,14 +38,14 @@ def _as_packed(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array, np.float32)
 
 
-def code_matrix(matrix: QuantizedMatrix, slabs: Slabs) -> Matrix:
+def code_matrix(matrix: QuantizedMatrix, arena: Arena) -> Matrix:
     """With the groups that it has, or parts of them; their size is a multiple of DEPTH."""
     n_out, width = matrix.shape
     size = matrix.group_size
     if size > _LARGEST_GROUP:
         size = math.gcd(size, _LARGEST_GROUP)
     n_groups, n_lines = width // size, size * matrix.bits // 32
-    panels = _empty(slabs, n_out, LINE * (1 + n_groups * (1 + n_lines)))
+    panels = _empty(arena, n_out, LINE * (1 + n_groups * (1 + n_lines)))
     groups = panels[:, LINE:].reshape(len(panels), n_groups, 1 + n_lines, LINE)
     units, *floats = _in_float16(matrix)
     panels[:, :LINE].view(np.float32)[...] = _by_panels(units)
@@ -73,8 +73,8 @@ def _in_float16(matrix: QuantizedMatrix) -> tuple[NDArray[Any], NDArray[Any], ND
     return units, scales.astype(np.float16), offsets.astype(np.float16)
 
 
-def _empty(slabs: Slabs, n_out: int, panel_bytes: int) -> NDArray[np.uint8]:
-    return slabs.empty((-(-n_out // ROWS), panel_bytes), np.uint8)
+def _empty(arena: Arena, n_out: int, panel_bytes: int) -> NDArray[np.uint8]:
+    return arena.empty((-(-n_out // ROWS), panel_bytes), np.uint8)
 
 
 def _by_panels(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""`rwkv4.block` on a GPU by the kernels of gpu_kernels: seven launches a token and layer.
+"""`rwkv4.block` on a GPU by the kernels of `kernels`: seven launches a token and layer.
 
 The equations are `rwkv4.block`'s, and the conformance suite compares them.
 """
@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from rwkv_backend_torch import gpu_kernels as kernels
-from rwkv_backend_torch.gpu_weights import Weights
+from rwkv_backend_torch.cuda import kernels
+from rwkv_backend_torch.cuda.weights import Weights
 from rwkv_core.architectures.rwkv4 import AA, BB, CHANNEL_X, PP, TIME_X, Block
 from rwkv_core.backends.tensor_ops import EPSILON
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.split_devices import (
+from rwkv_backend_cuda_variants.split.devices import (
     Share,
     cuts,
     default_devices,

@@ -9,9 +9,9 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.llvm_vectors import HAS_BFLOAT16_PRODUCTS
-from rwkv_backend_numpy.panels import BFLOAT16, INT4, INT8, Kind
-from rwkv_backend_numpy.work_sharing import inner
+from rwkv_backend_numpy.numba.llvm_vectors import HAS_BFLOAT16_PRODUCTS
+from rwkv_backend_numpy.numba.panels import BFLOAT16, INT4, INT8, Kind
+from rwkv_backend_numpy.numba.work_sharing import inner
 
 Floats = NDArray[np.float32]
 

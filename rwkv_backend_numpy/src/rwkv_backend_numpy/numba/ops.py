@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy import vector_kernels
-from rwkv_backend_numpy.ops import NumpyOps
-from rwkv_backend_numpy.packed_model import PackedModel, packed_model
-from rwkv_backend_numpy.packing import code_matrix, float_matrix
-from rwkv_backend_numpy.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
-from rwkv_backend_numpy.products import product
-from rwkv_backend_numpy.slabs import Slabs
+from rwkv_backend_numpy.arena import Arena
+from rwkv_backend_numpy.numba import vector_kernels
+from rwkv_backend_numpy.numba.packed_model import PackedModel, packed_model
+from rwkv_backend_numpy.numba.packing import code_matrix, float_matrix
+from rwkv_backend_numpy.numba.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
+from rwkv_backend_numpy.numba.products import product
+from rwkv_backend_numpy.numpy_ops import NumpyOps
 from rwkv_core.architectures import rwkv4
 from rwkv_core.architectures.rwkv4 import Parameters
 from rwkv_core.backends.tensor_ops import WKVState
@@ -44,21 +44,21 @@ class NumbaOps(NumpyOps):
         self.dtype = self._chosen = dtype
         self._group_size = group_size
         self._packed_model: tuple[Parameters | None, PackedModel | None] = None, None
-        self._slabs = Slabs()
+        self._arena = Arena()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
         if self._chosen in _BITS:
             group_size = self._group_size or math.gcd(array.shape[1], GROUP_SIZE)
             return self.quantized_matrix(quantize(array, _BITS[self._chosen], group_size))
         kind = BFLOAT16 if self._chosen == "bfloat16" else FLOAT32
-        return float_matrix(array, kind, self._slabs)
+        return float_matrix(array, kind, self._arena)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
         # A file keeps its bits, whatever the option says for what is quantized here.
         self.dtype = "float32" if matrix.group_size % DEPTH else f"int{matrix.bits}"
         if matrix.group_size % DEPTH:
-            return float_matrix(matrix.dequantize(), FLOAT32, self._slabs)
-        return code_matrix(matrix, self._slabs)
+            return float_matrix(matrix.dequantize(), FLOAT32, self._arena)
+        return code_matrix(matrix, self._arena)
 
     def matrix_bytes(self, matrix: Matrix) -> int:
         # Without the rows of zeros in the last panel.

@@ -11,9 +11,9 @@ from typing import Any
 
 from numba import njit
 
-from rwkv_backend_numpy.kernel_cache import REORDERED, kept
-from rwkv_backend_numpy.work_sharing import Counters, inner, phase_counters
-from rwkv_backend_numpy.workers import Workers, outlined, run_job
+from rwkv_backend_numpy.numba.kernel_cache import REORDERED, kept
+from rwkv_backend_numpy.numba.work_sharing import Counters, inner, phase_counters
+from rwkv_backend_numpy.numba.workers import Workers, outlined, run_job
 
 inner_sums = njit(
     fastmath=REORDERED, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy"

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.split_group import OneProcess, Processes, find_group
+from rwkv_backend_cuda_variants.split.group import OneProcess, Processes, find_group
 from rwkv_backend_torch.ops import TorchOps
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 

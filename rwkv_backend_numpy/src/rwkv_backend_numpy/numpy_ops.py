@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.slabs import Slabs
+from rwkv_backend_numpy.arena import Arena
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps, WKVState
 from rwkv_core.util.float16 import assign
 
@@ -23,13 +23,13 @@ class NumpyOps(TensorOps):
 
     def __init__(self, dtype: str) -> None:
         self.dtype = self.runtime_dtype = dtype
-        self._slabs = Slabs()
+        self._arena = Arena()
 
     def vector(self, array: NDArray[Any]) -> Floats:
         return array.astype(self.runtime_dtype)
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
-        rows = self._slabs.empty(array.shape, self.dtype)
+        rows = self._arena.empty(array.shape, self.dtype)
         assign(rows, array)
         return rows
 

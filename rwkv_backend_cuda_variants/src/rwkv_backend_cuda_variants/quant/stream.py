@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.quant import QuantOps
-from rwkv_backend_cuda_variants.quant_cpu import tensor_kernel
-from rwkv_backend_cuda_variants.quant_kernels import ALIGNMENT, TensorKernel
-from rwkv_backend_cuda_variants.stream_store import MatrixStore, Placed
+from rwkv_backend_cuda_variants.quant.cpu import tensor_kernel
+from rwkv_backend_cuda_variants.quant.kernels import ALIGNMENT, TensorKernel
+from rwkv_backend_cuda_variants.quant.ops import QuantOps
+from rwkv_backend_cuda_variants.stream.store import MatrixStore, Placed
 from rwkv_core.backends.offload_plan import matrix_shapes, model_bytes
 from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.config import Shape
@@ -101,7 +101,7 @@ class StreamedQuantOps(QuantOps):
 
     def _kernel(self, bits: int, group_size: int) -> Any:
         if self._device.type == "cuda":
-            from rwkv_backend_cuda_variants.quant_triton import TritonMatrix
+            from rwkv_backend_cuda_variants.quant.triton import TritonMatrix
 
             return TritonMatrix
         return tensor_kernel(bits, group_size)

@@ -20,7 +20,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.llvm_vectors import I32, I64, call
+from rwkv_backend_numpy.numba.llvm_vectors import I32, I64, call
 
 # A cache line, in int64. Counters lie that far apart, so that threads do not slow each other.
 _STRIDE = 8

@@ -12,8 +12,18 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from rwkv_backend_numpy.llvm_vectors import BYTES, F32, I16, I32, I64, filled, loaded, store, vector
-from rwkv_backend_numpy.panels import LINE, ROWS
+from rwkv_backend_numpy.numba.llvm_vectors import (
+    BYTES,
+    F32,
+    I16,
+    I32,
+    I64,
+    filled,
+    loaded,
+    store,
+    vector,
+)
+from rwkv_backend_numpy.numba.panels import LINE, ROWS
 
 _SIGN, _REST = 0x80000000, 0x0FFFE000
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.one_token import PHASES, Token, one_token
-from rwkv_backend_numpy.panels import ROWS, Matrix
+from rwkv_backend_numpy.numba.one_token import PHASES, Token, one_token
+from rwkv_backend_numpy.numba.panels import ROWS, Matrix
 from rwkv_core.architectures.rwkv4 import Parameters
 
 Floats = NDArray[np.float32]

@@ -17,7 +17,7 @@ _N_BYTES = 2**26
 _CACHE_LINE = 64
 
 
-class Slabs:
+class Arena:
     """Arrays that are cut from few large ones, which go when the last array in them goes."""
 
     def __init__(self) -> None:

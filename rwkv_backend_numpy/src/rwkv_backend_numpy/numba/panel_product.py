@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from rwkv_backend_numpy.llvm_vectors import (
+from rwkv_backend_numpy.numba.llvm_vectors import (
     BYTES,
     F32,
     HAS_BFLOAT16_PRODUCTS,
@@ -39,7 +39,7 @@ from rwkv_backend_numpy.llvm_vectors import (
     store,
     vector,
 )
-from rwkv_backend_numpy.panels import DEPTH, LINE, ROWS
+from rwkv_backend_numpy.numba.panels import DEPTH, LINE, ROWS
 
 # Bytes ahead of their use that lines are asked for where a processor, busy multiplying, does not
 # get as far ahead by itself.

@@ -1,0 +1,1 @@
+"""torch-quant: matrices in 8 or 4 bits."""

@@ -1,0 +1,1 @@
+"""torch-split: every matrix is split over several devices or processes."""

@@ -1,0 +1,1 @@
+"""The backend `numba`: NumPy arrays, and kernels that Numba compiles."""
