@@ -9,7 +9,7 @@ SOURCE = Path(rwkv_core.__file__).parent
 # Each imports from itself and from those before it alone. `rwkv_core` itself has names of all of
 # them, which it imports when they are used.
 ORDER = [
-    {"errors", "util"}, {"config", "dtypes", "bundled"}, {"quantization"}, {"backends"},
+    {"errors", "util"}, {"weights", "dtypes", "bundled"}, {"quantization"}, {"backends"},
     {"architectures"}, {"state"}, {"checkpoint"}, {"plugins"}, {"sources"}, {"model_file"},
     {"tokenizer"}, {"model"}, {"loading"}, {"pqth_writer"}, {"generation"}, {"rwkv"},
     {"evaluation"}, {"bench"}, {"conformance"}, {"cli"}, {"rwkvstic"}, {"__main__"},

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.bench import Combination
-from rwkv_core.config import Shape
 from rwkv_core.errors import OptionError
 from rwkv_core.evaluation import memory_estimate
 from rwkv_core.evaluation.random_model import write_random_model
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="reads the process's peak where Linux tells it"
 )
 
-SHAPE = Shape(9, 768, 3072, 32768)
+SHAPE = Config(9, 768, 3072, 32768, RWKV4)
 MB = 10**6
 
 LOAD = """

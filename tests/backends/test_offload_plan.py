@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 import rwkv_core
 from random_model import random_weights
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.backends.offload_plan import (
     as_target,
     model_bytes,
-    residency,
+    plan_offload,
     smallest_target,
     target_bytes,
 )
-from rwkv_core.config import Shape
 from rwkv_core.errors import OptionError
 
 SIZES = st.lists(st.sampled_from([1, 4, 7, 12, 50]), min_size=1, max_size=40)
@@ -27,7 +28,9 @@ def test_bytes_are_those_of_a_real_model():
         array for name, array in weights.items() if array.shape[-1] > 1 and "emb" not in name
     ]
     two_axes = [array.size for array in matrices if array.ndim == 2]
-    sizes, vectors = model_bytes(Shape(3, 32, 128, 101), "bfloat16", "float64")
+    sizes, vectors = model_bytes(
+        Config(3, 32, 128, 101, RWKV4).weights().values(), "bfloat16", "float64"
+    )
     assert sorted(sizes) == sorted(2 * size for size in two_axes)
     counted = sum(a.size for n, a in weights.items() if a.size == max(a.shape))
     assert vectors == 8 * counted
@@ -36,7 +39,7 @@ def test_bytes_are_those_of_a_real_model():
 @given(sizes=SIZES, vectors=st.integers(0, 30), room=st.integers(0, 300))
 def test_it_keeps_within_the_target_and_leaves_out_only_what_would_not_fit(sizes, vectors, room):
     target = smallest_target(sizes, vectors) + room
-    chosen = residency(sizes, vectors, target)
+    chosen = plan_offload(sizes, vectors, target)
     streamed = [size for size, stays in zip(sizes, chosen.stays, strict=True) if not stays]
     assert chosen.total <= target
     assert chosen.total == vectors + chosen.resident + 2 * chosen.slot
@@ -48,7 +51,7 @@ def test_it_keeps_within_the_target_and_leaves_out_only_what_would_not_fit(sizes
 @given(sizes=SIZES, room=st.integers(0, 200), more=st.integers(0, 100))
 def test_more_room_streams_no_more(sizes, room, more):
     target = smallest_target(sizes, 0) + room
-    assert residency(sizes, 0, target + more).streamed <= residency(sizes, 0, target).streamed
+    assert plan_offload(sizes, 0, target + more).streamed <= plan_offload(sizes, 0, target).streamed
 
 
 @given(sizes=st.lists(st.sampled_from([1, 4, 7, 12, 50]), min_size=1, max_size=7))
@@ -62,30 +65,36 @@ def test_the_smallest_target_is_the_smallest_of_all_choices(sizes):
 
 
 def test_below_the_smallest_target_the_message_gives_one_that_does():
-    sizes, vectors = model_bytes(Shape(12, 768, 3072, 50277), "float16", "float32")
+    sizes, vectors = model_bytes(
+        Config(12, 768, 3072, 50277, RWKV4).weights().values(), "float16", "float32"
+    )
     least = smallest_target(sizes, vectors)
     with pytest.raises(OptionError, match=f"at least {as_target(least)} ") as raised:
-        residency(sizes, vectors, least - 1)
+        plan_offload(sizes, vectors, least - 1)
     assert "\n" not in str(raised.value)
-    assert residency(sizes, vectors, target_bytes(float(as_target(least)))).slot
+    assert plan_offload(sizes, vectors, target_bytes(float(as_target(least)))).slot
 
 
 @given(n_bytes=st.integers(1, 10**13))
 def test_a_target_that_is_shown_is_enough(n_bytes):
     shown = target_bytes(float(as_target(n_bytes)))
     assert n_bytes <= shown <= n_bytes + max(1000, n_bytes // 1000)
+    weights = Config(32, 4096, 16384, 50277, RWKV4).weights().values()
+    sizes, vectors = model_bytes(weights, "float16", "float32")
 
 
 def test_a_large_head_stays_so_that_the_slots_are_small():
     # 7B in 16 bits: the head has three times as many bytes as channel mixing's matrices.
-    sizes, vectors = model_bytes(Shape(32, 4096, 16384, 50277), "float16", "float32")
-    chosen = residency(sizes, vectors, 8e9)
+    sizes, vectors = model_bytes(
+        Config(32, 4096, 16384, 50277, RWKV4).weights().values(), "float16", "float32"
+    )
+    chosen = plan_offload(sizes, vectors, 8e9)
     assert chosen.stays[-1]
     assert chosen.slot == 4 * 4096**2 * 2
 
 
 def test_those_that_stay_lie_evenly_between_the_others():
-    chosen = residency([10] * 20, 0, 130)  # two slots, and eleven that stay
+    chosen = plan_offload([10] * 20, 0, 130)  # two slots, and eleven that stay
     streamed = [i for i, stays in enumerate(chosen.stays) if not stays]
     gaps = {b - a for a, b in itertools.pairwise(streamed)}
     assert len(streamed) == 9 and gaps == {2, 3}
@@ -121,7 +130,7 @@ class Ops(TensorOps):
 
 @rwkv_core.hookimpl
 def rwkv_backends():
-    return [Backend("sample", "for this test", 1, lambda: Status(True))]
+    return [Backend("sample", "for this test", 2, lambda: Status(True))]
 
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend, options):
@@ -135,7 +144,7 @@ def test_a_backend_is_told_the_shape_then_given_matrices_in_the_order_of_their_u
     install_plugin("sample", PLUGIN)
     model = rwkv_core.load(small_model, "sample")
     (shape, *matrices), used = model.ops.seen[:16], model.ops.seen[16:]
-    assert shape == Shape(2, 32, 128, model.n_vocab) and used == []
+    assert shape == list(model.config.weights().values()) and used == []
     counts = [rows * columns for rows, columns in matrices]
     assert model_bytes(shape, "float32", "float32")[0] == [4 * count for count in counts]
     model.forward([1])

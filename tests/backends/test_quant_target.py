@@ -16,16 +16,18 @@ from random_model import random_weights  # noqa: E402
 from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
 from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
+from rwkv_core.architectures.base import Config  # noqa: E402
+from rwkv_core.architectures.rwkv4 import RWKV4  # noqa: E402
 from rwkv_core.backends.offload_plan import GB, model_bytes  # noqa: E402
 from rwkv_core.bench import bench  # noqa: E402
 from rwkv_core.cli import main  # noqa: E402
-from rwkv_core.config import Shape  # noqa: E402
 from rwkv_core.quantization import quantize  # noqa: E402
 from rwkv_core.rwkvstic import RWKV, TORCH_QUANT  # noqa: E402
 
 TOKENS = [i * 31 % 250 for i in range(600)]
 # No multiple of 16, to which the 4-bit kernel pads.
-SHAPE = Shape(3, 64, 256, 262)
+SHAPE = Config(3, 64, 256, 262, RWKV4)
+WEIGHTS = SHAPE.weights().values()
 VARIANTS = [
     {"bits": 8},
     {"bits": 4},
@@ -95,16 +97,16 @@ def test_results_are_the_same_whatever_stays(path, options):
 
 @variants
 @pytest.mark.parametrize("share", [0, 0.5, 0.95])
-def test_residency_never_exceeds_the_target(path, options, share):
+def test_plan_never_exceeds_the_target(path, options, share):
     limit = target(path, share, **options)
     model = load(path, target=limit, **options)
     store, seen, matmul = model.ops.store, [], model.ops.matmul
-    vectors = model_bytes(SHAPE, "float32", "float32")[1]
+    vectors = model_bytes(WEIGHTS, "float32", "float32")[1]
 
-    blocks = model._parameters.blocks
+    blocks = model.parameters.blocks
     parts = [getattr(b.time, n) for b in blocks for n in ("key", "value", "receptance", "output")]
     parts += [getattr(b.channel, n) for b in blocks for n in ("key", "receptance", "value")]
-    placed = [matrix._placed.on_device for matrix in [*parts, model._parameters.head]]
+    placed = [matrix._placed.on_device for matrix in [*parts, model.parameters.head]]
 
     def on_device() -> int:
         """Found without the store's bookkeeping."""
@@ -158,7 +160,7 @@ def test_matrices_larger_than_planned_are_cut_and_the_target_is_kept():
     matrices = [quantize(a, 4 if i == 0 else 8, 64) for i, a in enumerate(arrays)]
     for limit in (35_000, 45_000, 90_000):
         ops = quant_ops(target=limit / GB)
-        ops.prepare(Shape(2, 64, 256, 257))
+        ops.prepare(list(Config(2, 64, 256, 257, RWKV4).weights().values()))
         placed = [ops.quantized_matrix(matrix) for matrix in matrices]
         assert ops.store.resident_bytes <= limit
         for matrix, at in zip(matrices, placed, strict=True):

@@ -17,9 +17,10 @@ from random_model import random_weights  # noqa: E402
 from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
 from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
-from rwkv_core.backends.offload_plan import GB, model_bytes, residency, smallest_target  # noqa: E402
+from rwkv_core.architectures.base import Config  # noqa: E402
+from rwkv_core.architectures.rwkv4 import RWKV4  # noqa: E402
+from rwkv_core.backends.offload_plan import GB, model_bytes, plan_offload, smallest_target  # noqa: E402
 from rwkv_core.bench import bench  # noqa: E402
-from rwkv_core.config import Shape  # noqa: E402
 
 TOKENS = [i * 31 % 250 for i in range(600)]
 N_VOCAB = 257
@@ -27,7 +28,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def sizes(dtype: str, n_layer: int = 3) -> tuple[list[int], int]:
-    return model_bytes(Shape(n_layer, 32, 128, N_VOCAB), dtype, "float32")
+    weights = Config(n_layer, 32, 128, N_VOCAB, RWKV4).weights().values()
+    return model_bytes(weights, dtype, "float32")
 
 
 def target(share: float, dtype: str = "float32") -> float:
@@ -87,7 +89,7 @@ def on_device(ops: "stream.StreamOps") -> int:
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 1])
-def test_residency_never_exceeds_the_target(path, share):
+def test_plan_never_exceeds_the_target(path, share):
     limit = target(share)
     gc.collect()  # models of other tests
     model = rwkv_core.load(path, "torch-stream", target=limit)
@@ -101,7 +103,7 @@ def test_residency_never_exceeds_the_target(path, share):
     model.ops.matmul = watched
     model.forward(TOKENS[:5])
     model.forward([1])
-    chosen = residency(*sizes("float32"), round(limit * GB))
+    chosen = plan_offload(*sizes("float32"), round(limit * GB))
     assert len(seen) == 2 * len(chosen.stays)
     assert set(seen) == {(chosen.total, chosen.total)}
     assert chosen.total <= limit * GB
@@ -110,7 +112,7 @@ def test_residency_never_exceeds_the_target(path, share):
 def test_each_matrix_arrives_before_its_use_and_once_a_token(path):
     limit = target(0.3)
     model = rwkv_core.load(path, "torch-stream", target=limit)
-    slots, streamed = model.ops.store.slots, residency(*sizes("float32"), limit * GB).streamed
+    slots, streamed = model.ops.store.slots, plan_offload(*sizes("float32"), limit * GB).streamed
     state = model.forward([1])[1]
     # Nothing had been used before the very first one.
     assert slots.late == 1
@@ -272,7 +274,7 @@ def test_after_an_error_in_a_product_it_goes_on(path, expected, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             model.forward([1, 2])
     with pytest.raises(RuntimeError):
-        model.ops.matmul(model._parameters.blocks[0].time.key, torch.ones(1, 1, 31))
+        model.ops.matmul(model.parameters.blocks[0].time.key, torch.ones(1, 1, 31))
     assert equal(results(model), expected["float32"])
 
 

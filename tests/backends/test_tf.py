@@ -67,7 +67,7 @@ def test_models_of_one_shape_share_what_is_compiled_and_nothing_else(
     other = rwkv_core.load(small_model, backend="tf")
     assert np.array_equal(other.to_numpy(other.forward([5, 6])[0]), expected)
     assert len(traces) == 1
-    matrices = [one._parameters.head.rows, one._parameters.blocks[0].time.key.rows]
+    matrices = [one.parameters.head.rows, one.parameters.blocks[0].time.key.rows]
     kept = [weakref.ref(matrix) for matrix in matrices]
     del one, matrices
     gc.collect()

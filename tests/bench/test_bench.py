@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import rwkv_core
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.bench import (
     Combination,
     bench,
@@ -19,14 +21,13 @@ from rwkv_core.bench import (
     parse_shape,
 )
 from rwkv_core.checkpoint import diagnose, open_checkpoint
-from rwkv_core.checkpoint.validation import expected_shapes
 from rwkv_core.cli import main
 from rwkv_core.cli.signals import ending_in_order
-from rwkv_core.config import Shape, count_parameters
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.random_model import random_values, write_random_model
 from rwkv_core.util.threads import available_threads
+from rwkv_core.weights import count_parameters
 
 try:
     from rwkv_backend_numpy.numpy_ops import NumpyOps
@@ -35,7 +36,7 @@ except ImportError:
 
 pytestmark = pytest.mark.needs_backend
 
-SHAPE = Shape(2, 32, 128, 150)
+SHAPE = Config(2, 32, 128, 150, RWKV4)
 
 
 @pytest.fixture
@@ -53,11 +54,6 @@ def test_a_random_model_file_is_a_sound_model_of_its_shape(random_file, backend)
     assert np.isfinite(logits).all() and 0.1 < logits.std() < 10
 
 
-def test_a_random_models_tensors_are_as_many_as_counted():
-    sizes = expected_shapes(SHAPE).values()
-    assert sum(map(np.prod, sizes)) == count_parameters(SHAPE).total
-
-
 def test_random_values_are_of_unit_variance_beyond_one_block():
     values = random_values(2_500_000, seed=1)
     assert values.dtype == np.float32 and len(values) == 2_500_000
@@ -70,7 +66,7 @@ def test_random_values_are_of_unit_variance_beyond_one_block():
     ("text", "shape"), [("169M", (12, 768, 3072, 50277)), ("3x40", (3, 40, 160, 50277))]
 )
 def test_shapes_are_named_by_size_or_by_layers_and_width(text, shape):
-    assert parse_shape(text) == shape
+    assert parse_shape(text)[:4] == shape
 
 
 @pytest.mark.parametrize("text", ["", "170M", "3x", "x40", "0x40", "-3x40", "3x40x2"])
@@ -84,7 +80,7 @@ def test_a_report_counts_the_bytes_and_operations(random_file, backend):
     report = bench(
         str(random_file), backend, {}, lengths=[5, 9], rounds=2, on_progress=stages.append
     )
-    counts = count_parameters(SHAPE)
+    counts = count_parameters(SHAPE.weights().values())
     assert (report.backend, report.parameters) == (backend, counts.total)
     assert report.load_seconds > 0 and report.peak_memory > 2**20
     decode = report.decode
@@ -121,14 +117,14 @@ def dtypes_of(backend):
 
 
 def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, backend):
-    counts = count_parameters(SHAPE)
+    counts = count_parameters(SHAPE.weights().values())
     for dtype in ("float32", "bfloat16", "int8", "int4"):
         try:
             options = Combination(backend, dtype).options()
             model = rwkv_core.load(random_file, backend, **options)
         except OptionError:
             continue  # has no such dtype
-        n_bytes = bench_decode(model, SHAPE, rounds=1).bytes_per_token - counts.vectors * 4
+        n_bytes = bench_decode(model, rounds=1).bytes_per_token - counts.vectors * 4
         if dtype.startswith("int"):
             codes = counts.matrices * int(dtype[3:]) / 8
             # With the scales and offsets of groups as long as these rows at most.
@@ -143,7 +139,7 @@ def test_the_layers_of_a_backend_are_of_the_block_that_is_given(random_file, bac
     ops, state = model.ops, model.empty_state(1).array
     x = ops.vector(np.ones((1, 1, SHAPE.n_embd)))
     y, after = ops.layers(
-        lambda ops, p, x, state: (x + x, state), model._parameters.blocks, x, state
+        lambda ops, p, x, state: (x + x, state), model.parameters.blocks, x, state
     )
     np.testing.assert_array_equal(ops.to_numpy(y), np.full((1, 1, SHAPE.n_embd), 4))
     np.testing.assert_array_equal(ops.to_numpy(after), ops.to_numpy(state))

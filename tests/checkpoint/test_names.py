@@ -43,7 +43,7 @@ def transformers_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def assert_same_model(path: Path, weights: dict[str, np.ndarray]) -> None:
     with open_checkpoint(path) as checkpoint:
-        assert diagnose(checkpoint) == (2, 32, 128, 50)
+        assert diagnose(checkpoint)[:4] == (2, 32, 128, 50)
         assert checkpoint.tensors.keys() == weights.keys()
         for name, expected in weights.items():
             np.testing.assert_array_equal(checkpoint.read(name), expected)
@@ -65,7 +65,7 @@ def test_the_names_of_transformers_itself_are_understood(tmp_path: Path) -> None
     )
     transformers.RwkvForCausalLM(config).save_pretrained(tmp_path)
     with open_checkpoint(tmp_path / "model.safetensors") as checkpoint:
-        assert diagnose(checkpoint) == (2, 32, 128, 50)
+        assert diagnose(checkpoint)[:4] == (2, 32, 128, 50)
 
 
 def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_wrappers_within_names_are_dropped(tmp_path: Path, pattern: str, replace
     assert renamed.keys() != weights.keys()
     write_pth(tmp_path / "m.pth", renamed)
     with open_checkpoint(tmp_path / "m.pth") as checkpoint:
-        assert diagnose(checkpoint) == (2, 32, 128, 50)
+        assert diagnose(checkpoint)[:4] == (2, 32, 128, 50)
         assert checkpoint.tensors.keys() == weights.keys()
 
 

@@ -23,9 +23,10 @@ from safetensors.numpy import save_file
 import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.cli import main
-from rwkv_core.config import Shape
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
@@ -391,7 +392,7 @@ def test_a_lora_is_merged_before(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_what_is_half_written_goes_with_sigterm(tmp_path: Path) -> None:
-    write_random_model(tmp_path / "model.safetensors", Shape(6, 768, 3072, 8192))
+    write_random_model(tmp_path / "model.safetensors", Config(6, 768, 3072, 8192, RWKV4))
     command = [sys.executable, "-m", "rwkv_core", "prequantize", "model.safetensors", "--bits=4"]
     with subprocess.Popen(command, cwd=tmp_path) as process:
         while process.poll() is None and len(list(tmp_path.iterdir())) == 1:

@@ -53,7 +53,7 @@ def test_weights_come_back_as_they_were_written(tmp_path: Path, dtype: Any) -> N
     with open_checkpoint(tmp_path / "m.pth") as checkpoint:
         assert checkpoint.format == "pth"
         assert list(checkpoint.tensors) == list(weights)
-        assert diagnose(checkpoint) == (2, 32, 128, 50)
+        assert diagnose(checkpoint)[:4] == (2, 32, 128, 50)
         for name, expected in weights.items():
             found = checkpoint.read(name)
             assert checkpoint.tensors[name] == (expected.shape, expected.dtype)

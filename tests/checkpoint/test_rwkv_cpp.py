@@ -60,7 +60,7 @@ def test_a_converted_model_is_the_model(tmp_path: Path, data_type: int, version:
     (tmp_path / "m.bin").write_bytes(converted(weights, data_type, version))
     with open_checkpoint(tmp_path / "m.bin") as checkpoint:
         assert checkpoint.format == "rwkv.cpp"
-        assert diagnose(checkpoint) == (2, 32, 128, 50)
+        assert diagnose(checkpoint)[:4] == (2, 32, 128, 50)
         for name, expected in weights.items():
             found = checkpoint.read(name)
             assert found.shape == expected.shape == checkpoint.tensors[name].shape

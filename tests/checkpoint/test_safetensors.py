@@ -44,7 +44,7 @@ def test_a_model_saved_by_the_safetensors_library(tmp_path: Path, dtype: Any) ->
     with open_checkpoint(tmp_path / "m") as checkpoint:
         assert checkpoint.format == "safetensors"
         assert checkpoint.metadata == {"by": "a test"}
-        assert diagnose(checkpoint) == (2, 32, 128, 50)
+        assert diagnose(checkpoint)[:4] == (2, 32, 128, 50)
         for name, expected in weights.items():
             found = checkpoint.read(name)
             assert found.dtype == expected.dtype and not found.flags.writeable

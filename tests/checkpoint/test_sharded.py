@@ -51,7 +51,7 @@ def test_shards_are_one_model(tmp_path: Path, suffix: str) -> None:
     for path in (index, index.parent):
         with open_checkpoint(path) as checkpoint:
             assert checkpoint.path == index
-            assert diagnose(checkpoint) == (2, 32, 128, 50)
+            assert diagnose(checkpoint)[:4] == (2, 32, 128, 50)
             assert fingerprint_of(checkpoint, diagnose(checkpoint)) == fingerprint
             for name, expected in weights.items():
                 np.testing.assert_array_equal(checkpoint.read(name), expected)
@@ -137,7 +137,7 @@ def test_shards_on_the_hub_are_fetched_with_their_index(
     web.repositories["owner/repo"] = files
     for address in (f"hf://owner/repo/{index.name}", "hf://owner/repo", "hf://owner/repo@main/"):
         with open_checkpoint(local_file(address)) as checkpoint:
-            assert diagnose(checkpoint) == (1, 8, 32, 10)
+            assert diagnose(checkpoint)[:4] == (1, 8, 32, 10)
     del files[min(files)]
     web.repositories["owner/other"] = files
     with pytest.raises(CheckpointError, match=r"no such file; .* needs it"):

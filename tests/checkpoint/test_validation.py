@@ -12,8 +12,9 @@ import pytest
 
 from pth_writer import write_pth
 from random_model import random_weights
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.checkpoint import check_finite, diagnose, open_checkpoint
-from rwkv_core.config import Shape
 from rwkv_core.errors import CheckpointError
 
 DTYPES = [np.float32, np.float16, np.float64, ml_dtypes.bfloat16]
@@ -32,7 +33,8 @@ def diagnosis(tmp_path: Path, weights: Mapping[str, np.ndarray]) -> str:
 def test_a_sound_model_has_a_shape(tmp_path: Path, dtype: Any) -> None:
     write_pth(tmp_path / "m.pth", random_weights(3, 16, 40, dtype=dtype))
     with open_checkpoint(tmp_path / "m.pth") as checkpoint:
-        assert diagnose(checkpoint) == Shape(n_layer=3, n_embd=16, n_ffn=64, n_vocab=40)
+        expected = Config(n_layer=3, n_embd=16, n_ffn=64, n_vocab=40, architecture=RWKV4)
+        assert diagnose(checkpoint) == expected
 
 
 def test_a_counter_beside_the_weights_is_no_harm(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_a_false_block_number_costs_nothing(tmp_path: Path) -> None:
         ("blocks.0.att.time_decay", (4,)),
         ("blocks.0.ffn.value.weight", (32, 8)),
         ("head.weight", (9, 8)),
-        ("ln_out.bias", (1, 8)),
+        ("ln_out.bias", (2, 8)),
     ],
 )
 def test_a_misshapen_tensor_is_named(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:

@@ -27,7 +27,7 @@ import rwkv_core
 
 @rwkv_core.hookimpl
 def rwkv_backends():
-    return [Backend("sample", "for this test", 1, lambda: Status(True), (DTYPES,))]
+    return [Backend("sample", "for this test", 2, lambda: Status(True), (DTYPES,))]
 
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend, options):

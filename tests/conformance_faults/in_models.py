@@ -19,28 +19,30 @@ from rwkv_core.architectures import rwkv4
 
 @fault("layers: more than four", "test_model")
 class _(Ops):
-    def layers(self, block: Any, blocks: Any, x: Any, state: Any) -> Any:
-        x, state = super().layers(block, blocks, x, state)
+    def layers(self, block: Any, blocks: Any, x: Any, state: Any, kernel: str = "") -> Any:
+        x, state = super().layers(block, blocks, x, state, kernel)
         return (spoiled(x) if len(blocks) > 4 else x), state
 
 
 @fault("layers: more than twelve", "test_model")
 class _(Ops):
-    def layers(self, block: Any, blocks: Any, x: Any, state: Any) -> Any:
-        return super().layers(block, [*blocks[:12], *blocks[11:12]][: len(blocks)], x, state)
+    def layers(self, block: Any, blocks: Any, x: Any, state: Any, kernel: str = "") -> Any:
+        return super().layers(
+            block, [*blocks[:12], *blocks[11:12]][: len(blocks)], x, state, kernel
+        )
 
 
 @fault("layers: one lost", "test_model")
 class _(Ops):
-    def layers(self, block: Any, blocks: Any, x: Any, state: Any) -> Any:
-        _, after = super().layers(block, blocks, x, state)
-        return super().layers(block, blocks[:-1], x, state)[0], after
+    def layers(self, block: Any, blocks: Any, x: Any, state: Any, kernel: str = "") -> Any:
+        _, after = super().layers(block, blocks, x, state, kernel)
+        return super().layers(block, blocks[:-1], x, state, kernel)[0], after
 
 
 @fault("layers: states in another order", "test_model")
 class _(Ops):
-    def layers(self, block: Any, blocks: Any, x: Any, state: Any) -> Any:
-        x, after = super().layers(block, blocks, x, state)
+    def layers(self, block: Any, blocks: Any, x: Any, state: Any, kernel: str = "") -> Any:
+        x, after = super().layers(block, blocks, x, state, kernel)
         return x, after[:, ::-1].copy()
 
 
@@ -48,7 +50,7 @@ def spoil_model(name: str, when: Callable[..., bool], caught_by: str = "test_mod
     """A fault of the compiled whole, as a kernel of one's own for a token would have."""
 
     class Spoiled(Ops):
-        def compile(self, function: Any) -> Any:
+        def compile(self, function: Any, kernel: str = "") -> Any:
             def run(p: Any, x: Any, state: Any) -> Any:
                 result = function(p, x, state)
                 return spoiled(result) if when(x, state) else result
@@ -80,7 +82,7 @@ spoil_model("T of 512 from nothing", lambda x, state: x.shape[1] == 512 and not 
 class _(Ops):
     kept: ClassVar[dict[Any, Any]] = {}
 
-    def compile(self, function: Any) -> Any:
+    def compile(self, function: Any, kernel: str = "") -> Any:
         def run(p: Any, x: Any, state: Any) -> Any:
             key = len(p.blocks), x.shape[-1], p.head.shape
             return function(self.kept.setdefault(key, p), x, state)
@@ -90,7 +92,7 @@ class _(Ops):
 
 @fault("compile: writes into the state that it is given", "test_states")
 class _(Ops):
-    def compile(self, function: Any) -> Any:
+    def compile(self, function: Any, kernel: str = "") -> Any:
         def run(p: Any, x: Any, state: Any) -> Any:
             logits, state[...] = function(p, x, state)
             return logits, state
@@ -100,7 +102,7 @@ class _(Ops):
 
 @fault("compile: states of one shape share memory", "test_states")
 class _(Ops):
-    def compile(self, function: Any) -> Any:
+    def compile(self, function: Any, kernel: str = "") -> Any:
         buffers: dict[Any, Any] = {}
 
         def run(p: Any, x: Any, state: Any) -> Any:
@@ -114,7 +116,7 @@ class _(Ops):
 
 @fault("compile: logits of one shape share memory", "test_states")
 class _(Ops):
-    def compile(self, function: Any) -> Any:
+    def compile(self, function: Any, kernel: str = "") -> Any:
         buffers: dict[Any, Any] = {}
 
         def run(p: Any, x: Any, state: Any) -> Any:
@@ -132,7 +134,7 @@ for number in (3, 50):
     class _(Ops):
         number = number
 
-        def compile(self, function: Any) -> Any:
+        def compile(self, function: Any, kernel: str = "") -> Any:
             calls = []
 
             def run(p: Any, x: Any, state: Any) -> Any:
@@ -155,7 +157,7 @@ class _(Ops):
 
 @fault("compile: a batch's rows turned round", "test_model")
 class _(Ops):
-    def compile(self, function: Any) -> Any:
+    def compile(self, function: Any, kernel: str = "") -> Any:
         def run(p: Any, x: Any, state: Any) -> Any:
             logits, state = function(p, x, state)
             return logits[::-1].copy(), state
@@ -250,7 +252,7 @@ RIGHT["scratch of each thread"] = OwnScratch
 
 @fault("threads: share what the model is at", "threads")
 class _(Ops):
-    def layers(self, block: Any, blocks: Any, x: Any, state: Any) -> Any:
+    def layers(self, block: Any, blocks: Any, x: Any, state: Any, kernel: str = "") -> Any:
         rows = []
         self.x = x
         for i, p in enumerate(blocks):
@@ -261,7 +263,7 @@ class _(Ops):
 
 @fault("threads: share the state's rows", "threads")
 class _(Ops):
-    def layers(self, block: Any, blocks: Any, x: Any, state: Any) -> Any:
+    def layers(self, block: Any, blocks: Any, x: Any, state: Any, kernel: str = "") -> Any:
         self.rows: list[Any] = []
         for i, p in enumerate(blocks):
             x, after = block(self, p, x, state[:, i])
@@ -282,7 +284,7 @@ class _(Ops):
 
 @fault("memory: every state kept", "memory_does_not_grow")
 class _(Ops):
-    def compile(self, function: Any) -> Any:
+    def compile(self, function: Any, kernel: str = "") -> Any:
         kept: dict[Any, Any] = {}
 
         def run(p: Any, x: Any, state: Any) -> Any:

@@ -15,7 +15,7 @@ FAULT = Option("fault", str, "", "", ())
 
 @rwkv_core.hookimpl
 def rwkv_backends() -> list[Backend]:
-    return [Backend("sample", "for tests", 1, lambda: Status(True), (DTYPES, FAULT))]
+    return [Backend("sample", "for tests", 2, lambda: Status(True), (DTYPES, FAULT))]
 
 
 @rwkv_core.hookimpl

@@ -5,15 +5,17 @@ import json
 import pytest
 
 from random_model import random_weights
-from rwkv_core.backends.offload_plan import model_bytes, residency
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.rwkv4 import RWKV4
+from rwkv_core.backends.offload_plan import model_bytes, plan_offload
 from rwkv_core.cli import main
-from rwkv_core.config import Shape, count_parameters
 from rwkv_core.evaluation import memory_estimate
+from rwkv_core.weights import count_parameters
 
 
 def test_counts_are_those_of_a_real_model():
     weights = random_weights(3, 32, 101)
-    counts = count_parameters(Shape(3, 32, 128, 101))
+    counts = count_parameters(Config(3, 32, 128, 101, RWKV4).weights().values())
     assert counts.total == sum(array.size for array in weights.values())
     assert counts.embedding == counts.head == 101 * 32
     assert counts.vectors == sum(
@@ -28,8 +30,8 @@ def test_the_known_sizes_have_the_parameters_in_their_names():
 
 
 def test_weights_are_matrices_vectors_and_embedding():
-    shape = Shape(2, 64, 256, 100)
-    counts = count_parameters(shape)
+    shape = Config(2, 64, 256, 100, RWKV4)
+    counts = count_parameters(shape.weights().values())
     fixed = 2 * counts.embedding + 4 * counts.vectors
     found = memory_estimate.memory("m", shape).weights
     assert found["float32"] == 4 * counts.matrices + fixed
@@ -74,8 +76,8 @@ def test_vram_with_a_target_shows_what_stays(small_model, capsys):
     arguments = ["vram", "-m", str(small_model), "--target", "0.00006", "-o", "dtype=float16"]
     assert main([*arguments, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    shape = memory_estimate.memory_of_file(small_model).shape
-    chosen = residency(*model_bytes(shape, "float16", "float32"), 60_000)
+    config = memory_estimate.memory_of_file(small_model).config
+    chosen = plan_offload(*model_bytes(config.weights().values(), "float16", "float32"), 60_000)
     assert 0 < row["resident_matrices"] < row["matrices"] == 15
     assert {key: row[key] for key in ("dtype", "target", "fits")} == {
         "dtype": "float16", "target": 60_000, "fits": True,

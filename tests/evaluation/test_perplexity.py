@@ -217,7 +217,7 @@ from rwkv_backend_numpy.numpy_ops import NumpyOps
 @rwkv_core.hookimpl
 def rwkv_backends():
     dtype = Option("dtype", str, "float16", "type", ("float16", "float32"))
-    return [Backend("narrow", "a test's", 1, lambda: Status(True), (dtype,))]
+    return [Backend("narrow", "a test's", 2, lambda: Status(True), (dtype,))]
 
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend, options):

@@ -22,7 +22,7 @@ from rwkv_core import Backend, Option, Status
 @rwkv_core.hookimpl
 def rwkv_backends():
     status = lambda: Status(True, score=SCORE)
-    return [Backend("good", "a test", 1, status, (Option("x", int, 1, "x"),))]
+    return [Backend("good", "a test", 2, status, (Option("x", int, 1, "x"),))]
 
 @rwkv_core.hookimpl
 def rwkv_tensor_ops(backend, options):

@@ -56,7 +56,7 @@ BROKEN = {
         "import rwkv_core\n@rwkv_core.hookimpl\ndef rwkv_backends(): raise KeyError('boom')",
         "KeyError: 'boom'",
     ),
-    "newer": (good("newer", contract=99), "built for contract 99, this is contract 1"),
+    "newer": (good("newer", contract=99), "built for contract 99, this is contract 2"),
     "status-exits": (good("status-exits", status="exit"), "status check failed: SystemExit"),
     "interrupts": ("raise BaseException('odd')", "BaseException: odd"),
     "hook-exits": (

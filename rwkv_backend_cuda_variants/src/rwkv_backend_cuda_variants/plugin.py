@@ -32,7 +32,7 @@ _STREAMING = (_TARGET.name, _PIN_MEMORY.name)
 _STREAM = Backend(
     name="torch-stream",
     summary="torch; matrices beyond a target stay in host memory and are copied ahead of use",
-    contract=1,
+    contract=2,
     status=_status,
     options=(DTYPE, RUNTIME_DTYPE, DEVICE, THREADS, _TARGET, _PIN_MEMORY),
     requires=("torch",),
@@ -41,7 +41,7 @@ _STREAM = Backend(
 _SPLIT = Backend(
     name="torch-split",
     summary="torch; every matrix split over several devices or processes",
-    contract=1,
+    contract=2,
     status=_status,
     options=(
         DTYPE,
@@ -61,7 +61,7 @@ _SPLIT = Backend(
 _QUANT = Backend(
     name="torch-quant",
     summary="torch; matrices in 8 or 4 bits",
-    contract=1,
+    contract=2,
     status=_status,
     options=(
         Option("bits", int, 8, "bits a weight; a prequantized file keeps its own", (8, 4)),

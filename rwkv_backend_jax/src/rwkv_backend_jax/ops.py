@@ -98,7 +98,7 @@ class JaxOps(TensorOps):
         state, means = lax.scan(step, state, (k.swapaxes(0, 1), v.swapaxes(0, 1)))
         return means.swapaxes(0, 1), state
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         # Its parts are compiled, below. The equations mix ranks and types, which settings of the
         # caller's may forbid.
         @wraps(function)
@@ -109,7 +109,12 @@ class JaxOps(TensorOps):
         return run
 
     def layers(
-        self, block: Callable[..., Any], blocks: Sequence[Any], x: Array, state: Array
+        self,
+        block: Callable[..., Any],
+        blocks: Sequence[Any],
+        x: Array,
+        state: Array,
+        kernel: str = "",
     ) -> tuple[Array, Array]:
         rows = []
         for p, before in zip(blocks, self._parted(state), strict=True):

@@ -47,7 +47,7 @@ def _installed(distribution: str) -> bool:
 _JAX = Backend(
     name="jax",
     summary="JAX on CPU, GPU or TPU, one or several",
-    contract=1,
+    contract=2,
     status=jax_status,
     options=(
         DTYPE,

@@ -10,7 +10,7 @@ from rwkv_core import Backend, Option, Status, TensorOps
 _NUMPY = Backend(
     name="numpy",
     summary="NumPy: plain and readable, on any CPU",
-    contract=1,
+    contract=2,
     # A float32 product reads its matrix at the memory's speed, with nothing to add to it.
     status=lambda: Status(available=True, device="cpu", score=20.0),
     options=(
@@ -31,7 +31,7 @@ def _numba_status() -> Status:
 _NUMBA = Backend(
     name="numba",
     summary="NumPy with compiled kernels, for matrices in 32, 16, 8 and 4 bits, on any CPU",
-    contract=1,
+    contract=2,
     status=_numba_status,
     options=(
         Option(

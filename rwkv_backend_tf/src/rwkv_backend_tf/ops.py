@@ -162,7 +162,12 @@ class TFOps(TensorOps):
         return tf.transpose(means.stack(), time_first), state
 
     def layers(
-        self, block: Callable[..., Any], blocks: Sequence[Any], x: tf.Tensor, state: tf.Tensor
+        self,
+        block: Callable[..., Any],
+        blocks: Sequence[Any],
+        x: tf.Tensor,
+        state: tf.Tensor,
+        kernel: str = "",
     ) -> tuple[tf.Tensor, tf.Tensor]:
         states = tf.unstack(state, axis=1)
         # The first layer speaks for all: they are alike.

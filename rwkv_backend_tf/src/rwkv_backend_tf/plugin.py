@@ -35,7 +35,7 @@ def _installed(distribution: str) -> bool:
 _TF = Backend(
     name="tf",
     summary="TensorFlow with XLA on CPU or GPU",
-    contract=1,
+    contract=2,
     status=tf_status,
     options=(
         DTYPE,

@@ -19,7 +19,6 @@ from rwkv_backend_torch.cuda.weights import Weights, has_kernels, plain_weights
 from rwkv_backend_torch.one_token import layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
-from rwkv_core.architectures import rwkv4
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.util.printable import printable
@@ -124,11 +123,16 @@ class TorchOps(TensorOps):
         return wkv(k, v, decay, first, state)
 
     def layers(
-        self, block: Callable[..., Any], blocks: Sequence[Any], x: Tensor, state: Tensor
+        self,
+        block: Callable[..., Any],
+        blocks: Sequence[Any],
+        x: Tensor,
+        state: Tensor,
+        kernel: str = "",
     ) -> tuple[Tensor, Tensor]:
-        own = block is rwkv4.block and isinstance(x, Tensor)
+        own = kernel == "rwkv4" and isinstance(x, Tensor)
         if not own or not (self._gpu_layers or x.shape[:2] == (1, 1)):
-            return super().layers(block, blocks, x, state)
+            return super().layers(block, blocks, x, state, kernel)
         known, layers = self._layers
         if blocks is not known:
             layers = self._gpu_layers.layers_of(blocks) if self._gpu_layers else layers_of(blocks)
@@ -141,7 +145,7 @@ class TorchOps(TensorOps):
         """`matrix` as the GPU's kernel of one row reads it; None for others."""
         return plain_weights(matrix) if isinstance(matrix, Tensor) else None
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         if self.records:
             return RecordedFunction(function)
         # Not inference_mode, whose results nobody else may change: a caller may ban a token.

@@ -14,21 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core import plugins
-from rwkv_core.architectures import rwkv4
+from rwkv_core.architectures.base import Config
 from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.checkpoint import Checkpoint, diagnose
 from rwkv_core.checkpoint.dtype_range import check_range
 from rwkv_core.checkpoint.validation import check_tensor
-from rwkv_core.config import Shape
 from rwkv_core.model import Model, OnCount
 from rwkv_core.model_file import open_model
 from rwkv_core.util import forks
 from rwkv_core.util.addresses import scheme_of
 from rwkv_core.util.malloc import keep_freed_memory
-
-# Channels of a larger time_decay forget each token at once, as exp(-exp(40)) is 0 in every type.
-# From 89 on, exp(time_decay) would be infinite in float32, and 0 times that NaN.
-LARGEST_TIME_DECAY = 40.0
+from rwkv_core.weights import Weight
 
 
 def load(
@@ -80,20 +76,20 @@ def _load(
         plugins.check_backend(backend, options)
     keep_freed_memory()
     with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
-        shape = diagnose(checkpoint)
+        config = diagnose(checkpoint)
         name, ops = plugins.start_backend(backend, options, sum(_sizes(checkpoint).values()))
         forks.check_threads(ops.threaded_library)
         forks.note_use(ops.threaded_library)
-        ops.prepare(shape)
+        ops.prepare(list(config.weights().values()))
         reader = _Reader(checkpoint, ops, on_progress, pool)
         return Model(
             path=checkpoint.path,
             backend=name,
             ops=ops,
-            shape=shape,
-            fingerprint=fingerprint_of(checkpoint, shape),
-            table=reader.embedding(),
-            parameters=reader.parameters(shape.n_layer),
+            config=config,
+            fingerprint=fingerprint_of(checkpoint, config),
+            table=reader.read(config.architecture.embedding),
+            parameters=config.parameters(reader.read),
         )
 
 
@@ -106,11 +102,7 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 class _Reader:
-    """Hands the tensors of a checkpoint to a backend, one at a time.
-
-    With `map`, as a comprehension over `self` would keep it, and the matrices, in the traceback of
-    an error.
-    """
+    """Hands the tensors of a checkpoint to a backend, one at a time."""
 
     def __init__(
         self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnCount | None, pool: Executor
@@ -141,22 +133,16 @@ class _Reader:
         if self._on_progress:
             self._on_progress(self._done, self._total)
 
-    def embedding(self) -> Any:
-        return self._made("emb.weight", self._ops.embedding, self._ops.runtime_dtype)
+    def read(self, weight: Weight) -> Any:
+        """Return the tensor as the backend wants one of this role."""
+        make = {"table": self._table, "matrix": self._matrix, "vector": self._vector}
+        return make[weight.role](weight)
 
-    def row(self, name: str) -> NDArray[Any]:
-        """A tensor as one row. The doctor has looked it through."""
-        array = self._checkpoint.read(name).reshape(-1)
-        self._count(name)
-        return array
+    def _table(self, weight: Weight) -> Any:
+        return self._made(weight.name, self._ops.embedding, self._ops.runtime_dtype)
 
-    def vector(self, name: str) -> Any:
-        row = self.row(name)
-        check_range(f"{name} of {self._checkpoint.path}", row, self._ops.runtime_dtype)
-        return self._ops.vector(row)
-
-    def matrix(self, name: str) -> Any:
-        name += ".weight"
+    def _matrix(self, weight: Weight) -> Any:
+        name = weight.name
         quantized = self._checkpoint.read_quantized(name)
         if quantized is None:
             return self._made(name, self._ops.matrix, self._ops.dtype)
@@ -165,50 +151,28 @@ class _Reader:
         self._count(name)
         return self._ops.quantized_matrix(quantized)
 
-    def layer_norm(self, name: str) -> rwkv4.LayerNorm:
-        return rwkv4.LayerNorm(self.vector(name + ".weight"), self.vector(name + ".bias"))
-
-    def block(self, prefix: str) -> rwkv4.Block:
-        att, ffn = prefix + "att.", prefix + "ffn."
-        # In float64, so that a float64 backend gets the decay to its own precision.
-        raw = self.row(att + "time_decay").astype(np.float64)
-        decay = -np.exp(np.minimum(raw, LARGEST_TIME_DECAY))
-        time = [
-            *map(self.vector, [f"{att}time_mix_{name}" for name in "kvr"]),
-            self._ops.vector(decay),
-            self.vector(att + "time_first"),
-            *map(self.matrix, [att + name for name in ("key", "value", "receptance", "output")]),
-        ]
-        channel = [
-            *map(self.vector, [f"{ffn}time_mix_{name}" for name in "kr"]),
-            *map(self.matrix, [ffn + name for name in ("key", "receptance", "value")]),
-        ]
-        return rwkv4.Block(
-            self.layer_norm(prefix + "ln1"),
-            rwkv4.TimeMixing._make(time),
-            self.layer_norm(prefix + "ln2"),
-            rwkv4.ChannelMixing._make(channel),
-        )
-
-    def parameters(self, n_layer: int) -> rwkv4.Parameters:
-        return rwkv4.Parameters(
-            self.layer_norm("blocks.0.ln0"),
-            tuple(map(self.block, [f"blocks.{i}." for i in range(n_layer)])),
-            self.layer_norm("ln_out"),
-            self.matrix("head"),
-        )
+    def _vector(self, weight: Weight) -> Any:
+        """Return it as one row. `diagnose` has checked its values."""
+        row = self._checkpoint.read(weight.name).reshape(-1)
+        if weight.transform is not None:
+            # In float64, so that a float64 backend gets it to its own precision.
+            row = weight.transform(row.astype(np.float64))
+        check_range(f"{weight.name} of {self._checkpoint.path}", row, self._ops.runtime_dtype)
+        self._count(weight.name)
+        return self._ops.vector(row)
 
 
-def fingerprint_of(checkpoint: Checkpoint, shape: Shape) -> str:
+def fingerprint_of(checkpoint: Checkpoint, config: Config) -> str:
     """Sixteen hex digits over a sample of every tensor's values, whatever kind of file holds them.
 
-    Without time_decay, which rwkv.cpp's files hold in another form, equal but for rounding. A
-    prequantized file has that of the model it was made from.
+    Without tensors that are transformed at load: rwkv.cpp's files hold them transformed, equal but
+    for rounding. A prequantized file has the fingerprint of the model that it was made from.
     """
     if checkpoint.fingerprint is not None:
         return checkpoint.fingerprint
-    digest = hashlib.sha256(repr(tuple(shape)).encode())
+    digest = hashlib.sha256(repr(tuple(config.sizes.values())).encode())
+    weights = config.weights()
     for name in sorted(checkpoint.tensors):
-        if not name.endswith("time_decay"):
+        if name not in weights or weights[name].transform is None:
             digest.update(checkpoint.sample(name).astype("<f4").tobytes())
     return digest.hexdigest()[:16]

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core import state as state_file
-from rwkv_core.architectures import rwkv4
-from rwkv_core.backends.tensor_ops import TensorOps
-from rwkv_core.config import Shape
+from rwkv_core.architectures.base import Config, leaves
+from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.state import State, kind_of, short_repr
 from rwkv_core.util import forks
@@ -27,11 +26,12 @@ class Model:
     """An RWKV-4 model on a backend; `load` makes one. It holds no running state.
 
     Attributes:
-        n_layer, n_embd, n_vocab: the model's dimensions.
+        n_layer, n_embd, n_vocab: the model's dimensions; `config` has all of them.
         backend, device: where it runs.
         path: the file it came from.
         fingerprint: 16 hex digits that saved states carry; the same on every backend.
         ops: the backend's TensorOps.
+        parameters: the architecture's named tuple of the backend's arrays and matrices.
     """
 
     def __init__(
@@ -39,18 +39,20 @@ class Model:
         path: Path,
         backend: str,
         ops: TensorOps,
-        shape: Shape,
+        config: Config,
         fingerprint: str,
         table: Any,
-        parameters: rwkv4.Parameters,
+        parameters: Any,
     ) -> None:
         self.path, self.backend, self.ops, self.fingerprint = path, backend, ops, fingerprint
-        self.n_layer, self.n_embd, self.n_vocab = shape.n_layer, shape.n_embd, shape.n_vocab
+        self.n_layer, self.n_embd, self.n_vocab = config.n_layer, config.n_embd, config.n_vocab
+        self.config = config
         self.device = ops.device
-        self._table, self._parameters = table, parameters
+        self._table, self.parameters = table, parameters
         self._kind = kind_of(self.empty_state().array)
-        self._all_logits = ops.compile(partial(rwkv4.all_logits, ops))
-        self._last_logits = ops.compile(partial(rwkv4.last_logits, ops))
+        architecture = config.architecture
+        self._all_logits = ops.compile(partial(architecture.all_logits, ops), architecture.name)
+        self._last_logits = ops.compile(partial(architecture.last_logits, ops), architecture.name)
 
     def __repr__(self) -> str:
         return (
@@ -93,7 +95,7 @@ class Model:
             on_progress(0, total)
         for length in self.ops.chunks(total):
             x = self.ops.embed(self._table, rows[:, start : start + length])
-            logits, array = run(self._parameters, x, array)
+            logits, array = run(self.parameters, x, array)
             pieces.append(logits)
             start += length
             if on_progress is not None:
@@ -132,11 +134,23 @@ class Model:
         """A copy of an array of this model's (logits, a state) as NumPy, of its shape and dtype."""
         return np.array(self.ops.to_numpy(array.array if isinstance(array, State) else array))
 
+    @property
+    def architecture(self) -> str:
+        """The RWKV version, such as "rwkv4"."""
+        return self.config.architecture.name
+
+    def matrices(self) -> dict[str, Matrix]:
+        """Return the backend's matrices by the names of their tensors, in the order of use."""
+        weights = self.config.weights()
+        del weights[self.config.architecture.embedding.name]
+        values = (value for _, value in leaves(self.parameters))
+        found = zip(weights.items(), values, strict=True)
+        return {name: value for (name, weight), value in found if weight.role == "matrix"}
+
     def empty_state(self, n_batch: int | None = None) -> State:
         """The state of having read nothing; of `n_batch` sequences if given."""
         forks.check_threads(self.ops.threaded_library)
-        array = np.zeros((self.n_layer, rwkv4.STATE_ROWS, self.n_embd))
-        array[:, rwkv4.PP] = rwkv4.EMPTY_PP
+        array = self.config.empty_state()
         if n_batch is not None:
             array = np.tile(array, (n_batch, 1, 1, 1))
         return State(self.ops.vector(array), model=self.fingerprint)
@@ -155,7 +169,7 @@ class Model:
                 f"state: found an array of {kind_of(state.array)}, expected {self._kind}: to carry "
                 "a state to another backend or dtype, save it there and load it here"
             )
-        expected = (self.n_layer, rwkv4.STATE_ROWS, self.n_embd)
+        expected = (self.n_layer, self.config.architecture.state_rows, self.n_embd)
         if n_batch is not None:
             expected = (n_batch, *expected)  # type: ignore[assignment]
         found = tuple(state.array.shape)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from rwkv_core.architectures.base import Config
 from rwkv_core.checkpoint import Checkpoint, check_tensor, diagnose, sharded
 from rwkv_core.checkpoint.formats import HEAD_BYTES
 from rwkv_core.checkpoint.pqth import FORMAT, PARTS, metadata
 from rwkv_core.checkpoint.safetensors_writer import SafetensorsWriter
-from rwkv_core.checkpoint.validation import expected_shapes
-from rwkv_core.config import Shape
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
 from rwkv_core.loading import fingerprint_of
 from rwkv_core.model_file import open_model
@@ -55,14 +54,14 @@ def prequantize(
     lora_file = None if lora is None else local_file(lora)
     with open_model(source, lora_file, lora_alpha) as checkpoint:
         target = _default_output(model, checkpoint.path) if output is None else Path(output)
-        shape = diagnose(checkpoint)
-        check_quantizable(checkpoint, shape, bits, group_size)
+        config = diagnose(checkpoint)
+        check_quantizable(checkpoint, config, bits, group_size)
         if _same_file(checkpoint.path, target) or (lora_file and _same_file(lora_file, target)):
             raise OptionError(f"output: {target} is a file that is read; name another")
         _check_replaceable(target)
         try:
             with replacing(target) as file:
-                _write(checkpoint, shape, bits, group_size, file, on_progress)
+                _write(checkpoint, config, bits, group_size, file, on_progress)
         except OSError as error:
             raise CheckpointError(
                 f"{target}: cannot be written: {error.strerror or error}"
@@ -99,39 +98,34 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _is_matrix(name: str, sizes: Sequence[int]) -> bool:
-    """Of the tensors of an RWKV-4: every one with two axes but the embedding, only looked up in."""
-    return len(sizes) == 2 and name != "emb.weight"
-
-
-def check_quantizable(checkpoint: Checkpoint, shape: Shape, bits: int, group_size: int) -> None:
+def check_quantizable(checkpoint: Checkpoint, config: Config, bits: int, group_size: int) -> None:
     """Raise CheckpointError if the model is quantized, OptionError for groups it cannot have."""
-    for name, sizes in expected_shapes(shape).items():
-        if _is_matrix(name, sizes):
+    for name, weight in config.weights().items():
+        if weight.role == "matrix":
             if checkpoint.read_quantized(name) is not None:
                 raise CheckpointError(
                     f"{checkpoint.path}: is quantized already; use the file from before it was"
                 )
-            check_group_size(sizes[1], bits, group_size)
+            check_group_size(weight.shape[1], bits, group_size)
 
 
 def _write(
     checkpoint: Checkpoint,
-    shape: Shape,
+    config: Config,
     bits: int,
     group_size: int,
     file: BinaryIO,
     on_progress: OnBytes | None,
 ) -> None:
-    expected = expected_shapes(shape)
-    matrices = [name for name, sizes in expected.items() if _is_matrix(name, sizes)]
+    weights = config.weights()
+    matrices = [name for name, weight in weights.items() if weight.role == "matrix"]
     parts = {name: [f"{name}.{part}" for part in PARTS] for name in matrices}
-    names = [one for name in expected for one in parts.get(name, [name])]
-    about = metadata(bits, group_size, fingerprint_of(checkpoint, shape), shape._asdict())
+    names = [one for name in weights for one in parts.get(name, [name])]
+    about = metadata(bits, group_size, fingerprint_of(checkpoint, config), config.sizes)
     writer = SafetensorsWriter(file, names, about)
-    total = sum(checkpoint.tensors[name].n_bytes for name in expected)
+    total = sum(checkpoint.tensors[name].n_bytes for name in weights)
     done = 0
-    for name in expected:
+    for name in weights:
         array = checkpoint.read(name)
         check_tensor(checkpoint, name, array)
         try:

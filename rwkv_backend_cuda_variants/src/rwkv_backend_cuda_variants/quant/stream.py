@@ -13,10 +13,10 @@ from rwkv_backend_cuda_variants.quant.cpu import tensor_kernel
 from rwkv_backend_cuda_variants.quant.kernels import ALIGNMENT, TensorKernel
 from rwkv_backend_cuda_variants.quant.ops import QuantOps
 from rwkv_backend_cuda_variants.stream.store import MatrixStore, Placed
-from rwkv_core.backends.offload_plan import matrix_shapes, model_bytes
+from rwkv_core.backends.offload_plan import model_bytes
 from rwkv_core.backends.tensor_ops import TensorOps
-from rwkv_core.config import Shape
 from rwkv_core.quantization import QuantizedMatrix
+from rwkv_core.weights import Weight
 
 # A matrix is cut at multiples of them: the 4-bit kernel of a CPU takes no fewer.
 _ROWS = 16
@@ -45,15 +45,15 @@ class StreamedQuantOps(QuantOps):
         super().__init__(**options)
         self.records = False
         self.store = MatrixStore(self._device, target, pin_memory)
-        self._shape: Shape | None = None
+        self._weights: Sequence[Weight] = ()
 
     # In host memory, as the defaults are: a token needs one row of the table.
     embedding = TensorOps.embedding
     embed = TensorOps.embed
 
-    def prepare(self, shape: Shape) -> None:
+    def prepare(self, weights: Sequence[Weight]) -> None:
         # What stays is chosen when the first matrix comes: a file keeps its own bits and groups.
-        self._shape = shape
+        self._weights = weights
 
     def matrix(self, array: NDArray[Any]) -> StreamedMatrix:
         self._plan(self._bits, self._group_size_for)
@@ -88,15 +88,15 @@ class StreamedQuantOps(QuantOps):
 
     def _plan(self, bits: int, group_size_for: Callable[[int], int]) -> None:
         """Choose what stays of the model that is being loaded, unless that is done."""
-        if self._shape is None:
+        if not self._weights:
             return
         sizes = [
             self._kernel(bits, group_size).n_bytes(shape, bits, group_size)
-            for shape in matrix_shapes(self._shape)
+            for shape in [one.shape for one in self._weights if one.role == "matrix"]
             for group_size in [group_size_for(shape[1])]
         ]
-        _, vectors = model_bytes(self._shape, "float32", self.runtime_dtype)
-        self._shape = None
+        _, vectors = model_bytes(self._weights, "float32", self.runtime_dtype)
+        self._weights = ()
         self.store.prepare(sizes, vectors)
 
     def _kernel(self, bits: int, group_size: int) -> Any:

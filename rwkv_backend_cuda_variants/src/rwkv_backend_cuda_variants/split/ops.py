@@ -207,7 +207,7 @@ class SplitOps(TorchOps):
     def agree(self, number: int) -> int:
         return self._group.agree(number)
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         # Parameters are the one tuple among the arguments, the same in every call: placed once.
         placed: dict[int, tuple[Any, Any]] = {}
 

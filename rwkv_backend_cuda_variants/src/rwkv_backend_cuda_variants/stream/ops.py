@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from rwkv_backend_cuda_variants.stream.store import MatrixStore, Placed
 from rwkv_backend_torch.ops import TorchOps, as_tensor
 from rwkv_core.backends.offload_plan import model_bytes
-from rwkv_core.config import Shape
+from rwkv_core.weights import Weight
 
 
 class StreamOps(TorchOps):
@@ -33,8 +34,8 @@ class StreamOps(TorchOps):
         # On a CPU without a target nothing is streamed, nor to be counted.
         self._as_torch = self._device.type == "cpu" and target is None
 
-    def prepare(self, shape: Shape) -> None:
-        self.store.prepare(*model_bytes(shape, self.dtype, self.runtime_dtype))
+    def prepare(self, weights: Sequence[Weight]) -> None:
+        self.store.prepare(*model_bytes(weights, self.dtype, self.runtime_dtype))
 
     def matrix(self, array: NDArray[Any]) -> Any:
         if self._as_torch:

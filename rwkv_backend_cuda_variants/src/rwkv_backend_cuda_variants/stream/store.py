@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rwkv_backend_cuda_variants.stream.slots import HostTensor, Slots
-from rwkv_core.backends.offload_plan import GB, Residency, as_target, residency, target_bytes
+from rwkv_core.backends.offload_plan import GB, OffloadPlan, as_target, plan_offload, target_bytes
 from rwkv_core.errors import BackendError, OptionError
 
 Split: TypeAlias = Callable[[Tensor, int], Sequence[Tensor]]
@@ -58,13 +58,13 @@ class MatrixStore:
         self._others: WeakSet[Placed] = WeakSet()  # of the resident, those nobody announced
         self._expected: list[tuple[int, bool]] = []
 
-    def prepare(self, sizes: Sequence[int], vectors: int) -> Residency:
+    def prepare(self, sizes: Sequence[int], vectors: int) -> OffloadPlan:
         """Choose which matrices of a model stay, given their bytes in the order of their use.
 
         `place` is to be called for them in this order. Raises OptionError if the target is too
         small, or more is to stay than the device has room for.
         """
-        chosen = residency(sizes, vectors, self.target)
+        chosen = plan_offload(sizes, vectors, self.target)
         free = _free_bytes(self.device)
         if self._given and chosen.total > free:
             raise OptionError(

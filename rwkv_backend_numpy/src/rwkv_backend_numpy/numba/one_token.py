@@ -1,4 +1,4 @@
-"""One token of one sequence through the whole model, compiled by Numba: `recurrence.last_logits`.
+"""One token of one sequence through the whole model, compiled by Numba: `rwkv4.last_logits`.
 
 A layer is four phases (see `work_sharing`): the products that can be computed at the same time,
 and what follows from a row of them alone. What needs a whole vector before that, norms and token
@@ -19,6 +19,7 @@ from rwkv_backend_numpy.numba.panel_product import one_row
 from rwkv_backend_numpy.numba.panels import ROWS
 from rwkv_backend_numpy.numba.vector_kernels import layer_norm_row, sigmoid_of, wkv_row
 from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, is_over, take, wait
+from rwkv_core.architectures.rwkv4 import AA, BB, CHANNEL_X, PP, TIME_X
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -26,8 +27,6 @@ Integers = NDArray[np.int64]
 # The rows of a layer's vectors [11, D], and its matrices.
 LN1, MIX_K, MIX_V, MIX_R, DECAY, FIRST, LN2, CHANNEL_K, CHANNEL_R = 0, 2, 3, 4, 5, 6, 7, 9, 10
 KEY, VALUE, RECEPTANCE, OUTPUT, CHANNEL_KEY, CHANNEL_RECEPTANCE, CHANNEL_VALUE = range(7)
-# Of the state; see recurrence.
-CHANNEL_X, TIME_X, AA, BB, PP = range(5)
 PHASES = 4
 # Bytes of weights that a thread takes at a time, about: with fewer the beginnings show, of blocks
 # and of the processor's reading ahead; with more the wait for the last block of a phase.

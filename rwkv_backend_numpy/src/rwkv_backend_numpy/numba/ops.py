@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,6 @@ from rwkv_backend_numpy.numba.packing import code_matrix, float_matrix
 from rwkv_backend_numpy.numba.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
 from rwkv_backend_numpy.numba.products import product
 from rwkv_backend_numpy.numpy_ops import NumpyOps
-from rwkv_core.architectures import rwkv4
-from rwkv_core.architectures.rwkv4 import Parameters
 from rwkv_core.backends.tensor_ops import WKVState
 from rwkv_core.errors import OptionError
 from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, quantize
@@ -31,6 +28,8 @@ from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, quantize
 Floats = NDArray[np.float32]
 
 _BITS = {"int8": 8, "int4": 4}
+# Of each architecture, what packs a model for a token's kernel.
+_ONE_TOKEN = {"rwkv4": packed_model}
 
 
 class NumbaOps(NumpyOps):
@@ -43,7 +42,6 @@ class NumbaOps(NumpyOps):
             raise OptionError(f"option group_size: found {group_size}, expected at least 1")
         self.dtype = self._chosen = dtype
         self._group_size = group_size
-        self._packed_model: tuple[Parameters | None, PackedModel | None] = None, None
         self._arena = Arena()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
@@ -92,23 +90,26 @@ class NumbaOps(NumpyOps):
         vector_kernels.wkv(k, v, decay, first, aa, bb, pp, means)
         return means, (aa, bb, pp)
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        whole = rwkv4.last_logits, rwkv4.all_logits
-        if not isinstance(function, partial) or function.func not in whole:
-            return function
+    def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
+        pack = _ONE_TOKEN.get(kernel)
+        return function if pack is None else _with_kernel(function, pack)
 
-        def run(p: Parameters, x: Floats, state: Floats) -> tuple[Floats, Floats]:
-            model = self._packed(p) if x.size == x.shape[-1] else None
-            return function(p, x, state) if model is None else model.run(x, state)
 
-        return run
+def _with_kernel(
+    function: Callable[..., Any], pack: Callable[[Any], PackedModel | None]
+) -> Callable[..., Any]:
+    """A model's function, which runs a token of one sequence as what `pack` makes of the model."""
+    known, packed = None, None
 
-    def _packed(self, p: Parameters) -> PackedModel | None:
-        known, packed = self._packed_model
+    def run(p: Any, x: Floats, state: Floats) -> tuple[Floats, Floats]:
+        nonlocal known, packed
+        if x.size != x.shape[-1]:
+            return function(p, x, state)
         if p is not known:
-            packed = packed_model(p)
-            self._packed_model = p, packed
-        return packed
+            known, packed = p, pack(p)
+        return function(p, x, state) if packed is None else packed.run(x, state)
+
+    return run
 
 
 def _rows(x: Floats) -> Floats:

@@ -7,9 +7,14 @@ Shapes: B batch, T time, D width, F channel mixing's inner width, V vocabulary, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.architectures.base import Architecture, Config, D, F, Group, V
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps, WKVState
+from rwkv_core.weights import matrix, table, vector
 
 # Rows of one layer's part of the state [B, L, 5, D], in BlinkDL's order: the last input of channel
 # mixing and of time mixing (for their token shifts), then the WKV scan's aa, bb and pp.
@@ -17,45 +22,58 @@ CHANNEL_X, TIME_X, AA, BB, PP = range(5)
 STATE_ROWS = 5
 # "No exponent yet": below any real one, yet finite, so that pp - pp is 0 and not NaN.
 EMPTY_PP = -1e30
+# Channels of a larger time_decay forget each token at once, as exp(-exp(40)) is 0 in every type.
+# From 89 on, exp(time_decay) would be infinite in float32, and 0 times that NaN.
+MAX_TIME_DECAY = 40.0
+
+
+def decay_of(time_decay: NDArray[Any]) -> NDArray[Any]:
+    """Return what is added to an exponent once a token."""
+    return -np.exp(np.minimum(time_decay, MAX_TIME_DECAY))
+
+
+_MIX = {"mean": 0.5, "spread": 0.1}
+_SCAN = {"spread": 0.3}
 
 
 class LayerNorm(NamedTuple):
-    weight: Array  # [D]
-    bias: Array  # [D]
+    weight: Annotated[Array, vector("weight", D, mean=1.0, spread=0.1)]
+    bias: Annotated[Array, vector("bias", D, spread=0.3)]
 
 
 class TimeMixing(NamedTuple):
-    mix_k: Array  # [D]
-    mix_v: Array  # [D]
-    mix_r: Array  # [D]
-    decay: Array  # [D], -exp(time_decay)
-    first: Array  # [D]
-    key: Matrix  # [D, D]
-    value: Matrix  # [D, D]
-    receptance: Matrix  # [D, D]
-    output: Matrix  # [D, D]
+    mix_k: Annotated[Array, vector("time_mix_k", 1, 1, D, alias="time_mix_key", **_MIX)]
+    mix_v: Annotated[Array, vector("time_mix_v", 1, 1, D, alias="time_mix_value", **_MIX)]
+    mix_r: Annotated[Array, vector("time_mix_r", 1, 1, D, alias="time_mix_receptance", **_MIX)]
+    decay: Annotated[Array, vector("time_decay", D, transform=decay_of, **_SCAN)]
+    first: Annotated[Array, vector("time_first", D, **_SCAN)]
+    key: Annotated[Matrix, matrix("key.weight", D, D)]
+    value: Annotated[Matrix, matrix("value.weight", D, D)]
+    receptance: Annotated[Matrix, matrix("receptance.weight", D, D)]
+    output: Annotated[Matrix, matrix("output.weight", D, D, feeds_stream=True)]
 
 
 class ChannelMixing(NamedTuple):
-    mix_k: Array  # [D]
-    mix_r: Array  # [D]
-    key: Matrix  # [F, D]
-    receptance: Matrix  # [D, D]
-    value: Matrix  # [D, F]
+    mix_k: Annotated[Array, vector("time_mix_k", 1, 1, D, alias="time_mix_key", **_MIX)]
+    mix_r: Annotated[Array, vector("time_mix_r", 1, 1, D, alias="time_mix_receptance", **_MIX)]
+    key: Annotated[Matrix, matrix("key.weight", F, D)]
+    receptance: Annotated[Matrix, matrix("receptance.weight", D, D)]
+    value: Annotated[Matrix, matrix("value.weight", D, F, feeds_stream=True)]
 
 
 class Block(NamedTuple):
-    ln1: LayerNorm
-    time: TimeMixing
-    ln2: LayerNorm
-    channel: ChannelMixing
+    ln1: Annotated[LayerNorm, Group("ln1.")]
+    time: Annotated[TimeMixing, Group("att.", "attention.")]
+    ln2: Annotated[LayerNorm, Group("ln2.")]
+    channel: Annotated[ChannelMixing, Group("ffn.", "feed_forward.")]
 
 
 class Parameters(NamedTuple):
-    ln0: LayerNorm
-    blocks: tuple[Block, ...]
-    ln_out: LayerNorm
-    head: Matrix  # [V, D]
+    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", "blocks.0.pre_ln.", feeds_stream=True)]
+    blocks: Annotated[tuple[Block, ...], Group("blocks.{}.")]
+    ln_out: Annotated[LayerNorm, Group("ln_out.")]
+    # With logits 4 apart, a random model of 50,277 tokens has the entropy of a trained one.
+    head: Annotated[Matrix, matrix("head.weight", V, D, spread=4.0)]
 
 
 def time_mixing(
@@ -94,7 +112,7 @@ def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Arra
 
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
     """Embeddings `x` [B, T, D] and state [B, L, 5, D] through all blocks; the same shapes."""
-    return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state)
+    return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state, kernel="rwkv4")
 
 
 def all_logits(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
@@ -107,3 +125,22 @@ def last_logits(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[
     """Logits [B, 1, V] after the last token, and the state there."""
     x, state = blocks(ops, p, x, state)
     return ops.matmul(p.head, ops.layer_norm(x[:, -1:, :], *p.ln_out)), state
+
+
+def empty_state(config: Config) -> NDArray[Any]:
+    """Return the state of having read nothing, float64 [L, 5, D]."""
+    state = np.zeros((config.n_layer, STATE_ROWS, config.n_embd))
+    state[:, PP] = EMPTY_PP
+    return state
+
+
+RWKV4 = Architecture(
+    name="rwkv4",
+    title="RWKV-4",
+    embedding=table("emb.weight", V, D, alias="embeddings.weight", feeds_stream=True),
+    parameters=Parameters,
+    state_rows=STATE_ROWS,
+    empty_state=empty_state,
+    all_logits=all_logits,
+    last_logits=last_logits,
+)

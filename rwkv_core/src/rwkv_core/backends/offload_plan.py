@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from rwkv_core.config import count_parameters
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import OptionError
-
-if TYPE_CHECKING:
-    from rwkv_core.config import Shape
+from rwkv_core.weights import Weight
 
 GB = 10**9
 """Bytes in the unit that a target is given in."""
 
 
 @dataclass(frozen=True)
-class Residency:
+class OffloadPlan:
     """What of a model is on a device, in bytes.
 
     Attributes:
@@ -44,24 +40,19 @@ def target_bytes(target: float) -> int:
     return round(target * GB)
 
 
-def matrix_shapes(shape: Shape) -> list[tuple[int, int]]:
-    """[out, in] of each matrix of an RWKV-4, in the order in which a token uses them."""
-    n_layer, d, f, v = shape
-    time, channel = [(d, d)] * 4, [(f, d), (d, d), (d, f)]
-    return [*(time + channel) * n_layer, (v, d)]
+def model_bytes(
+    weights: Collection[Weight], dtype: str, runtime_dtype: str
+) -> tuple[list[int], int]:
+    """Return the bytes of each matrix, in the order of `weights`, and those of all vectors.
 
-
-def model_bytes(shape: Shape, dtype: str, runtime_dtype: str) -> tuple[list[int], int]:
-    """Bytes of each matrix of an RWKV-4, in the order in which a token uses them; of its vectors.
-
-    The types are from `memory.BYTES_PER_WEIGHT`.
+    The types are from `dtypes.BYTES_PER_WEIGHT`.
     """
-    vectors = count_parameters(shape).vectors * BYTES_PER_WEIGHT[runtime_dtype]
-    sizes = [round(rows * width * BYTES_PER_WEIGHT[dtype]) for rows, width in matrix_shapes(shape)]
-    return sizes, round(vectors)
+    n_vectors = sum(weight.size for weight in weights if weight.role == "vector")
+    sizes = [weight.size * BYTES_PER_WEIGHT[dtype] for weight in weights if weight.role == "matrix"]
+    return list(map(round, sizes)), round(n_vectors * BYTES_PER_WEIGHT[runtime_dtype])
 
 
-def residency(sizes: Sequence[int], vectors: int, target: float) -> Residency:
+def plan_offload(sizes: Sequence[int], vectors: int, target: float) -> OffloadPlan:
     """What stays of matrices of `sizes` bytes, in the order of their use, within `target` bytes.
 
     `vectors` are the bytes of all else that is on the device. Raises OptionError if the target is
@@ -74,9 +65,9 @@ def residency(sizes: Sequence[int], vectors: int, target: float) -> Residency:
     # matrices those that stay lie evenly between those that do not, whose copies then have
     # products of resident ones to hide behind.
     if vectors + sum(sizes) <= target:
-        return _within([True] * len(sizes), sizes, vectors)
+        return _summarize([True] * len(sizes), sizes, vectors)
     tried = [_choose(sizes, target - vectors - 2 * slot, slot) for slot in sorted(set(sizes))]
-    found = [_within(stays, sizes, vectors) for stays in tried if stays is not None]
+    found = [_summarize(stays, sizes, vectors) for stays in tried if stays is not None]
     if not found:
         least = smallest_target(sizes, vectors)
         raise OptionError(
@@ -115,8 +106,8 @@ def _choose(sizes: Sequence[int], room: float, slot: int) -> list[bool] | None:
     return stays
 
 
-def _within(stays: Sequence[bool], sizes: Sequence[int], vectors: int) -> Residency:
+def _summarize(stays: Sequence[bool], sizes: Sequence[int], vectors: int) -> OffloadPlan:
     resident = sum(size for size, stay in zip(sizes, stays, strict=True) if stay)
     slot = max((size for size, stay in zip(sizes, stays, strict=True) if not stay), default=0)
     streamed = sum(sizes) - resident
-    return Residency(tuple(stays), slot, resident, streamed, vectors + resident + 2 * slot)
+    return OffloadPlan(tuple(stays), slot, resident, streamed, vectors + resident + 2 * slot)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rwkv_core.config import Shape
     from rwkv_core.quantization import QuantizedMatrix
+    from rwkv_core.weights import Weight
 
 # Raised whenever a backend written for the present number would no longer work or be right.
-CONTRACT = 1
+CONTRACT = 2
 
 Array: TypeAlias = Any
 Matrix: TypeAlias = Any
@@ -62,11 +62,11 @@ class TensorOps(ABC):
     fixed_shapes: bool = False
     threaded_library: str = ""
 
-    def prepare(self, shape: Shape) -> None:  # noqa: B027
-        """A model of these sizes is to be loaded; by default that is no matter.
+    def prepare(self, weights: Sequence[Weight]) -> None:  # noqa: B027
+        """Called once before a model is loaded, with its tensors. Does nothing by default.
 
-        Its matrices then come in the order in which a token uses them. Raise OptionError here,
-        before anything is read, for a model that the options leave no room for.
+        They are in the order in which a token uses them, which is that of loading. Raise
+        OptionError here, before anything is read, for a model that the options leave no room for.
         """
 
     @abstractmethod
@@ -179,14 +179,23 @@ class TensorOps(ABC):
         return xp.stack(means, axis=1), (aa, bb, pp)
 
     def layers(
-        self, block: Callable[..., Any], blocks: Sequence[Any], x: Array, state: Array
+        self,
+        block: Callable[..., Any],
+        blocks: Sequence[Any],
+        x: Array,
+        state: Array,
+        kernel: str = "",
     ) -> tuple[Array, Array]:
-        """`x` [B, T, D] and `state` [B, L, 5, D] through all layers; the same shapes.
+        """`x` [B, T, D] and `state` [B, L, R, D] through all layers; the same shapes.
 
-        `block(ops, p, x, state)` is pure: a layer's parameters `p`, its state [B, 5, D]. Where to
-        compile is to wait, a backend overrides this to compile one layer instead of all of them.
-        One that has `rwkv4.block` as a kernel of its own uses it for that block alone: others
-        are given for measuring.
+        Arguments:
+            block: pure: (ops, a layer's parameters, x, its state [B, R, D]) to x and the state.
+            blocks: the parameters of each layer.
+            kernel: the equations that `block` computes, such as "rwkv4"; "" for any others.
+
+        Override this to compile one layer at a time, where compiling all of them takes too long,
+        or to run a kernel that computes what `kernel` names, beside which `block` is the plain
+        version: the conformance suite compares the two.
         """
         rows = []
         for i, p in enumerate(blocks):
@@ -194,10 +203,12 @@ class TensorOps(ABC):
             rows.append(after)
         return x, self.xp.stack(rows, axis=1)
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         """`function`, made faster where the library can (jax.jit, a CUDA graph, ...).
 
         It is pure; its arguments and results are arrays, matrices and named tuples of them.
+        `kernel` is the architecture, such as "rwkv4", if the function is (parameters, x, state) to
+        its logits and state; "" for any other function.
         """
         return function
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.published import published_configs, rwkv4_config
 from rwkv_core.bench.report import Batch, Decode, FirstToken, Prefill, Report
 from rwkv_core.bench.timing import in_turn, seconds
 from rwkv_core.bench.yardsticks import bare_products, matrix_bytes, stream_for
-from rwkv_core.checkpoint import diagnose
-from rwkv_core.config import Shape, count_parameters, known_shapes
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import OptionError
 from rwkv_core.generation.sampling import Sampling
 from rwkv_core.loading import load
 from rwkv_core.model import Model
-from rwkv_core.model_file import open_model
 from rwkv_core.rwkv import RWKV
 from rwkv_core.tokenizer import Tokenizer
+from rwkv_core.weights import Counts, count_parameters
 
 _BATCHES = (1, 4, 16)
 # Timed in a round of decoding.
@@ -37,18 +37,20 @@ _ENDLESS = 10**9
 _LONGEST = 2**20
 
 
-def parse_shape(text: str) -> Shape:
-    """The shape that "430M", one of the published sizes, or "24x1024" (layers x width) names.
+def parse_shape(text: str) -> Config:
+    """The RWKV-4 that "430M", one of the published sizes, or "24x1024" (layers x width) names.
 
     Raises OptionError.
     """
-    known = known_shapes()
-    if text in known:
-        return known[text]
+    published = published_configs()
+    if text in published:
+        return published[text]
     layers, _, width = text.partition("x")
     if not (layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
-        raise OptionError(f"shape: found {text!r}, expected {', '.join(known)}, or such as 24x1024")
-    return Shape(int(layers), int(width), 4 * int(width), next(iter(known.values())).n_vocab)
+        raise OptionError(
+            f"shape: found {text!r}, expected {', '.join(published)}, or such as 24x1024"
+        )
+    return rwkv4_config(int(layers), int(width))
 
 
 def bench(
@@ -75,8 +77,6 @@ def bench(
     for length in lengths:
         if not 1 <= length <= _LONGEST:
             raise OptionError(f"bench: prompt of {length} tokens, expected 1 to {_LONGEST}")
-    with open_model(model) as checkpoint:
-        shape = diagnose(checkpoint)
     on_progress("loading")
     began = time.perf_counter()
     loaded = load(model, backend, **options)
@@ -85,15 +85,15 @@ def bench(
     on_progress("first token")
     first_token = _bench_first_token(loaded, lengths[0], rounds)
     on_progress("decoding")
-    decode = bench_decode(loaded, shape, rounds)
+    decode = bench_decode(loaded, rounds)
     prefill = []
     for length in lengths:
         on_progress(f"prompt of {length}")
-        prefill.append(_bench_prefill(loaded, shape, length, rounds))
+        prefill.append(_bench_prefill(loaded, length, rounds))
     on_progress("batches")
     return Report(
         name or model, loaded.backend, loaded.device, loaded.ops.dtype,
-        count_parameters(shape).total, load_seconds, peak, first_token, decode,
+        _counts(loaded).total, load_seconds, peak, first_token, decode,
         tuple(prefill), _bench_batches(loaded, rounds),
     )  # fmt: skip
 
@@ -124,9 +124,9 @@ def _bench_first_token(model: Model, length: int, rounds: int) -> FirstToken:
     return FirstToken(length, cold, median(warm))
 
 
-def bench_decode(model: Model, shape: Shape, rounds: int) -> Decode:
+def bench_decode(model: Model, rounds: int) -> Decode:
     """Time single tokens, of the model alone and of a generation, in turn with their yardsticks."""
-    counts = count_parameters(shape)
+    counts = _counts(model)
     stream = stream_for(model, counts.matrices)
     rwkv = RWKV(model, tokenizer=_NumberTokenizer(model.n_vocab))
     rwkv.load_context([1, 2, 3])
@@ -162,11 +162,15 @@ def bench_decode(model: Model, shape: Shape, rounds: int) -> Decode:
     )
 
 
+def _counts(model: Model) -> Counts:
+    return count_parameters(model.config.weights().values())
+
+
 def _rest() -> None:
     time.sleep(_REST)
 
 
-def _bench_prefill(model: Model, shape: Shape, length: int, rounds: int) -> Prefill:
+def _bench_prefill(model: Model, length: int, rounds: int) -> Prefill:
     """Time a prompt in turn with its bare products."""
     tokens = _prompt(model, length)
 
@@ -174,7 +178,7 @@ def _bench_prefill(model: Model, shape: Shape, length: int, rounds: int) -> Pref
         model.to_numpy(model.forward(tokens)[0])
 
     taken, products = map(median, in_turn([prompt, bare_products(model, length)], rounds))
-    counts = count_parameters(shape)
+    counts = _counts(model)
     # The head is multiplied with the last token alone.
     flops = 2 * (counts.block_matrices * length + counts.head)
     return Prefill(length, length / taken, flops / taken, flops / products, products / taken)

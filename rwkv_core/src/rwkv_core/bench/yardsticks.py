@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core.architectures import rwkv4
+from rwkv_core.architectures.base import D, leaves
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.evaluation.random_model import random_values
@@ -73,28 +73,31 @@ def _chain(ops: TensorOps, matrices: tuple[Matrix, ...], x: Array) -> Array:
 def bare_products(model: Model, n_tokens: int) -> Callable[[], object]:
     """A function that runs the products of `n_tokens` with the model's own matrices, and no more.
 
-    They go through `layers` and `compile` as the model's own do, and depend on each other likewise.
+    They go through `layers` and `compile` as the model's own do.
     """
     ops = model.ops
     run = ops.compile(partial(_products, ops))
     x = ops.vector(random_values(n_tokens * model.n_embd, seed=0).reshape(1, n_tokens, -1))
     state = model.empty_state(1).array
-    return lambda: ops.to_numpy(run(model._parameters, x, state))
+    return lambda: ops.to_numpy(run(model.parameters, x, state))
 
 
-def _products(ops: TensorOps, p: rwkv4.Parameters, x: Array, state: Array) -> Array:
+def _products(ops: TensorOps, p: Any, x: Array, state: Array) -> Array:
     x, _ = ops.layers(_block_products, p.blocks, x, state)
     return ops.matmul(p.head, ops.layer_norm(x[:, -1:, :], *p.ln_out))
 
 
-def _block_products(ops: TensorOps, p: rwkv4.Block, x: Array, state: Array) -> tuple[Array, Array]:
+def _block_products(ops: TensorOps, p: Any, x: Array, state: Array) -> tuple[Array, Array]:
+    """Each matrix times the last product of its width, and the sum of the products of x's."""
     # The norm keeps the numbers in range, whose extremes would be slower.
-    x = ops.layer_norm(x, *p.ln1)
-    k, v, r = (ops.matmul(matrix, x) for matrix in (p.time.key, p.time.value, p.time.receptance))
-    x = ops.matmul(p.time.output, k + v + r)
-    k = ops.matmul(p.channel.key, x)
-    r = ops.matmul(p.channel.receptance, x)
-    return r + ops.matmul(p.channel.value, k), state
+    latest = {D: ops.layer_norm(x, *p.ln1)}
+    total = x
+    for weight, matrix in leaves(p):
+        if weight.role == "matrix":
+            n_out, n_in = weight.shape
+            latest[n_out] = ops.matmul(matrix, latest[n_in])
+            total = total + latest[n_out] if n_out == D else total
+    return total, state
 
 
 def matrix_bytes(model: Model, n_weights: int) -> float | None:
@@ -102,13 +105,7 @@ def matrix_bytes(model: Model, n_weights: int) -> float | None:
 
     An estimate by the dtype where the backend does not tell; None for an unknown dtype there.
     """
-    p = model._parameters
-    matrices = [p.head]
-    for block in p.blocks:
-        time, channel = block.time, block.channel
-        matrices += [time.key, time.value, time.receptance, time.output]
-        matrices += [channel.key, channel.receptance, channel.value]
-    return _stored_bytes(model.ops, matrices, n_weights)
+    return _stored_bytes(model.ops, list(model.matrices().values()), n_weights)
 
 
 def _stored_bytes(ops: TensorOps, matrices: Sequence[Matrix], n_weights: int) -> float | None:

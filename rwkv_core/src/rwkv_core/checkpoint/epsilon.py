@@ -8,7 +8,6 @@ it, and the two matrices of each block that add to the stream are multiplied by 
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,12 @@ import numpy as np
 
 from rwkv_core.backends.tensor_ops import EPSILON
 from rwkv_core.checkpoint.config_file import read_config
+from rwkv_core.checkpoint.names import declared_weight
 from rwkv_core.checkpoint.reader import Checkpoint
 from rwkv_core.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
 _SMALLEST, _LARGEST = 1e-15, 1.0
-_ADDS_TO_STREAM = re.compile(
-    r"^emb\.weight$|^blocks\.0\.ln0\.|^blocks\.[0-9]+\.(att\.output|ffn\.value)\.weight$"
-)
 
 
 def configured_epsilon(path: Path) -> float:
@@ -43,6 +40,11 @@ def configured_epsilon(path: Path) -> float:
     return float(epsilon)
 
 
+def _feeds_stream(name: str) -> bool:
+    weight = declared_weight(name)
+    return weight is not None and weight.feeds_stream
+
+
 class RescaledCheckpoint(Checkpoint):
     """A model trained with the layer norm epsilon `epsilon`, for one that computes with 1e-5."""
 
@@ -51,7 +53,7 @@ class RescaledCheckpoint(Checkpoint):
         self._base, self._factor = base, math.sqrt(EPSILON / epsilon)
         self.tensors = {
             name: tensor._replace(dtype=np.promote_types(tensor.dtype, np.float32))
-            if _ADDS_TO_STREAM.match(name)
+            if _feeds_stream(name)
             else tensor
             for name, tensor in base.tensors.items()
         }
@@ -65,7 +67,7 @@ class RescaledCheckpoint(Checkpoint):
         return self._rescaled(name, self._base.sample(name))
 
     def _rescaled(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if not _ADDS_TO_STREAM.match(name):
+        if not _feeds_stream(name):
             return array
         # What overflows is found by whoever checks what was read.
         with np.errstate(all="ignore"):

@@ -11,7 +11,10 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from rwkv_core.architectures.base import declared_weights
+from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.errors import CheckpointError
+from rwkv_core.weights import Weight
 
 # Modules that wrap others: torch.compile's `_orig_mod`, FSDP's `_fsdp_wrapped_module`, DDP's
 # `module`, PEFT's `base_layer` around a layer with an adapter and `modules_to_save` around a copy.
@@ -22,26 +25,39 @@ _WRAPPER = re.compile(
 _PREFIX = re.compile(
     r"^(.*?\.)??(?=blocks\.[0-9]+\.|(?:emb|embeddings)\.(?:weight$|lora_embedding_))"
 )
-_BLOCK_PART = re.compile(r"^(blocks\.[0-9]+)\.(attention|feed_forward)\.(.*)$")
 _USUAL_PREFIXES = ("model.", "rwkv.")  # in a file of LoRA weights without a block
 _TIED = "rwkv.embeddings.weight"
-_PARTS = {"attention": "att", "feed_forward": "ffn"}
-_MIXES = {
-    "time_mix_key": "time_mix_k",
-    "time_mix_value": "time_mix_v",
-    "time_mix_receptance": "time_mix_r",
+_BLOCK = re.compile(r"^blocks\.[0-9]+\.")
+
+
+def _modules(name: str) -> tuple[str, str]:
+    """Return a tensor's module and the one around it, without the block."""
+    module = _BLOCK.sub("", name).removesuffix(".weight")
+    return module, module.rpartition(".")[0]
+
+
+# The tensors of a model of one layer, which stands for all.
+_WEIGHTS = declared_weights(RWKV4, n_layer=1)
+# From a module's name in transformers to BlinkDL's: "attention.key" to "att.key".
+_MODULES = {
+    alias: name
+    for weight in _WEIGHTS.values()
+    for alias, name in zip(_modules(weight.alias), _modules(weight.name), strict=True)
 }
 
 
 def canonical_name(name: str) -> str:
-    """BlinkDL's name for a tensor; a name of no known scheme stays."""
-    if name.startswith("embeddings."):
-        return "emb." + name.removeprefix("embeddings.")
-    if name.startswith("blocks.0.pre_ln."):
-        return "blocks.0.ln0." + name.removeprefix("blocks.0.pre_ln.")
-    if part := _BLOCK_PART.match(name):
-        block, kind, rest = part.groups()
-        return f"{block}.{_PARTS[kind]}.{_MIXES.get(rest, rest)}"
+    """Return BlinkDL's name for a tensor; a name of no known scheme stays.
+
+    What follows a module's name, such as ".weight" or ".lora_A.weight", stays too.
+    """
+    block = _BLOCK.match(name)
+    module, rest = name[block.end() if block else 0 :], ""
+    while module:
+        if module in _MODULES:
+            return (block[0] if block else "") + _MODULES[module] + rest
+        module, dot, last = module.rpartition(".")
+        rest = dot + last + rest
     return name
 
 
@@ -81,15 +97,18 @@ def is_of_transformers(names: Iterable[str]) -> bool:
     return any(".attention." in name or ".feed_forward." in name for name in names)
 
 
-def canonical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """BlinkDL's shape for a `time_` vector, which others write with more or fewer axes of length 1.
+def declared_weight(name: str) -> Weight | None:
+    """Return what the architecture declares of a tensor, by its canonical name in any layer."""
+    return _WEIGHTS.get(_BLOCK.sub("blocks.0.", name))
 
-    time_mix_* is [1, 1, D], time_decay and time_first are [D]. Any other tensor keeps its shape.
+
+def canonical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """BlinkDL's shape for a vector, which others write with more or fewer axes of length 1.
+
+    Any other tensor keeps its shape.
     """
+    weight = declared_weight(name)
     long_axes = [n for n in shape if n != 1]
-    if len(long_axes) != 1:
+    if weight is None or weight.role != "vector" or len(long_axes) != 1:
         return shape
-    last = name.rpartition(".")[2]
-    if last in _MIXES.values():
-        return (1, 1, *long_axes)
-    return tuple(long_axes) if last in ("time_decay", "time_first") else shape
+    return (*weight.shape[:-1], *long_axes)

@@ -78,20 +78,11 @@ class PrequantizedCheckpoint(Checkpoint):
             raise self._damaged("its metadata holds no fingerprint of 16 hex digits")
         self._quantized: set[str] = set()
         self.tensors = self._presented()
-        self._check_metadata()
 
-    def _check_metadata(self) -> None:
-        """The sizes that the metadata gives against those that the tensors have."""
-        found = {"n_layer": len({n.split(".")[1] for n in self.tensors if n.startswith("blocks.")})}
-        for size, name, axis in (
-            ("n_vocab", "emb.weight", 0),
-            ("n_embd", "emb.weight", 1),
-            ("n_ffn", "blocks.0.ffn.key.weight", 0),
-        ):
-            if name in self.tensors and len(self.tensors[name].shape) == 2:
-                found[size] = self.tensors[name].shape[axis]
-        for key, value in found.items():
-            self._check_said(key, value)
+    def check_metadata(self, sizes: Mapping[str, int]) -> None:
+        """See `Checkpoint.check_metadata`."""
+        for name, size in sizes.items():
+            self._check_said(name, size)
 
     def _check_said(self, key: str, found: int) -> None:
         said = self.metadata.get(key, str(found))

@@ -61,6 +61,9 @@ class Checkpoint(ABC):
         nothing to do.
         """
 
+    def check_metadata(self, sizes: Mapping[str, int]) -> None:  # noqa: B027
+        """Raise CheckpointError if the metadata contradicts the model's sizes by name."""
+
     def read_quantized(self, name: str) -> QuantizedMatrix | None:
         """The matrix as the file has it quantized; None where it is not (`read` gives it then).
 

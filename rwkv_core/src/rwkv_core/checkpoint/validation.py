@@ -13,9 +13,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from rwkv_core.architectures.base import Config, declared_weights
+from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.checkpoint.reader import Checkpoint
-from rwkv_core.config import Shape
 from rwkv_core.errors import CheckpointError
+from rwkv_core.weights import Weight
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 FLOATS = (FLOAT16, BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
@@ -56,22 +58,23 @@ _OTHER_KINDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def diagnose(checkpoint: Checkpoint) -> Shape:
+def diagnose(checkpoint: Checkpoint) -> Config:
     """The model's sizes, if it is an RWKV-4 with every tensor in place.
 
     Raises CheckpointError for another architecture, tensors that are missing, misshapen, of no
     floating-point type or more than RWKV-4 has, and for NaN or infinity in a vector.
     """
     _check_architecture(checkpoint)
-    shape = _sizes(checkpoint)
-    expected = expected_shapes(shape)
-    _check_shapes(checkpoint, expected)
-    _check_types(checkpoint, expected)
-    _check_nothing_more(checkpoint, expected)
-    for name, sizes in expected.items():
-        if len(sizes) != 2:
+    config = _config(checkpoint)
+    weights = config.weights()
+    _check_shapes(checkpoint, weights)
+    _check_types(checkpoint, weights)
+    _check_nothing_more(checkpoint, weights)
+    checkpoint.check_metadata(config.sizes)
+    for name, weight in weights.items():
+        if weight.role == "vector":
             check_tensor(checkpoint, name, checkpoint.read(name))
-    return shape
+    return config
 
 
 def check_tensor(checkpoint: Checkpoint, name: str, array: np.ndarray[Any, Any]) -> None:
@@ -122,65 +125,45 @@ def _check_architecture(checkpoint: Checkpoint) -> None:
         )
 
 
-def _sizes(checkpoint: Checkpoint) -> Shape:
-    """The sizes that the embedding, the first feed-forward block and the names tell."""
+def _config(checkpoint: Checkpoint) -> Config:
+    """The sizes that the tensors' shapes and the number of blocks tell."""
     tensors = checkpoint.tensors
     blocks = {int(found[1]) for name in tensors if (found := _BLOCK.match(name))}
     # Counting the blocks, rather than taking the highest number, keeps a false number harmless.
-    expected = expected_shapes(Shape(max(len(blocks), 1), 0, 0, 0))
-    missing = [name for name in expected if name not in tensors]
+    n_layer = max(len(blocks), 1)
+    declared = declared_weights(RWKV4, n_layer)
+    missing = [name for name in declared if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"{checkpoint.path}: {len(missing)} of the {len(expected)} tensors of an RWKV-4 of "
-            f"{max(len(blocks), 1)} blocks are missing ({_a_few(missing)}); it holds "
-            f"{_a_few(_unexpected_first(tensors, expected))}: use a file of the whole model, "
+            f"{checkpoint.path}: {len(missing)} of the {len(declared)} tensors of an RWKV-4 of "
+            f"{n_layer} blocks are missing ({_a_few(missing)}); it holds "
+            f"{_a_few(_unexpected_first(tensors, declared))}: use a file of the whole model, "
             "or for one in several files their .index.json"
         )
-    embedding = tensors["emb.weight"].shape
-    key = tensors["blocks.0.ffn.key.weight"].shape
-    for name, size in (("emb.weight", embedding), ("blocks.0.ffn.key.weight", key)):
-        if len(size) != 2 or 0 in size:
+    sizes: dict[str, int] = {}
+    for name, weight in declared.items():
+        found_shape = tensors[name].shape
+        if weight.role == "vector" or sizes.keys() >= set(weight.shape):
+            continue
+        if len(found_shape) != 2 or 0 in found_shape:
             raise CheckpointError(
-                f"{checkpoint.path}: {name} has shape {list(size)} where a matrix was expected; "
-                "the file is damaged: download it again"
+                f"{checkpoint.path}: {name} has shape {list(found_shape)} where a matrix was "
+                "expected; the file is damaged: download it again"
             )
-    return Shape(len(blocks), embedding[1], key[0], embedding[0])
+        for size, n in zip(weight.shape, found_shape, strict=True):
+            sizes.setdefault(size, n)
+    return Config(n_layer, **sizes, architecture=RWKV4)
 
 
-def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Every tensor of an RWKV-4 of these sizes, in BlinkDL's order."""
-    _, d, f, v = shape
-    norm = {"weight": (d,), "bias": (d,)}
-    block: dict[str, tuple[int, ...]] = {
-        **{f"ln1.{part}": size for part, size in norm.items()},
-        **{f"ln2.{part}": size for part, size in norm.items()},
-        "att.time_decay": (d,),
-        "att.time_first": (d,),
-        **{f"att.time_mix_{part}": (1, 1, d) for part in "kvr"},
-        **{f"att.{part}.weight": (d, d) for part in ("key", "value", "receptance", "output")},
-        **{f"ffn.time_mix_{part}": (1, 1, d) for part in "kr"},
-        "ffn.key.weight": (f, d),
-        "ffn.receptance.weight": (d, d),
-        "ffn.value.weight": (d, f),
-    }
-    return {
-        "emb.weight": (v, d),
-        **{f"blocks.0.ln0.{part}": size for part, size in norm.items()},
-        **{f"blocks.{i}.{part}": block[part] for i in range(shape.n_layer) for part in block},
-        **{f"ln_out.{part}": size for part, size in norm.items()},
-        "head.weight": (v, d),
-    }
-
-
-def _check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
-    found = {name: checkpoint.tensors[name].shape for name in expected}
-    wrong = [name for name in expected if found[name] != expected[name]]
+def _check_shapes(checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> None:
+    wrong = [name for name in weights if checkpoint.tensors[name].shape != weights[name].shape]
     if wrong:
         name, others = wrong[0], f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
         raise CheckpointError(
-            f"{checkpoint.path}: {name} has shape {list(found[name])}, expected "
-            f"{list(expected[name])} beside an emb.weight of {list(expected['emb.weight'])}"
-            f"{others}; the file is damaged or no plain RWKV-4: download it again"
+            f"{checkpoint.path}: {name} has shape {list(checkpoint.tensors[name].shape)}, expected "
+            f"{list(weights[name].shape)} beside an emb.weight of "
+            f"{list(weights['emb.weight'].shape)}{others}; the file is damaged or no plain RWKV-4: "
+            "download it again"
         )
 
 

@@ -22,8 +22,8 @@ from rwkv_core.util.addresses import without_secrets
 from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
+    from rwkv_core.architectures.base import Config
     from rwkv_core.bench import Combination, Report
-    from rwkv_core.config import Shape
 
 _MAX_BUSY = 64
 _YARDSTICKS = {"NumPy float32": "NumPy's W @ x, GB/s", "own": "own W @ x, GB/s"}
@@ -150,13 +150,13 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         memory_of_file(args.model)  # what is wrong with it shows here, once
         yield without_secrets(args.model), args.model
         return
-    shape = parse_shape(args.shape)
-    _check_room(shape)
+    config = parse_shape(args.shape)
+    _check_room(config)
     with temporary_folder(tempfile.gettempdir()) as folder:
         path = folder / "random.safetensors"
         _show_stage("writing random weights")
         try:
-            write_random_model(path, shape)
+            write_random_model(path, config)
         except OSError as error:
             raise OptionError(
                 f"{path}: cannot be written: {error.strerror or error}; TMPDIR names a folder "
@@ -165,11 +165,11 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield f"random {args.shape}", str(path)
 
 
-def _check_room(shape: Shape) -> None:
-    from rwkv_core.config import count_parameters
+def _check_room(config: Config) -> None:
+    from rwkv_core.weights import count_parameters
 
     # In float16.
-    needed = 2 * count_parameters(shape).total
+    needed = 2 * count_parameters(config.weights().values()).total
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -12,7 +12,7 @@ from rwkv_core.errors import OptionError
 from rwkv_core.plugins.command import Command
 
 if TYPE_CHECKING:
-    from rwkv_core.backends.offload_plan import Residency
+    from rwkv_core.backends.offload_plan import OffloadPlan
     from rwkv_core.evaluation.memory_estimate import Memory
 
 _HEADER = ("model", "parameters", "float32", "16 bits", "8 bits", "4 bits", "state", "prefill")
@@ -56,7 +56,7 @@ def _print_residencies(
 ) -> None:
     from rwkv_core.backends.offload_plan import (
         model_bytes,
-        residency,
+        plan_offload,
         smallest_target,
         target_bytes,
     )
@@ -69,23 +69,23 @@ def _print_residencies(
         known = ", ".join(BYTES_PER_WEIGHT)
         raise OptionError(f"option dtype: found {dtype!r}, expected one of: {known}")
     limit = target_bytes(target)
-    found: list[tuple[Memory, Residency | None, int]] = []
+    found: list[tuple[Memory, OffloadPlan | None, int]] = []
     for row in rows:
         sizes, vectors = model_bytes(
-            row.shape, dtype, "float64" if dtype == "float64" else "float32"
+            row.config.weights().values(), dtype, "float64" if dtype == "float64" else "float32"
         )
         least = smallest_target(sizes, vectors)
-        # A single model that does not fit is an error, which `residency` words.
+        # A single model that does not fit is an error, which `plan_offload` words.
         fits = limit >= least or len(rows) == 1
-        found.append((row, residency(sizes, vectors, limit) if fits else None, least))
+        found.append((row, plan_offload(sizes, vectors, limit) if fits else None, least))
     if as_json:
-        print(json.dumps([_residency_as_json(*one, dtype, limit) for one in found], indent=2))
+        print(json.dumps([_plan_as_json(*one, dtype, limit) for one in found], indent=2))
     else:
-        cells = [_residency_cells(*one) for one in found]
+        cells = [_plan_cells(*one) for one in found]
         print_table(_HEADER_OF_TARGET, cells, right=range(1, len(_HEADER_OF_TARGET)))
 
 
-def _residency_cells(row: Memory, chosen: Residency | None, least: int) -> tuple[str, ...]:
+def _plan_cells(row: Memory, chosen: OffloadPlan | None, least: int) -> tuple[str, ...]:
     from rwkv_core.backends.offload_plan import GB, as_target
 
     if chosen is None:
@@ -95,11 +95,11 @@ def _residency_cells(row: Memory, chosen: Residency | None, least: int) -> tuple
     return (row.name, matrices, *(f"{size / GB:.3f}" for size in sizes), as_target(least))
 
 
-def _residency_as_json(
-    row: Memory, chosen: Residency | None, least: int, dtype: str, target: int
+def _plan_as_json(
+    row: Memory, chosen: OffloadPlan | None, least: int, dtype: str, target: int
 ) -> dict[str, Any]:
     about = {
-        "model": row.name, **row.shape._asdict(), "dtype": dtype, "target": target,
+        "model": row.name, **row.config.sizes, "dtype": dtype, "target": target,
         "least_target": least, "fits": chosen is not None,
     }  # fmt: skip
     if chosen is None:
@@ -124,7 +124,7 @@ def _cells(row: Memory) -> tuple[str, ...]:
 def _as_json(row: Memory) -> dict[str, Any]:
     return {
         "model": row.name,
-        **row.shape._asdict(),
+        **row.config.sizes,
         "parameters": row.parameters,
         "weights": row.weights,
         "state": row.state,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from rwkv_core.architectures.base import Config
+from rwkv_core.architectures.published import published_configs
 from rwkv_core.backends.tensor_ops import MOST_TOKENS
-from rwkv_core.config import Shape, count_parameters, known_shapes
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
+from rwkv_core.weights import count_parameters
 
 _FLOAT32 = 4
 
@@ -24,40 +26,41 @@ class Memory:
     """
 
     name: str
-    shape: Shape
+    config: Config
     parameters: int
     weights: dict[str, int]
     state: int
     prefill: int
 
 
-def memory(name: str, shape: Shape, embedding_bytes: int = 2) -> Memory:
-    """The memory of a model of `shape` whose embedding has `embedding_bytes` a value in its file.
+def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
+    """The memory of a model of these sizes.
 
-    The embedding stays as the file has it and vectors are float32, whatever the matrices are.
+    Its embedding stays as the file has it, of `embedding_bytes` a value, and vectors are float32,
+    whatever the matrices are.
     """
-    counts = count_parameters(shape)
+    counts = count_parameters(config.weights().values())
     fixed = counts.embedding * embedding_bytes + counts.vectors * _FLOAT32
     # Beside four vectors of a token, time mixing holds about twelve at its fullest (k, v, r and
     # the scan's), and channel mixing three of the inner width.
-    widest = 4 * shape.n_embd + max(12 * shape.n_embd, 3 * shape.n_ffn)
+    widest = 4 * config.n_embd + max(12 * config.n_embd, 3 * config.n_ffn)
     return Memory(
         name,
-        shape,
+        config,
         counts.total,
         {
             dtype: round(counts.matrices * size) + fixed
             for dtype, size in BYTES_PER_WEIGHT.items()
             if dtype != "float64"
         },
-        (shape.n_layer * 5 * shape.n_embd + shape.n_vocab) * _FLOAT32,
+        (config.empty_state().size + config.n_vocab) * _FLOAT32,
         MOST_TOKENS * widest * _FLOAT32,
     )
 
 
 def memory_of_known_models() -> list[Memory]:
     """The memory of the published RWKV-4 Pile models."""
-    return [memory(name, shape) for name, shape in known_shapes().items()]
+    return [memory(name, config) for name, config in published_configs().items()]
 
 
 def memory_of_file(path: str | os.PathLike[str]) -> Memory:
@@ -70,7 +73,6 @@ def memory_of_file(path: str | os.PathLike[str]) -> Memory:
     from rwkv_core.util.addresses import without_secrets
 
     with open_model(path) as checkpoint:
-        shape = diagnose(checkpoint)
-        return memory(
-            without_secrets(str(path)), shape, checkpoint.tensors["emb.weight"].dtype.itemsize
-        )
+        config = diagnose(checkpoint)
+        embedding = checkpoint.tensors[config.architecture.embedding.name]
+        return memory(without_secrets(str(path)), config, embedding.dtype.itemsize)

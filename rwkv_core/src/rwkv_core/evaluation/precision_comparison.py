@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from rwkv_core import plugins
 from rwkv_core.checkpoint import diagnose, open_checkpoint
-from rwkv_core.config import count_parameters
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.perplexity import Score, compare_tokens, encode, score_tokens
@@ -30,6 +29,7 @@ from rwkv_core.sources import local_file
 from rwkv_core.tokenizer import load_tokenizer
 from rwkv_core.tokenizer.search import fetch_tokenizers
 from rwkv_core.util.atomic_write import temporary_folder
+from rwkv_core.weights import count_parameters
 
 REFERENCE = "float32"
 _BITS = {"int8": 8, "int4": 4}
@@ -91,10 +91,10 @@ class Precisions:
         self._source, self._options = local_file(model), options
         self._context, self._group_size = context, group_size
         with open_model(self._source, lora, lora_alpha) as checkpoint:
-            shape = diagnose(checkpoint)
+            config = diagnose(checkpoint)
             for bits in _BITS.values():
-                check_quantizable(checkpoint, shape, bits, group_size)
-        self._n_weights = count_parameters(shape).matrices
+                check_quantizable(checkpoint, config, bits, group_size)
+        self._n_weights = count_parameters(config.weights().values()).matrices
         self.backend = backend or plugins.start_backend(None, {})[0]
         self._dtypes = _dtypes(self.backend)
         first, own = self.backend, {**options, "dtype": REFERENCE}

@@ -12,7 +12,7 @@ DTYPE = Option("dtype", str, "float32", "type of everything", ("float32", "float
 @rwkv_core.hookimpl
 def rwkv_backends() -> list[Backend]:
     return [
-        Backend("array-api-strict", "the standard and no more", 1, lambda: Status(True), (DTYPE,))
+        Backend("array-api-strict", "the standard and no more", 2, lambda: Status(True), (DTYPE,))
     ]
 
 

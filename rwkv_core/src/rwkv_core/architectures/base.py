@@ -1,0 +1,169 @@
+"""What makes an RWKV version, and the sizes that make one model of it differ from another.
+
+A version's parameters are named tuples, whose fields are annotated with the tensors they come from:
+`key: Annotated[Matrix, matrix("key.weight", D, D)]`. So each tensor is declared once, beside the
+equations that use it, and all else that is to be known of the tensors is a function of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from numpy.typing import NDArray
+
+from rwkv_core.weights import Size, Weight
+
+# Names of the sizes of a model, for the shapes of its weights.
+D, F, V = "n_embd", "n_ffn", "n_vocab"
+
+
+class Group(NamedTuple):
+    """Annotation of a field that is a named tuple of further weights, or a tuple of those, one a
+    layer."""
+
+    prefix: str
+    """What the names of its tensors begin with; {} stands for the layer's number."""
+    alias: str = ""
+    """The same in files of the transformers library; "" where that is `prefix`."""
+    feeds_stream: bool = False
+    """As `Weight.feeds_stream`, of all its tensors."""
+
+    @property
+    def of_layers(self) -> bool:
+        return "{}" in self.prefix
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """An RWKV version.
+
+    Attributes:
+        name: as `Model.architecture` says it, such as "rwkv4".
+        title: as messages say it, such as "RWKV-4".
+        embedding: the table that tokens are looked up in.
+        parameters: the named tuple of all other weights; see the module.
+        state_rows: rows of width D that a layer's state has.
+        empty_state: of a configuration: the state of having read nothing, float64 [L, rows, D].
+        all_logits, last_logits: (ops, parameters, x [B, T, D], state [B, L, rows, D]) to logits
+            [B, T, V], or [B, 1, V] after the last token, and the state after it.
+    """
+
+    name: str
+    title: str
+    embedding: Weight
+    parameters: type
+    state_rows: int
+    empty_state: Callable[[Config], NDArray[Any]]
+    all_logits: Callable[..., tuple[Any, Any]]
+    last_logits: Callable[..., tuple[Any, Any]]
+
+
+class Config(NamedTuple):
+    """The sizes of a model."""
+
+    n_layer: int
+    n_embd: int
+    n_ffn: int
+    """The width inside a feed-forward block, 4 x n_embd in every published RWKV-4."""
+    n_vocab: int
+    architecture: Architecture
+
+    def weights(self) -> dict[str, Weight]:
+        """Return the model's tensors by name, in the order in which a token uses them."""
+        declared = declared_weights(self.architecture, self.n_layer)
+        return {
+            name: weight._replace(shape=self._sizes(weight.shape))
+            for name, weight in declared.items()
+        }
+
+    def parameters(self, make: Callable[[Weight], Any]) -> Any:
+        """Return the architecture's parameters, with what `make` returns for each weight."""
+        sized = partial(_make_sized, make, self.weights())
+        return fill(self.architecture.parameters, self.n_layer, sized)
+
+    def empty_state(self) -> NDArray[Any]:
+        """Return the state of having read nothing, float64 [L, rows, D]."""
+        return self.architecture.empty_state(self)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The numbers by name."""
+        return {name: size for name, size in self._asdict().items() if isinstance(size, int)}
+
+    def _sizes(self, shape: tuple[Size, ...]) -> tuple[int, ...]:
+        return tuple(getattr(self, size) if isinstance(size, str) else size for size in shape)
+
+
+def declared_weights(architecture: Architecture, n_layer: int) -> dict[str, Weight]:
+    """Return the tensors of a model by name, in the order of use, with sizes by name."""
+    found = [architecture.embedding]
+    fill(architecture.parameters, n_layer, found.append)
+    return {weight.name: weight for weight in found}
+
+
+_ROOT = Group("")
+
+
+# No closure and no comprehension may hold `make` below: their frames, and so the matrices loaded so
+# far, would stay alive in the traceback of an error.
+def fill(kind: Any, n_layer: int, make: Callable[[Weight], Any], group: Group = _ROOT) -> Any:
+    """Return the named tuple `kind` with what `make` returns for each weight, called in order.
+
+    The weights have full names, and sizes by name. `group` is what `kind` is in.
+    """
+    values: list[Any] = []
+    for part, note in _fields(kind):
+        if isinstance(note, Weight):
+            values.append(make(_weight_in(group, note)))
+        elif note.of_layers:
+            groups = [_group_in(group, note, i) for i in range(n_layer)]
+            values.append(tuple(map(partial(fill, part, n_layer, make), groups)))
+        else:
+            values.append(fill(part, n_layer, make, _group_in(group, note)))
+    return kind._make(values)
+
+
+def _make_sized(make: Callable[[Weight], Any], weights: dict[str, Weight], weight: Weight) -> Any:
+    return make(weights[weight.name])
+
+
+def _weight_in(group: Group, weight: Weight) -> Weight:
+    return weight._replace(
+        name=group.prefix + weight.name,
+        alias=group.alias + (weight.alias or weight.name),
+        feeds_stream=group.feeds_stream or weight.feeds_stream,
+    )
+
+
+def _group_in(group: Group, inner: Group, layer: int = 0) -> Group:
+    return Group(
+        group.prefix + inner.prefix.format(layer),
+        group.alias + (inner.alias or inner.prefix).format(layer),
+        group.feeds_stream or inner.feeds_stream,
+    )
+
+
+def leaves(parameters: Any) -> Iterator[tuple[Weight, Any]]:
+    """Yield what `fill` put into a named tuple, in order, each with its declaration."""
+    kind: Any = type(parameters)
+    for value, (_, note) in zip(parameters, _fields(kind), strict=True):
+        if isinstance(note, Weight):
+            yield note, value
+        else:
+            for part in value if note.of_layers else [value]:
+                yield from leaves(part)
+
+
+@cache
+def _fields(kind: Any) -> list[tuple[Any, Weight | Group]]:
+    """Return each field's annotation, and of a group its named tuple."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for hint in hints.values():
+        note = hint.__metadata__[0]
+        of_layers = isinstance(note, Group) and note.of_layers
+        found.append((get_args(hint.__origin__)[0] if of_layers else hint.__origin__, note))
+    return found
