@@ -79,8 +79,6 @@ def test_below_the_smallest_target_the_message_gives_one_that_does():
 def test_a_target_that_is_shown_is_enough(n_bytes):
     shown = target_bytes(float(as_target(n_bytes)))
     assert n_bytes <= shown <= n_bytes + max(1000, n_bytes // 1000)
-    weights = Config(32, 4096, 16384, 50277, RWKV4).weights().values()
-    sizes, vectors = model_bytes(weights, "float16", "float32")
 
 
 def test_a_large_head_stays_so_that_the_slots_are_small():
