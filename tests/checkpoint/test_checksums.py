@@ -85,3 +85,27 @@ def test_a_directory_that_points_at_another_member_is_refused(tmp_path: Path) ->
     (tmp_path / "m.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match="'archive/data/0' is not where the zip directory"):
         open_checkpoint(tmp_path / "m.pth")
+
+
+def test_a_checksum_of_zero_beside_others_is_one(tmp_path: Path) -> None:
+    write_pth(tmp_path / "m.pth", random_weights(1, 8, 20) | {"ramp": RAMP})
+    with zipfile.ZipFile(tmp_path / "m.pth") as archive:
+        data = RAMP.tobytes()
+        (member,) = (m for m in archive.infolist() if archive.read(m) == data)
+    content = (tmp_path / "m.pth").read_bytes()
+    crc = member.CRC.to_bytes(4, "little")
+    (tmp_path / "m.pth").write_bytes(content.replace(crc, bytes(4)))
+    with open_checkpoint(tmp_path / "m.pth") as checkpoint:
+        checkpoint.read("ramp")
+        with pytest.raises(CheckpointError, match="the bytes of ramp fail the file's checksum"):
+            checkpoint.verify("ramp")
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_pth(tmp_path / "m.pth", random_weights(1, 8, 20))
+    with zipfile.ZipFile(tmp_path / "m.pth", "a") as archive:
+        name = archive.namelist()[-1]
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(name, b"other")
+    with pytest.raises(CheckpointError, match="two of its zip members have one name"):
+        open_checkpoint(tmp_path / "m.pth")

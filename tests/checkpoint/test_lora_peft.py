@@ -98,6 +98,7 @@ def test_a_whole_peft_model_that_is_not_merged(tmp_path, weights):
 
 OTHER_ADAPTERS = {
     "DoRA": f"base_model.model.{KEY}.lora_magnitude_vector",
+    "LoRA with biases": f"base_model.model.{KEY}.lora_B.bias",
     "PiSSA": f"{KEY}.init_lora_A",
     "Bone": f"{KEY}.bone",
     "IA3": f"base_model.model.{KEY}.ia3_l",
@@ -121,6 +122,10 @@ def test_another_kind_of_adapter_is_named_by_its_tensors(tmp_path, folder, weigh
     ("kind", "config"),
     [
         ("DoRA", {"use_dora": True}),
+        ("QALoRA", {"use_qalora": True}),
+        ("aLoRA", {"alora_invocation_tokens": [1, 2]}),
+        ("LoRA with replicated layers", {"layer_replication": [[0, 2], [1, 2]]}),
+        ("LoRA with biases", {"lora_bias": True}),
         ("PiSSA", {"init_lora_weights": "pissa_niter_16"}),
         ("OLoRA", {"init_lora_weights": "olora"}),
         ("BONE", {"peft_type": "BONE"}),
@@ -142,6 +147,17 @@ def test_a_configuration_that_is_damaged_is_one_line(tmp_path, folder, weights, 
     peft = write_adapter(tmp_path / "peft", peft_names(factors(weights)))
     (peft / "adapter_config.json").write_text(content)
     assert "adapter_config.json: is no JSON object" in refusal_of(folder, peft, None)
+
+
+@pytest.mark.parametrize("prefix", ["", "rwkv."])
+def test_an_adapter_of_the_head_alone_is_merged(tmp_path, folder, weights, prefix):
+    a, b = np.full((2, 32), 0.5, np.float32), np.full((N_VOCAB, 2), 0.25, np.float32)
+    names = [f"base_model.model.{prefix}head.lora_{part}.weight" for part in "AB"]
+    peft = write_adapter(tmp_path / "peft", dict(zip(names, (a, b), strict=True)))
+    with open_model(folder / "base.pth", lora=peft) as model:
+        found = model.read("head.weight")
+    expected = weights["head.weight"].astype(np.float32) + (b @ a) * (ALPHA / 2)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_two_adapters_in_one_file_are_refused(tmp_path, folder, weights):

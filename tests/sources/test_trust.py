@@ -108,6 +108,9 @@ SECRET = [
     "s3://me:SECRET@bucket/m.pth",
     "hf://me:SECRET@owner/repo/m.pth",
     "hf://owner/repo/m.pth?token=SECRET",
+    "hf://owner/repo?token=SECRET",
+    "hf://owner/repo?token=SECRET/m.pth",
+    "hf://owner/repo/m.pth%3Ftoken=SECRET",
     "https://huggingface.co/owner/repo?token=SECRET",
 ]
 

@@ -153,17 +153,10 @@ def load_state(path: str | os.PathLike[str]) -> State:
     """
     from safetensors import SafetensorError, safe_open
 
-    _check_path(path)
-    if not Path(path).is_file():
-        found = "no regular file" if Path(path).exists() else "no such file"
-        raise StateError(f"{path}: {found}, expected one that save_state wrote")
+    check_state_file(path)
     try:
-        _check_sizes(_header(path))
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                found = printable(metadata.get("format", "another kind of safetensors file"), 80)
-                raise StateError(f"{path}: found {found!r}, expected {_FORMAT!r}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             pending = bytes.fromhex(metadata["pending"])
             state = State(tensors["state"], tensors.get("logits"), pending, metadata["model"])
@@ -173,6 +166,25 @@ def load_state(path: str | os.PathLike[str]) -> State:
         raise StateError(f"{path}: not a state file, or damaged ({printable(error)})") from error
     _check_values(path, state)
     return state
+
+
+def check_state_file(path: str | os.PathLike[str]) -> None:
+    """Raise StateError unless a file begins as a state does; its values are not read."""
+    _check_path(path)
+    if not Path(path).is_file():
+        found = "no regular file" if Path(path).exists() else "no such file"
+        raise StateError(f"{path}: {found}, expected one that save_state wrote")
+    try:
+        header = _header(path)
+        _check_sizes(header)
+        metadata = dict(header.get("__metadata__", {}))
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise StateError(f"{path}: not a state file, or damaged ({printable(error)})") from error
+    if metadata.get("format") != _FORMAT:
+        named = printable(str(metadata.get("format", "another kind of safetensors file")), 80)
+        raise StateError(f"{path}: found {named!r}, expected {_FORMAT!r}")
 
 
 def load_transcript(path: str | os.PathLike[str]) -> str:

@@ -1,4 +1,6 @@
-"""RWKV-4, over TensorOps: the one place with the equations.
+"""RWKV-4, over TensorOps: its weights, its state and its equations.
+
+The WKV scan is one of the contract's operations: its equation is in `TensorOps.wkv`.
 
 Source: B. Peng et al., RWKV: Reinventing RNNs for the Transformer Era (2023), section 3 and its
 appendix on the RNN cell; names and initial state as in BlinkDL's RWKV-LM, RWKV-4.

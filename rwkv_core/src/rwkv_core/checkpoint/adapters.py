@@ -19,6 +19,7 @@ CONFIG_NAME = "adapter_config.json"
 # Kinds of adapters that are not W + B @ A, and what in a tensor's name tells them.
 _OTHER_KINDS = (
     ("DoRA", r"lora_magnitude_vector"),
+    ("LoRA with biases", r"\.lora_[AB](\.[^.]+)?\.bias$"),
     ("PiSSA", r"init_lora_[AB]|pissa"),
     ("Bone", r"\.(bone|miss)(_|\.|$)"),
     ("DiSHA", r"\.disha(_|\.|$)"),
@@ -37,6 +38,15 @@ _OTHER_KINDS = (
     ("trainable tokens", r"trainable_tokens_delta"),
     ("state tuning", r"\.time_state$"),
 )
+# Keys of a configuration that make an adapter more than W + B @ A.
+_OTHER_SETTINGS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "layer_replication": "LoRA with replicated layers",
+    "lora_bias": "LoRA with biases",
+}
 # Initializations after which the adapter belongs to a changed base model.
 _CHANGED_BASES = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ"}
 
@@ -60,8 +70,9 @@ def adapter_config(path: Path) -> AdapterConfig:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise _other_kind(path, str(kind)[:40], "peft_type")
-    if config.get("use_dora"):
-        raise _other_kind(path, "DoRA", "use_dora")
+    for key, name in _OTHER_SETTINGS.items():
+        if config.get(key):
+            raise _other_kind(path, name, key)
     initialized = str(config.get("init_lora_weights", "")).lower()
     for prefix, name in _CHANGED_BASES.items():
         if initialized.startswith(prefix):

@@ -19,11 +19,11 @@ from rwkv_core.weights import Weight
 # Modules that wrap others: torch.compile's `_orig_mod`, FSDP's `_fsdp_wrapped_module`, DDP's
 # `module`, PEFT's `base_layer` around a layer with an adapter and `modules_to_save` around a copy.
 _WRAPPER = re.compile(
-    r"(?:(?<=\.)|^)(?:_[a-z_]+|module|base_layer|modules_to_save(?:\.default)?)\."
+    r"(?:(?<=\.)|^)(?:_[a-z_]+|(?:inner_)?module|inner_model|base_layer|modules_to_save(?:\.default)?)\."
 )
 # A prefix is what stands before a block or the embedding.
 _PREFIX = re.compile(
-    r"^(.*?\.)??(?=blocks\.[0-9]+\.|(?:emb|embeddings)\.(?:weight$|lora_embedding_))"
+    r"^(.*?\.)??(?=blocks\.[0-9]+\.|(?:emb|embeddings)\.(?:weight$|lora_embedding_)|head\.lora_)"
 )
 _USUAL_PREFIXES = ("model.", "rwkv.")  # in a file of LoRA weights without a block
 _TIED = "rwkv.embeddings.weight"

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,12 +23,14 @@ from rwkv_core.util.printable import printable
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# A 40-layer model needs 200 kB of pickle and 100 kB of zip directory. More costs time and memory.
-MAX_PICKLE_BYTES = 2**20
+# A 40-layer model needs 200 kB of pickle and 100 kB of zip directory, a trainer's list of losses
+# some MB. More costs time and memory.
+MAX_PICKLE_BYTES = 4 * 2**20
 MAX_DIRECTORY_BYTES = 2 * 2**20
 # Where training scripts keep the weights among the rest.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")
 MAX_DEPTH = 5
+_EMBEDDING = re.compile(r"(^|\.)(emb|embeddings)\.weight$")
 LOCAL_HEADER_BYTES = 30
 UTF8_NAME = 1 << 11  # the flag of a member whose name is UTF-8
 
@@ -52,8 +55,9 @@ def pth_pieces(file: MappedFile) -> dict[str, Piece]:
     prefix = _prefix(file.path, members)
     _check_byte_order(file, members.get(f"{prefix}byteorder"))
     tensors = _tensors(file, members[f"{prefix}data.pkl"])
+    checked = any(member.CRC for member in members.values())
     return {
-        name: _piece(file, name, tensor, members.get(f"{prefix}data/{tensor.storage.key}"))
+        name: _piece(file, name, tensor, members.get(f"{prefix}data/{tensor.storage.key}"), checked)
         for name, tensor in tensors.items()
     }
 
@@ -70,13 +74,19 @@ class _DirectoryReader(io.FileIO):
 def _members(file: MappedFile) -> Mapping[str, zipfile.ZipInfo]:
     try:
         with _DirectoryReader(file.path) as raw, zipfile.ZipFile(raw) as archive:
-            return {member.filename: member for member in archive.infolist()}
+            members = archive.infolist()
     # zipfile raises half a dozen kinds of error over a damaged directory, and documents one.
     except Exception as error:
         raise CheckpointError(
             f"{file.path}: truncated or damaged: its zip directory cannot be read ({error}); "
             "download it again"
         ) from error
+    by_name = {member.filename: member for member in members}
+    if len(by_name) < len(members):
+        raise CheckpointError(
+            f"{file.path}: damaged: two of its zip members have one name; download it again"
+        )
+    return by_name
 
 
 def _prefix(path: Path, members: Mapping[str, zipfile.ZipInfo]) -> str:
@@ -111,7 +121,7 @@ def _tensors(file: MappedFile, member: zipfile.ZipInfo) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{file.path}: damaged: {error} in its data.pkl; download it again"
         ) from error
-    tensors = _state_dict(content)
+    tensors = _state_dict(file.path, content)
     if not tensors:
         raise CheckpointError(
             f"{file.path}: holds no state dict: no dictionary of named tensors was found in it; "
@@ -139,40 +149,67 @@ def _is_quantized(value: Any) -> bool:
     )
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The dictionary with the most named tensors, however deep a trainer put it.
+def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    """Return the model's dictionary of named tensors, however deep a trainer put it.
 
-    Among equal ones, such as a model and its moving average, one under a usual name counts.
+    It is the first with an embedding under the usual names alone; else the one with the most
+    tensors. Raises CheckpointError where several have as many: a model and its gradients, say.
     """
-    found: list[dict[str, Tensor]] = [{}]
-    level, seen = [content], {id(content)}
+    found: list[tuple[bool, str, dict[str, Tensor]]] = []
+    level, seen = [(True, "", content)], {id(content)}
     for _ in range(MAX_DEPTH):
-        found += [
-            {k: v for k, v in one.items() if isinstance(k, str) and isinstance(v, Tensor)}
-            for one in level
-            if isinstance(one, dict)
+        found += [(usual, key, _named(one)) for usual, key, one in level if isinstance(one, dict)]
+        below = [
+            (usual and child_usual, child_key, child)
+            for usual, _, one in level
+            for child_usual, child_key, child in _children(one)
+            if id(child) not in seen
         ]
-        below = [child for one in level for child in _children(one) if id(child) not in seen]
-        level = list({id(child): child for child in below}.values())
-        seen.update(map(id, level))
-    return max(found, key=len)
+        level = list({id(child): (usual, key, child) for usual, key, child in below}.values())
+        seen.update(id(child) for _, _, child in level)
+    for usual, _, tensors in found:
+        if usual and any(map(_EMBEDDING.search, tensors)):
+            return tensors
+    most = max((len(tensors) for _, _, tensors in found), default=0)
+    largest = [(key, tensors) for _, key, tensors in found if len(tensors) == most]
+    usual_ones = [(key, tensors) for usual, key, tensors in found if usual and len(tensors) == most]
+    if usual_ones:
+        return usual_ones[0][1]
+    if most and len(largest) > 1:
+        keys = ", ".join(repr(printable(key, 40)) for key, _ in largest[:3])
+        raise CheckpointError(
+            f"{path}: holds {len(largest)} state dicts of {most} tensors ({keys}), expected one; "
+            "save the model's alone with torch.save"
+        )
+    return largest[0][1] if largest else {}
 
 
-def _children(content: Any) -> list[Any]:
-    """The containers in a container, those under the usual names first."""
+def _named(content: dict[Any, Any]) -> dict[str, Tensor]:
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _children(content: Any) -> list[tuple[bool, str, Any]]:
+    """The containers in a container: whether under a usual name, the key, and the container.
+
+    Those under usual names come first, in the order of these.
+    """
     if isinstance(content, dict):
-        usual = [content[key] for key in WRAPPERS if key in content]
-        children = [*usual, *content.values()]
+        keys = [*(key for key in WRAPPERS if key in content), *content]
+        children = [(key in WRAPPERS, str(key), content[key]) for key in dict.fromkeys(keys)]
+    elif isinstance(content, list | tuple):
+        children = [(False, str(i), one) for i, one in enumerate(content)]
     else:
-        children = list(content) if isinstance(content, list | tuple) else []
+        children = []
     return [
-        one
-        for one in children
+        (usual, key, one)
+        for usual, key, one in children
         if isinstance(one, dict | list | tuple) and not isinstance(one, Tensor)
     ]
 
 
-def _piece(file: MappedFile, name: str, tensor: Tensor, member: zipfile.ZipInfo | None) -> Piece:
+def _piece(
+    file: MappedFile, name: str, tensor: Tensor, member: zipfile.ZipInfo | None, checked: bool
+) -> Piece:
     storage, item = tensor.storage, tensor.storage.dtype.itemsize
     if member is None or storage.n_elements * item > member.file_size:
         raise CheckpointError(
@@ -186,12 +223,8 @@ def _piece(file: MappedFile, name: str, tensor: Tensor, member: zipfile.ZipInfo 
         tuple(stride * item for stride in tensor.strides),
         storage.dtype,
     )
-    return Piece(file, extent, _checksummed(member, start))
-
-
-def _checksummed(member: zipfile.ZipInfo, start: int) -> Member | None:
-    """The member with its checksum; torch writes 0 for all where it was told to compute none."""
-    return Member(start, member.file_size, member.CRC) if member.CRC else None
+    # torch writes 0 for all members where it was told to compute no checksums.
+    return Piece(file, extent, Member(start, member.file_size, member.CRC) if checked else None)
 
 
 def _data_start(file: MappedFile, member: zipfile.ZipInfo) -> int:
@@ -219,12 +252,15 @@ def _data_start(file: MappedFile, member: zipfile.ZipInfo) -> int:
 def _read(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes:
     """A small member's bytes, checked against the directory's checksum."""
     start = _data_start(file, member)
-    content = file.bytes_at(start, min(member.file_size, limit + 1))
-    checksum = _checksummed(member, start)
-    if len(content) > limit or (checksum and zlib.crc32(content) != checksum.crc):
+    if member.file_size > limit:
         raise CheckpointError(
-            f"{file.path}: damaged: {member.filename[:80]!r} is {member.file_size} bytes (at most "
-            f"{limit} were expected) or fails its checksum; download it again"
+            f"{file.path}: {member.filename[:80]!r} has {member.file_size} bytes, at most {limit} "
+            "are read; re-save the state dict alone with torch.save"
+        )
+    content = file.bytes_at(start, member.file_size)
+    if member.CRC and zlib.crc32(content) != member.CRC:
+        raise CheckpointError(
+            f"{file.path}: damaged: {member.filename[:80]!r} fails its checksum; download it again"
         )
     return content
 

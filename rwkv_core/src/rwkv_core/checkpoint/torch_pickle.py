@@ -31,6 +31,8 @@ STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     "torch.IntStorage": np.dtype("<i4"),
     "torch.LongStorage": np.dtype("<i8"),
     "torch.BoolStorage": np.dtype("?"),
+    "torch.ComplexFloatStorage": np.dtype("<c8"),
+    "torch.ComplexDoubleStorage": np.dtype("<c16"),
     "torch.storage.UntypedStorage": np.dtype("u1"),
 }
 
@@ -76,6 +78,16 @@ _DICTIONARIES = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
 _BUILTINS = "bool bytearray bytes complex dict float frozenset int list object range set slice str"
+_FLOAT8 = ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")
+_GENERATORS = ("generator", "bit_generator", "randomstate")
+_SEEDS = ("SeedSequence", "__pyx_unpickle_SeedSequence")
+_BIT_GENERATORS = (
+    "_mt19937.MT19937",
+    "_pcg64.PCG64",
+    "_pcg64.PCG64DXSM",
+    "_philox.Philox",
+    "_sfc64.SFC64",
+)
 # Types whose instances hold data and no code, and the functions by which those are pickled.
 _DATA = frozenset(
     [
@@ -101,6 +113,13 @@ _DATA = frozenset(
         *("torch.serialization._get_layout", "torch.torch_version.TorchVersion"),
         *(f"torch.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)),
         *("torch.bfloat16", "torch.bool", "torch.complex64", "torch.complex128"),
+        *(f"torch.float8_{kind}" for kind in _FLOAT8),
+        # Tensors of kinds that no model here has; where one is a weight, it is called missing.
+        *("torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_sparse_tensor"),
+        "torch._utils._rebuild_meta_tensor_no_storage",
+        *(f"numpy.random._pickle.__{kind}_ctor" for kind in _GENERATORS),
+        *(f"numpy.random.{module}" for module in _BIT_GENERATORS),
+        *(f"numpy.random.bit_generator.{name}" for name in _SEEDS),
     ]
 )
 
@@ -174,9 +193,7 @@ class _Machine:
         target.extend(items)
 
     def push_int(self, value: int) -> None:
-        if not -(2**256) < value < 2**256:
-            raise Malformed("a number is out of range")
-        # No size has more than 63 bits; the state of a random generator has 128.
+        # No size has more than 63 bits; the state of a random generator has 128 and more.
         self.stack.append(value if -(2**63) <= value < 2**63 else OPAQUE)
 
     def push_global(self, module: object, name: object) -> None:
@@ -237,6 +254,8 @@ def _rebuild_tensor(
         raise Malformed("a tensor is described wrongly")
     if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         raise Malformed("a tensor has too many axes or strides")
+    if isinstance(extra, dict) and any(extra.values()):
+        raise PickleRefused(f"a tensor with torch's bit for {', '.join(extra)} (resolve it first)")
     if not isinstance(storage, Storage) or not all(map(_is_count, (offset, *shape, *strides))):
         raise Malformed("a tensor is described wrongly")
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -254,6 +273,8 @@ def _rebuild_parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> T
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """A tensor that has attributes of its own, which are dropped."""
     rebuilds = isinstance(function, _Global) and function.name.startswith("torch._utils._rebuild_")
+    if rebuilds and function.name in _DATA:
+        return OPAQUE
     if not rebuilds or not isinstance(kind, _Global) or not isinstance(arguments, tuple):
         raise PickleRefused("torch._tensor._rebuild_from_type_v2 of what is no tensor")
     return _CALLS[function.name](*arguments)

@@ -9,6 +9,7 @@ RWKV_DEBUG=1 adds the traceback to an error.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -92,6 +93,9 @@ example:
 rwkv-core help COMMAND shows what a command takes."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class _Version(argparse.Action):
     """Looks the version up when it is asked for: that takes a while."""
 
@@ -122,6 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except RWKVError as error:
         return _fail(str(error))
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            return _fail(one_line(error) + plugins.whose_code(error))
+        _discard_stdout()
+        return _fail(f"standard output cannot be written: {error.strerror}")
     # A plugin's or a library's own failure; hiding its traceback must not hide its kind.
     except Exception as error:
         return _fail(one_line(error) + plugins.whose_code(error))

@@ -21,7 +21,7 @@ from rwkv_core.cli.progress import read_prompt
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
 from rwkv_core.plugins.command import Command
-from rwkv_core.state import check_place
+from rwkv_core.state import check_place, check_state_file
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +43,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     options = sampling_options(args)
+    # Now, and not when the model is loaded or the text done.
+    if args.state is not None:
+        check_state_file(args.state)
     if args.save_state is not None:
-        # Now, and not when the text is done.
         check_place(args.save_state)
     rwkv = load_rwkv(args)
     if args.state is not None:

@@ -83,7 +83,8 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     encode_stop_strings(args.stop)
     check_tokens("stop_tokens", args.stop_token)
     for text in args.sampler:
-        find_sampler(text)
+        sampler, options = find_sampler(text)
+        sampler.start(options)  # which checks their values
     if args.seed is not None and args.seed < 0:
         raise OptionError(f"--seed: found {args.seed}, expected a whole number >= 0")
     numbers = (

@@ -58,6 +58,10 @@ def parse(address: str) -> HubFile | None:
     Raises DownloadError for one of the hub's that names no file of a model repository.
     """
     if address[:5].lower() == "hf://":
+        if "?" in unquote(address):
+            raise DownloadError(
+                f"{shown(address)}: an hf:// address has no query; {_EXPECTED}, and {_LOG_IN}"
+            )
         found = _HF.fullmatch(address[5:])
         if not found or found[1].startswith(("datasets/", "spaces/")):
             raise DownloadError(f"{shown(address)}: {_EXPECTED}")

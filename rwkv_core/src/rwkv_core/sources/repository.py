@@ -9,7 +9,7 @@ from rwkv_core.checkpoint import folder, sharded
 from rwkv_core.errors import DownloadError
 from rwkv_core.sources import hub
 
-_REPOSITORY = re.compile(r"hf://[^/@]+/[^/@]+(?:@[^/]+)?/?", re.IGNORECASE)
+_REPOSITORY = re.compile(r"hf://[^/@?%]+/[^/@?%]+(?:@[^/?]+)?/?", re.IGNORECASE)
 _EXPECTED = "expected hf://owner/repo/file, or a repository of transformers or PEFT"
 
 

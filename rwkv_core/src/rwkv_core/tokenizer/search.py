@@ -65,7 +65,12 @@ def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
     except DownloadError:
         return
     for path in found:
-        load_tokenizer(path)
+        try:
+            load_tokenizer(path)
+        except TokenizerError:
+            # Else what a server gave once, an error's page for instance, would be kept for ever.
+            path.unlink(missing_ok=True)
+            raise
     if found:
         return
     if "rwkv" in address.lower() and "world" in address.lower():
