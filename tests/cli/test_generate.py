@@ -214,8 +214,15 @@ def test_an_empty_backend_or_model_is_refused(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-n", "-1"], ["--stop", ""], ["--stop-token", "-1"], ["--sampler", "nosuch"]],
-    ids=lambda arguments: arguments[0],
+    [
+        ["-n", "-1"],
+        ["--stop", ""],
+        ["--stop-token", "-1"],
+        ["--sampler", "nosuch"],
+        ["--sampler", "dry:multiplier=-1"],
+        ["--state", "no/such.state"],
+    ],
+    ids="=".join,
 )
 def test_a_bad_option_is_refused_before_the_model_is_looked_for(arguments, capsys):
     for command in (["generate", "a"], ["chat"]):

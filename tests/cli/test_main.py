@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -253,6 +256,34 @@ def test_a_reader_that_goes_away_is_no_error(small_model):
         errors = process.stderr.read().decode().splitlines()
     assert process.returncode == 141
     assert len(errors) == 1 and errors[0].startswith("model: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*PROGRAM, "vram"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rwkv-core: error: standard output cannot be written: No space left")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals")
+def test_ctrl_c_while_modules_are_imported_prints_nothing():
+    # Interrupted where Python looks for the first module that the command line imports.
+    code = """
+        import importlib.abc, signal, sys
+        class Interrupting(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, *_):
+                if name == "rwkv_core.cli":
+                    signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, Interrupting())
+        from rwkv_core.__main__ import main
+        main()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT and done.stderr == done.stdout == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX shell")

@@ -299,3 +299,11 @@ def test_a_model_without_a_sound_tokenizer_is_not_fetched(web, address, file, to
     with pytest.raises(TokenizerError, match=message):
         tokenizer_before_load(address.replace("file.bin", file))
     assert not web.gets(file)
+
+
+def test_a_tokenizer_that_was_none_is_fetched_again(web, address, small_model):
+    web.files |= {"/a/file.bin": small_model.read_bytes(), "/a/tokenizer.json": b'{"error": 1}'}
+    with pytest.raises(TokenizerError):
+        tokenizer_before_load(address)
+    web.files["/a/tokenizer.json"] = small_model.with_name("tokenizer.json").read_bytes()
+    assert tokenizer_before_load(address) is not None

@@ -104,6 +104,6 @@ def test_a_model_of_another_vocabulary_fetches_none(web, models, backend):
 def test_a_world_model_runs_with_its_vocabulary(models, backend, tmp_path, capsys):
     path = tmp_path / "vocabulary.txt"
     path.write_text("".join(f"{n} {chr(96 + n)!r} 1\n" for n in range(1, 27)))
-    given = ["generate", "abc", "-n", "3", "-m", str(models[WORLD]), "-b", backend]
+    given = ["generate", "abc", "-n", "3", "--ignore-eos", "-m", str(models[WORLD]), "-b", backend]
     assert main([*given, "--tokenizer", str(path)]) == 0
     assert capsys.readouterr().out.strip().isalpha()

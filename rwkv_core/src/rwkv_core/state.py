@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkv_core.architectures.rwkv4 import AA, BB, EMPTY_PP, PP, STATE_ROWS
 from rwkv_core.errors import StateError
 from rwkv_core.util.atomic_write import replacing, temporary_folder
 from rwkv_core.util.printable import printable
@@ -219,6 +218,9 @@ def _is_scan_possible(array: Any) -> bool:
 
     It is 0, as aa is, where nothing was read: there pp is the empty state's.
     """
+    # Not before a state is read: it imports NumPy, which describing a backend does not need.
+    from rwkv_core.architectures.rwkv4 import AA, BB, EMPTY_PP, PP, STATE_ROWS
+
     if array.ndim != 3 or array.shape[1] != STATE_ROWS:
         return True  # of no shape of a state, which the model says
     aa, bb, pp = (array[:, row] for row in (AA, BB, PP))

@@ -1,4 +1,4 @@
-"""Activations as products with a matrix of each kind take them; see `panel_product`."""
+"""Activations as products with a matrix of each kind take them; see `panel_kernels`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rwkv_backend_numpy.numba.activations import prepared
 from rwkv_backend_numpy.numba.compiled import compiled, inner_sums
-from rwkv_backend_numpy.numba.panel_product import one_row
+from rwkv_backend_numpy.numba.panel_kernels import one_row
 from rwkv_backend_numpy.numba.panels import ROWS
 from rwkv_backend_numpy.numba.vector_kernels import layer_norm_row, sigmoid_of, wkv_row
 from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, is_over, take, wait

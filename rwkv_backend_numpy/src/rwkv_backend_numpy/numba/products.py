@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rwkv_backend_numpy.numba.activations import fill, prepared, rows_for
 from rwkv_backend_numpy.numba.compiled import compiled
 from rwkv_backend_numpy.numba.llvm_vectors import HAS_WIDE_VECTORS
-from rwkv_backend_numpy.numba.panel_product import eight_rows, four_rows, one_row, sixteen_rows
+from rwkv_backend_numpy.numba.panel_kernels import eight_rows, four_rows, one_row, sixteen_rows
 from rwkv_backend_numpy.numba.panels import ROWS, Matrix
 from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, take, take_range, wait
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rwkv_core.cli.chat_session import HELP, ChatSession
 from rwkv_core.cli.line_input import is_interactive
@@ -16,6 +17,7 @@ from rwkv_core.cli.model_arguments import (
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options, unescape
 from rwkv_core.plugins.command import Command
+from rwkv_core.state import check_state_file
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +45,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     refuse_stdin("chat", "start a single one")
     options = sampling_options(args)
+    if args.state is not None:
+        check_state_file(Path(args.state).expanduser())
     # Before anything reads from it, such as the question for a model: afterwards Python refuses.
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
