@@ -164,9 +164,9 @@ def test_a_mesh_that_no_size_of_the_model_fits_is_one_line(small_model, four_dev
     [
         ("mesh=99", "option mesh: found 99, expected at most"),
         ("mesh=0", "option mesh: found 0, expected at least 1"),
-        ("device=cpu:99", "option device: 'cpu:99' is not to be had here"),
+        ("device=cpu:99", "option device: 'cpu:99' is not available here"),
         ("device=gpu:x", "option device: found 'gpu:x', expected"),
-        ("device=nonsense", "option device: 'nonsense' is not to be had here"),
+        ("device=nonsense", "option device: 'nonsense' is not available here"),
     ],
 )
 def test_devices_that_are_not_there_are_one_line(capsys, option, message):

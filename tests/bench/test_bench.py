@@ -22,7 +22,7 @@ from rwkv_core.bench import (
 )
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.cli import main
-from rwkv_core.cli.signals import ending_in_order
+from rwkv_core.cli.signals import cleanup_on_signal
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.random_model import random_values, write_random_model
@@ -331,7 +331,7 @@ def test_sigterm_removes_the_temporary_folder(tmp_path):
 def test_a_second_signal_does_not_break_into_the_clearing_up(first, raised, second):
     """`timeout` for one sends two: to the program, and to its group."""
     cleared = False
-    with pytest.raises(raised), ending_in_order():
+    with pytest.raises(raised), cleanup_on_signal():
         try:
             signal.raise_signal(getattr(signal, first))
         finally:

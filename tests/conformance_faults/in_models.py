@@ -191,15 +191,15 @@ class _(Ops):
         return [n_tokens]
 
 
-@fault("agree: always the same", "agrees")
+@fault("broadcast: always the same", "agrees")
 class _(Ops):
-    def agree(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         return 0
 
 
-@fault("agree: 64 bits", "agrees")
+@fault("broadcast: 64 bits", "agrees")
 class _(Ops):
-    def agree(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         return number % 2**64
 
 

@@ -95,7 +95,7 @@ def test_stream_gives_out_whole_characters_as_soon_as_they_are(rwkv: RWKV) -> No
         ([b"c", b"b\n\nQ", b"a"], ["\n\n"], "cb"),  # inside a token
         ([b"a\n", b"a\n", b"\n\n", b"c"], ["\n\n"], "a\na"),  # begins in one, ends in another
         ([b"a", b"\n", b"a", b"\n"], ["\n\n"], "a\na\n"),  # never complete: all is given out
-        ([b"a", b"b", b"a", b"b", b"c"], ["abc"], "ab"),  # begins anew inside a failed beginning
+        ([b"a", b"b", b"a", b"b", b"c"], ["abc"], "ab"),  # starts again inside a failed beginning
         ([b"a", b"a", b"b"], ["ab", "b"], "a"),  # two end together
         ([b"a", b"b", b"c", b"\n"], ["bc", "abc\n"], ""),  # one inside another: the first begun
         ([b"a", b"b", b"c", b"a"], ["bc", "abc\n"], "a"),  # unless it does not come about

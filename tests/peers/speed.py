@@ -26,7 +26,7 @@ from speed_report import README, RESULTS, write_report, write_summary
 
 PREFILL, LONG_PREFILL = 256, 1024
 # A prompt is tried at growing lengths, as long as the next should take at most so many seconds.
-_LENGTHS, _LONGEST = (16, 64, PREFILL, LONG_PREFILL), 15.0
+_LENGTHS, _MAX_SECONDS = (16, 64, PREFILL, LONG_PREFILL), 15.0
 # Seconds after which threads that wait for the next call have left the cores.
 _REST = 0.1
 # In so many rounds at most the long prompt is read, too.
@@ -148,7 +148,7 @@ class Timed:
         self.process.prompt(_LENGTHS[0])
         lengths, a_token = [], 0.0
         for length in _LENGTHS:
-            if a_token * length > _LONGEST:
+            if a_token * length > _MAX_SECONDS:
                 break
             a_token = self.process.prompt(length) / length
             lengths.append(length)

@@ -1,6 +1,6 @@
 """The tables and the plot of what `speed.py` measured.
 
-python tests/peers/speed_report.py [FOLDER]    # anew, from the speed.json in it
+python tests/peers/speed_report.py [FOLDER]    # again, from the speed.json in it
 """
 
 from __future__ import annotations

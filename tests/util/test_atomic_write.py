@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rwkv_core.util.atomic_write import replacing, temporary_folder
+from rwkv_core.util.atomic_write import atomic_write, temporary_folder
 
 WRITES_UNTIL_KILLED = """
 import sys
-from rwkv_core.util.atomic_write import replacing
-with replacing("of-another") as file:
+from rwkv_core.util.atomic_write import atomic_write
+with atomic_write("of-another") as file:
     file.write(bytes(1000))
     file.flush()
     print("writing", flush=True)
@@ -32,13 +32,13 @@ def test_what_a_killed_process_leaves_is_removed_and_nothing_that_is_being_writt
         assert process.stdout is not None
         process.stdout.readline()
         (left,) = tmp_path.iterdir()
-        with replacing(tmp_path / "ours") as file:
+        with atomic_write(tmp_path / "ours") as file:
             file.write(b"1")
         assert left.exists()
         process.kill()
     assert left.exists()
     (tmp_path / ".rwkv-core-empty.partial").mkdir()
-    with replacing(tmp_path / "ours") as file:
+    with atomic_write(tmp_path / "ours") as file:
         file.write(b"2")
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     assert (tmp_path / "ours").read_bytes() == b"2"
@@ -46,7 +46,7 @@ def test_what_a_killed_process_leaves_is_removed_and_nothing_that_is_being_writt
 
 def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
     name = "n" * 255
-    with replacing(tmp_path / name) as file:
+    with atomic_write(tmp_path / name) as file:
         file.write(b"1")
     assert os.listdir(tmp_path) == [name]
 

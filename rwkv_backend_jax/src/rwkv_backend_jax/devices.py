@@ -36,7 +36,7 @@ def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
     # Of a platform that JAX knows but has no plugin for, it asserts that there is one.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0] or f"JAX has no {jax.config.jax_platforms} here"
-        what = f"option device: {name!r} is not to be had here" if name else "JAX finds no device"
+        what = f"option device: {name!r} is not available here" if name else "JAX finds no device"
         if jax.config.jax_platforms:
             reason += f"; JAX_PLATFORMS is {jax.config.jax_platforms!r}: unset it, or take cpu"
         raise BackendError(f"{what}: {reason}") from None
@@ -49,7 +49,7 @@ def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
         return devices[:mesh]
     if int(index or 0) >= len(devices):
         raise BackendError(
-            f"option device: {name!r} is not to be had here: JAX has {len(devices)} {platform}"
+            f"option device: {name!r} is not available here: JAX has {len(devices)} {platform}"
         )
     return [devices[int(index or 0)]]
 

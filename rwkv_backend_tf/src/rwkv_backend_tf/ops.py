@@ -76,7 +76,7 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 def tf_ops(dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> TFOps:
     """The one instance for these options: what is compiled belongs to it, and models share it.
 
-    Raises BackendError where the device is not to be had.
+    Raises BackendError where the device is not available.
     """
     return TFOps(dtype, runtime_dtype, use_gpu)
 
@@ -214,7 +214,7 @@ def _from_dlpack(array: NDArray[Any]) -> tf.Tensor:
 
 
 def tf_device(use_gpu: bool | None) -> str:
-    """TensorFlow's name of the device to use. Raises BackendError if it is not to be had."""
+    """TensorFlow's name of the device to use. Raises BackendError if it is not available."""
     if use_gpu is False:
         # Else eager operations on tensors of the CPU would take their results to the GPU.
         try:
@@ -222,7 +222,7 @@ def tf_device(use_gpu: bool | None) -> str:
         except RuntimeError:
             raise BackendError(
                 "option use_gpu: TensorFlow has the GPU in use in this process already, so that "
-                "False is not to be had; load the model in another process"
+                "False is not possible any more; load the model in another process"
             ) from None
         return _CPU
     if tf.config.list_logical_devices("GPU"):

@@ -24,7 +24,7 @@ from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.util.printable import printable
 from rwkv_core.util.threads import available_threads
 
-_MOST_THREADS = 1024
+_MAX_THREADS = 1024
 
 
 class TorchOps(TensorOps):
@@ -173,13 +173,13 @@ def _set_threads(threads: int | None) -> None:
             torch.set_num_threads(available_threads())
         return
     # Beyond what the system allows, OpenMP ends the process.
-    if not 1 <= threads <= _MOST_THREADS:
-        raise OptionError(f"option threads: found {threads}, expected 1 to {_MOST_THREADS}")
+    if not 1 <= threads <= _MAX_THREADS:
+        raise OptionError(f"option threads: found {threads}, expected 1 to {_MAX_THREADS}")
     torch.set_num_threads(threads)
 
 
 def torch_device(name: str | None) -> torch.device:
-    """The device of this name, or the best there is. Raises BackendError if it is not to be had."""
+    """The device of this name, or the best there is. Raises BackendError if it is not available."""
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -188,7 +188,7 @@ def torch_device(name: str | None) -> torch.device:
         probe(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BackendError(
-            f"option device: {name!r} is not to be had here: {first_sentence(error)}"
+            f"option device: {name!r} is not available here: {first_sentence(error)}"
         ) from None
     return device
 

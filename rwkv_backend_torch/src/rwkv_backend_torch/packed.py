@@ -26,7 +26,7 @@ _REPEATS = 4
 # Rows of a matrix that are widened at a time: they are multiplied with while in a cache.
 _BLOCK = 1024
 # Up to as many rows of x, torch's own product in 16 bits is faster than to widen.
-_FEW = 2
+_MAX_ROWS_16_BIT = 2
 
 # Without the choice among overloads, which takes longer than the operation's own overhead.
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
@@ -66,7 +66,7 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
 
 def widens(matrix: Tensor, x: Tensor) -> bool:
     """Whether this product is faster as `widened_product`: that of many rows in 16 bits."""
-    many = x.shape[0] * x.shape[1] > _FEW
+    many = x.shape[0] * x.shape[1] > _MAX_ROWS_16_BIT
     return _X86 and many and matrix.itemsize == 2 and matrix.device.type == "cpu"
 
 

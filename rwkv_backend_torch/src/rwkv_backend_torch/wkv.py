@@ -17,7 +17,7 @@ from rwkv_core.backends.tensor_ops import WKVState
 
 _BLOCK = 16
 # exp(60) times any value is in float32's range, and 1 beside it below float64's last digit.
-_MOST = 60.0
+_MAX_EXPONENT = 60.0
 _LOG2_E = 1 / math.log(2)
 
 
@@ -106,7 +106,7 @@ def _means(k: Tensor, v: Tensor, first: Tensor, state: WKVState) -> Tensor:
     aa, bb, pp = state
     # The present token's weight in units of exp(pp). Where it is beyond all measure bb, which is at
     # least 1, or 0 where nothing has been read, does not count: no need for a larger one.
-    now = _exp_((first + k).sub_(pp).clamp_(max=_MOST))
+    now = _exp_((first + k).sub_(pp).clamp_(max=_MAX_EXPONENT))
     return torch.addcmul(aa, now, v).div_(now.add_(bb))
 
 

@@ -19,7 +19,7 @@ from rwkv_core.loading import fingerprint_of
 from rwkv_core.model_file import open_model
 from rwkv_core.quantization import GROUP_SIZE, check_group_size, quantize
 from rwkv_core.sources import local_file
-from rwkv_core.util.atomic_write import replacing
+from rwkv_core.util.atomic_write import atomic_write
 
 SUFFIX = ".pqth"
 
@@ -60,7 +60,7 @@ def prequantize(
             raise OptionError(f"output: {target} is a file that is read; name another")
         _check_replaceable(target)
         try:
-            with replacing(target) as file:
+            with atomic_write(target) as file:
                 _write(checkpoint, config, bits, group_size, file, on_progress)
         except OSError as error:
             raise CheckpointError(

@@ -22,10 +22,10 @@ from rwkv_core.util.threads import available_threads
 BITS = (8, 4)
 GROUP_SIZE = 64
 # The largest weight taken; sums of its kind stay well inside float32.
-_LARGEST = 1e30
+_MAX_WEIGHT = 1e30
 # Weights that a thread takes: so many that NumPy's loops, which run side by side, take longer than
 # the Python between them, which does not. A thread then holds some 6 MiB.
-_AT_ONCE, _MOST_THREADS = 2**18, 8
+_CHUNK_SIZE, _MAX_THREADS = 2**18, 8
 _USUAL_SIZES = (128, 64, 32, 16)
 # Of the search for 4 bits: the part of the range that it starts from, and its rounds.
 _START, _ROUNDS = 0.95, 2
@@ -99,9 +99,9 @@ def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> Qu
     check_group_size(width, bits, group_size)
     shape = (rows, width // group_size)
     ends = _Ends(np.empty(shape, np.float32), np.empty(shape, np.float32))
-    step = max(1, _AT_ONCE // max(width, 1))
+    step = max(1, _CHUNK_SIZE // max(width, 1))
     parts = [slice(start, start + step) for start in range(0, rows, step)]
-    with ThreadPoolExecutor(min(available_threads(), _MOST_THREADS)) as threads:
+    with ThreadPoolExecutor(min(available_threads(), _MAX_THREADS)) as threads:
         list(threads.map(partial(_find_ends, array, ends), parts))
         float_type = _type_for(ends, 2**bits - 1)
         codes = np.empty((rows, width * bits // 8), np.uint8)
@@ -185,10 +185,10 @@ def _fill(matrix: QuantizedMatrix, array: NDArray[Any], ends: _Ends, part: slice
 def _type_for(ends: _Ends, levels: int) -> type[np.floating[Any]]:
     """float16 for scales and offsets, unless the matrix leaves the range where it is precise."""
     largest = np.maximum(abs(ends.low), abs(ends.high))
-    if not (largest <= _LARGEST).all():
+    if not (largest <= _MAX_WEIGHT).all():
         raise OptionError(
             f"weights: found {largest.max()} among them, expected finite ones of at most "
-            f"{_LARGEST:g}"
+            f"{_MAX_WEIGHT:g}"
         )
     # Scales about 2**-17 still have 7 bits in float16, whose steps are 2**-24 there.
     typical = largest.mean(dtype=np.float64) if largest.size else 0.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkv_core.errors import StateError
-from rwkv_core.util.atomic_write import replacing, temporary_folder
+from rwkv_core.util.atomic_write import atomic_write, temporary_folder
 from rwkv_core.util.printable import printable
 from rwkv_core.util.utf8 import unfinished_character
 
@@ -84,7 +84,7 @@ def save_state(path: str | os.PathLike[str], state: State, transcript: str = "")
         metadata["transcript"] = transcript
     data = save(tensors, metadata)
     try:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(data)
     except OSError as error:
         raise StateError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -204,10 +204,10 @@ def _check_values(path: str | os.PathLike[str], state: State) -> None:
 
     arrays = [state.array] if state.logits is None else [state.array, state.logits]
     if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays):
-        raise StateError(f"{path}: damaged: its values are not all finite floats; save it anew")
+        raise StateError(f"{path}: damaged: its values are not all finite floats; save it again")
     if not _is_scan_possible(state.array):
         raise StateError(
-            f"{path}: damaged: its weighted means have weights of 0 or less; save it anew"
+            f"{path}: damaged: its weighted means have weights of 0 or less; save it again"
         )
     if unfinished_character(state.pending) != state.pending:
         raise StateError(f"{path}: damaged: {state.pending!r} begins no UTF-8 character")

@@ -24,8 +24,8 @@ except ImportError as error:
     ) from error
 
 # Beyond, the matrix is restored once for all rows and multiplied with on the tensor cores.
-_MOST_ROWS = 8
-_LARGEST_GROUP = 256
+_MAX_ROWS = 8
+_MAX_GROUP_SIZE = 256
 _BLOCK_OUT, _BLOCK_IN = 16, 256
 
 
@@ -88,7 +88,7 @@ class TritonMatrix(TensorKernel):
 
     def product(self, x: Tensor) -> Tensor:
         """`x` [rows, in], of any float type, times the matrix, transposed: float32 [rows, out]."""
-        if x.shape[0] > _MOST_ROWS:
+        if x.shape[0] > _MAX_ROWS:
             return F.linear(x.bfloat16(), self.restored(torch.bfloat16)).float()
         n_out, n_in = self._shape
         scales, offsets, codes = self.tensors
@@ -104,7 +104,7 @@ class TritonMatrix(TensorKernel):
         """For the kernel of several products at once; None for groups that it does not know."""
         scales, offsets, codes = self.tensors
         size = self._group_size
-        if size & (size - 1) or not 16 <= size <= _LARGEST_GROUP:
+        if size & (size - 1) or not 16 <= size <= _MAX_GROUP_SIZE:
             return None
         bits = 4 if self._packed else 8
         return Weights(codes, scales, offsets, self._shape, bits, size)

@@ -13,7 +13,7 @@ from rwkv_backend_torch.ops import first_sentence, probe
 from rwkv_core.errors import BackendError, OptionError
 
 _EXPECTED = 'expected names with optional shares, such as cpu,cpu or "cuda:0=3,cuda:1=1"'
-_LARGEST_SHARE = 1e6
+_MAX_SHARE = 1e6
 
 
 class Share(NamedTuple):
@@ -37,10 +37,10 @@ def _parse(entry: object) -> Share:
     except ValueError:
         share = math.nan
     # Also false for NaN.
-    if not 0 < share <= _LARGEST_SHARE or not name:
+    if not 0 < share <= _MAX_SHARE or not name:
         raise OptionError(
             f"option devices: found {entry!r}, {_EXPECTED}; a share is above 0 and at most "
-            f"{_LARGEST_SHARE:g}"
+            f"{_MAX_SHARE:g}"
         )
     return Share(name, share)
 
@@ -52,12 +52,12 @@ def default_devices() -> list[Share]:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name, with its number. Raises BackendError if it is not to be had."""
+    """The device of this name, with its number. Raises BackendError if it is not available."""
     try:
         return probe(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BackendError(
-            f"option devices: {name!r} is not to be had here: {first_sentence(error)}"
+            f"option devices: {name!r} is not available here: {first_sentence(error)}"
         ) from None
 
 

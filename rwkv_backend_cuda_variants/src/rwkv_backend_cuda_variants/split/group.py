@@ -73,7 +73,7 @@ class OneProcess:
             sums.append(first)
         return sums
 
-    def agree(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         return number
 
     def check_same(self, what: str, digest: int) -> None:
@@ -125,7 +125,7 @@ class Processes:
     def _sizes(self, width: int) -> list[int]:
         return [piece.stop - piece.start for piece in cuts(width, self._shares)]
 
-    def agree(self, number: int) -> int:
+    def broadcast(self, number: int) -> int:
         """The first process's `number`."""
         numbers = [number]
         _exchange(dist.broadcast_object_list, numbers, src=0, device=torch.device("cpu"))

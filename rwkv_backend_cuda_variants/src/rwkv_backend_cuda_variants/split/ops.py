@@ -178,7 +178,7 @@ class SplitOps(TorchOps):
         return array.copy()
 
     def embed(self, table: NDArray[Any], tokens: NDArray[np.int64]) -> Tensor:
-        # Before the processes go separate ways: what one alone computes, it waits for for ever.
+        # Check first: a process that computes alone would hang in the next collective.
         digest = zlib.crc32(repr(tokens.tolist()).encode(), self._digest)
         self._group.check_same("model, or other tokens to read,", digest)
         return TensorOps.embed(self, table, tokens)
@@ -204,8 +204,8 @@ class SplitOps(TorchOps):
         means, *after = in_lockstep(scan, k, v, decay, first, *state)
         return means, tuple(after)
 
-    def agree(self, number: int) -> int:
-        return self._group.agree(number)
+    def broadcast(self, number: int) -> int:
+        return self._group.broadcast(number)
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         # Parameters are the one tuple among the arguments, the same in every call: placed once.

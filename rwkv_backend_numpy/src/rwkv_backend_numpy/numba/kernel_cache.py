@@ -83,7 +83,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """Compiles anew what cannot be read; what cannot be written is not kept."""
+    """Compiles again what cannot be read; what cannot be written is not kept."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:

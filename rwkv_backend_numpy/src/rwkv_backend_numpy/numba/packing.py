@@ -18,7 +18,7 @@ from rwkv_backend_numpy.numba.work_sharing import Counters, take_range
 from rwkv_core.quantization import QuantizedMatrix
 
 # As many products of codes with int16 as fit into a sum of 32 bits.
-_LARGEST_GROUP = 256
+_MAX_GROUP_SIZE = 256
 
 
 def float_matrix(array: NDArray[Any], kind: Kind, arena: Arena) -> Matrix:
@@ -42,8 +42,8 @@ def code_matrix(matrix: QuantizedMatrix, arena: Arena) -> Matrix:
     """With the groups that it has, or parts of them; their size is a multiple of DEPTH."""
     n_out, width = matrix.shape
     size = matrix.group_size
-    if size > _LARGEST_GROUP:
-        size = math.gcd(size, _LARGEST_GROUP)
+    if size > _MAX_GROUP_SIZE:
+        size = math.gcd(size, _MAX_GROUP_SIZE)
     n_groups, n_lines = width // size, size * matrix.bits // 32
     panels = _empty(arena, n_out, LINE * (1 + n_groups * (1 + n_lines)))
     groups = panels[:, LINE:].reshape(len(panels), n_groups, 1 + n_lines, LINE)

@@ -17,7 +17,7 @@ from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, take, t
 Floats = NDArray[np.float32]
 
 # Rows of activations come in multiples of so many, if there is more than one.
-FEW = 4
+ROW_MULTIPLE = 4
 # Rows of activations, and bytes of weights for a single row, that a thread takes at a time.
 _ROWS_IN_BLOCK, _BLOCK = 16, 2**16
 # Where there are 16 registers, not 32, they hold no more sums than four rows have. With 32 a batch
@@ -32,7 +32,7 @@ def product(matrix: Matrix, x: Floats) -> Floats:
         out = np.empty((1, matrix.n_out), np.float32)
         _of_one_row(matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, x[0], out[0])
         return out
-    padded = -(-n_rows // FEW) * FEW
+    padded = -(-n_rows // ROW_MULTIPLE) * ROW_MULTIPLE
     out = np.empty((padded, matrix.n_out), np.float32)
     rows = rows_for(matrix.kind, padded, matrix.depth)
     # What the kernel does not fill: columns that the matrix has for its panels, and rows.
@@ -74,7 +74,7 @@ def _of_rows(
     kind: Any, panels: NDArray[np.uint8], depth: int, n_groups: int, x: Floats,
     rows: Any, sums: Floats, units: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """`x` [rows, in] times a matrix to `out` [rows', out], rows' being a multiple of FEW.
+    """`x` [rows, in] times a matrix to `out` [rows', out], rows' being a multiple of ROW_MULTIPLE.
 
     The first phase puts the activations into `rows`, `sums` and `units`; see `activations`.
     """
@@ -123,7 +123,7 @@ def _times_rows(
             count = 8
             eight_rows(*given)
         else:
-            count = FEW
+            count = ROW_MULTIPLE
             four_rows(*given)
         if not whole:
             for i in range(count):

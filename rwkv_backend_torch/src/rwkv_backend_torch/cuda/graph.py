@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 # Of one function, for as many numbers of sequences; the one used least recently goes.
-_MOST_RECORDINGS = 8
+_MAX_RECORDINGS = 8
 
 
 class Recording:
-    """One call of `function(parameters, *tensors)`, to be had again with other tensors' values."""
+    """One call of `function(parameters, *tensors)`, repeated with other tensors' values."""
 
     def __init__(
         self, function: Callable[..., Any], parameters: Any, tensors: list[Tensor]
@@ -68,7 +68,7 @@ class RecordedFunction:
             self._parameters = parameters
         kind = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if kind not in self._recordings:
-            if len(self._recordings) == _MOST_RECORDINGS:
+            if len(self._recordings) == _MAX_RECORDINGS:
                 del self._recordings[next(iter(self._recordings))]
             self._recordings[kind] = None
             return None

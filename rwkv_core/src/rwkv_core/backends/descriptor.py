@@ -95,7 +95,7 @@ RUNTIME_DTYPE = Option(
     "runtime_dtype",
     str,
     None,
-    "type of vectors and of the state; by default float64 with dtype=float64, else float32",
+    "type of vectors and of the state; by default float32, or float64 if dtype is float64",
     ("float32", "float64"),
 )
 

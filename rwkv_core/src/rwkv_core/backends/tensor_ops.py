@@ -36,8 +36,8 @@ WKVState: TypeAlias = tuple[Array, Array, Array]
 
 EPSILON = 1e-5  # of every layer norm
 
-MOST_TOKENS = 512  # in a chunk of a prompt
-_FIXED_SIZES = (MOST_TOKENS, 256, 64, 16, 4, 1)
+MAX_TOKENS = 512  # in a chunk of a prompt
+_FIXED_SIZES = (MAX_TOKENS, 256, 64, 16, 4, 1)
 
 
 class TensorOps(ABC):
@@ -93,10 +93,9 @@ class TensorOps(ABC):
         return self.matrix(matrix.dequantize())
 
     def matrix_bytes(self, matrix: Matrix) -> int | None:
-        """Bytes of `matrix` that a product with one row reads; None where that is not known.
+        """Return the bytes of `matrix` that a product with one row reads; None if unknown.
 
-        By default what it says as `nbytes`, as arrays do, or if it is a tuple what its parts say
-        that are no plain numbers.
+        Default: `matrix.nbytes`; for a tuple, the sum over its arrays.
         """
         if not isinstance(matrix, tuple):
             return getattr(matrix, "nbytes", None)
@@ -212,18 +211,19 @@ class TensorOps(ABC):
         """
         return function
 
-    def agree(self, number: int) -> int:
-        """`number`, or where several processes compute one model together, the first one's.
+    def broadcast(self, number: int) -> int:
+        """Return the first process's `number`, where several processes compute one model together.
 
-        Seeds go through here, so that all of them choose the same tokens.
+        Returns `number` by default. Seeds go through here, so that all processes choose the same
+        tokens.
         """
         return number
 
     def chunks(self, n_tokens: int) -> list[int]:
         """Lengths, `n_tokens` in sum, of the pieces in which a prompt is read."""
         if not self.fixed_shapes:
-            whole, rest = divmod(n_tokens, MOST_TOKENS)
-            return [MOST_TOKENS] * whole + [rest] * (rest > 0)
+            whole, rest = divmod(n_tokens, MAX_TOKENS)
+            return [MAX_TOKENS] * whole + [rest] * (rest > 0)
         chunks: list[int] = []
         for size in _FIXED_SIZES:
             count, n_tokens = divmod(n_tokens, size)

@@ -34,7 +34,7 @@ _REST = 0.05
 _SAMPLING = Sampling(top_p=0.9)
 _ENDLESS = 10**9
 # Tokens of a prompt, some minutes of even a small model.
-_LONGEST = 2**20
+_MAX_LENGTH = 2**20
 
 
 def parse_shape(text: str) -> Config:
@@ -75,8 +75,8 @@ def bench(
     if not lengths or rounds < 1:
         raise OptionError("bench: expected a prompt length or more, and at least 1 round")
     for length in lengths:
-        if not 1 <= length <= _LONGEST:
-            raise OptionError(f"bench: prompt of {length} tokens, expected 1 to {_LONGEST}")
+        if not 1 <= length <= _MAX_LENGTH:
+            raise OptionError(f"bench: prompt of {length} tokens, expected 1 to {_MAX_LENGTH}")
     on_progress("loading")
     began = time.perf_counter()
     loaded = load(model, backend, **options)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 # Beyond so many seconds, no more rounds than the fewest.
-_LONG, _FEWEST = 8.0, 3
+_MAX_SECONDS, _MIN_ROUNDS = 8.0, 3
 
 
 def in_turn(jobs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
@@ -18,7 +18,7 @@ def in_turn(jobs: Sequence[Callable[[], object]], rounds: int) -> list[list[floa
     times: list[list[float]] = [[] for _ in jobs]
     began = time.perf_counter()
     for i in range(rounds + 1):
-        if i > _FEWEST and time.perf_counter() - began > _LONG:
+        if i > _MIN_ROUNDS and time.perf_counter() - began > _MAX_SECONDS:
             break
         taken = [seconds(job) for job in jobs]
         if i:

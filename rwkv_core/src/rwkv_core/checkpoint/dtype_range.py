@@ -13,7 +13,7 @@ from rwkv_core.errors import OptionError
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _TYPES = {"float16": np.dtype(np.float16), "bfloat16": _BFLOAT16, "float32": np.dtype(np.float32)}
 # The largest value of each type.
-_LARGEST = {
+_MAX_VALUES = {
     _TYPES["float16"]: 65504.0,
     _BFLOAT16: 3.3895314e38,
     _TYPES["float32"]: float(np.finfo(np.float32).max),
@@ -28,7 +28,7 @@ def check_range(what: str, array: NDArray[Any], dtype: str) -> None:
     kind = _TYPES.get(dtype)
     if kind is None or not array.size:
         return
-    if _LARGEST.get(array.dtype, np.inf) <= _LARGEST[kind]:
+    if _MAX_VALUES.get(array.dtype, np.inf) <= _MAX_VALUES[kind]:
         return
     for extreme in _extremes(array):
         with np.errstate(all="ignore"):
@@ -36,7 +36,7 @@ def check_range(what: str, array: NDArray[Any], dtype: str) -> None:
         if not fits:
             wider = "float32 or bfloat16" if dtype == "float16" else "float64"
             raise OptionError(
-                f"option dtype: {dtype} ends at {_LARGEST[kind]:.6g}, and {what} holds "
+                f"option dtype: {dtype} ends at {_MAX_VALUES[kind]:.6g}, and {what} holds "
                 f"{float(extreme):.6g}; take {wider}"
             )
 

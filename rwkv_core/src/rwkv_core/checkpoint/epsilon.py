@@ -20,7 +20,7 @@ from rwkv_core.checkpoint.reader import Checkpoint
 from rwkv_core.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
-_SMALLEST, _LARGEST = 1e-15, 1.0
+_MIN_EPSILON, _MAX_EPSILON = 1e-15, 1.0
 
 
 def configured_epsilon(path: Path) -> float:
@@ -32,10 +32,10 @@ def configured_epsilon(path: Path) -> float:
     epsilon = config.get("layer_norm_epsilon", EPSILON)
     if config.get("model_type") != "rwkv":
         return EPSILON
-    if type(epsilon) not in (int, float) or not _SMALLEST <= epsilon <= _LARGEST:
+    if type(epsilon) not in (int, float) or not _MIN_EPSILON <= epsilon <= _MAX_EPSILON:
         raise CheckpointError(
             f"{path}: layer_norm_epsilon is {str(epsilon)[:40]!r}, expected a number from "
-            f"{_SMALLEST:g} to {_LARGEST:g}, such as {EPSILON:g}"
+            f"{_MIN_EPSILON:g} to {_MAX_EPSILON:g}, such as {EPSILON:g}"
         )
     return float(epsilon)
 

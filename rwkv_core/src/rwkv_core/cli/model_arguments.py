@@ -28,7 +28,9 @@ def filled(text: str) -> str:
     return text
 
 
-def add_backend_arguments(parser: argparse.ArgumentParser, default: str = "the fastest") -> None:
+def add_backend_arguments(
+    parser: argparse.ArgumentParser, default: str = "the fastest one that suits the model's size"
+) -> None:
     """Declare -b and -o; `default` is what the help calls what runs without -b."""
     name = parser.add_argument(
         "-b",
@@ -57,8 +59,8 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--lora-alpha", type=float, metavar="A",
-        help="the alpha of their training, unless PEFT's adapter_config.json has it; alone, for "
-        "LoRA weights in the model's own file",
+        help="the alpha that they were trained with, unless PEFT's adapter_config.json has it; "
+        "without --lora, it merges the LoRA weights in the model's own file",
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from rwkv_core.cli.model_arguments import (
 )
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
-from rwkv_core.cli.signals import ending_in_order
+from rwkv_core.cli.signals import cleanup_on_signal
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.plugins.command import Command
@@ -37,7 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="a UTF-8 text")
     add_model_arguments(parser)
     add_tokenizer_argument(parser)
-    parser.add_argument("--context", type=int, metavar="N", help="begin anew after every N tokens")
+    parser.add_argument("--context", type=int, metavar="N", help="start again after every N tokens")
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="score the first N tokens of each file"
     )
@@ -119,7 +119,7 @@ def _compare(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
     rows = []
     for name in precisions.names:
         try:
-            with ending_in_order(), progress_line(name) as progress:
+            with cleanup_on_signal(), progress_line(name) as progress:
                 rows.append(precisions.compare(name, progress))
         except (BackendError, OptionError) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -184,7 +184,7 @@ COMMAND = Command(
     _run,
     """\
 Every token is scored, the first after token 0 (<|endoftext|>), with one state that runs through
-the whole text. With --context N the state begins anew, at token 0, after every N tokens. Bits per
+the whole text. With --context N the state starts again, at token 0, after every N tokens. Bits per
 byte count the text's bytes in UTF-8, so they compare models of different tokenizers.
 
 --compare prints a row for each precision: the dtypes that the backend has, and int8 and int4,

@@ -7,7 +7,7 @@ import os
 
 from rwkv_core.cli.model_arguments import add_lora_arguments, filled
 from rwkv_core.cli.progress import progress_line
-from rwkv_core.cli.signals import ending_in_order
+from rwkv_core.cli.signals import cleanup_on_signal
 from rwkv_core.cli.table import readable_bytes
 from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import printable
@@ -23,7 +23,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights that share a scale and an offset; by default 64",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=filled, metavar="FILE", help="by default MODEL's name with .pqth"
+        "--output",
+        type=filled,
+        metavar="FILE",
+        help="by default the model file's name with .pqth; replaces one that is there",
     )
     add_lora_arguments(parser)
 
@@ -31,7 +34,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from rwkv_core.pqth_writer import prequantize
 
-    with ending_in_order(), progress_line("quantizing") as progress:
+    with cleanup_on_signal(), progress_line("quantizing") as progress:
         path = prequantize(
             args.model,
             args.output,

@@ -33,9 +33,14 @@ def add_sampling_arguments(
     number("--top-k", int, plain["top_k"], "keep this many of the likeliest tokens; 0 keeps all")
     number("--typical-p", float, 1.0, "keep the most typical tokens up to this probability")
     number("--min-p", float, 0.0, "keep tokens at least this fraction as likely as the likeliest")
-    number("--repetition-penalty", float, 1.0, "above 1, against tokens generated before")
-    number("--presence-penalty", float, 0.0, "against tokens generated before, once")
-    number("--frequency-penalty", float, 0.0, "against them, for each time")
+    number("--repetition-penalty", float, 1.0, "above 1, makes tokens generated before less likely")
+    number("--presence-penalty", float, 0.0, "taken from the logit of each token generated before")
+    number(
+        "--frequency-penalty",
+        float,
+        0.0,
+        "taken from a token's logit for each time it was generated",
+    )
     group.add_argument(
         "--logit-bias", metavar="TOKEN=X", action="append", default=[],
         help="add X to a token's logit; may be repeated",
@@ -54,7 +59,7 @@ def add_sampling_arguments(
     )  # fmt: skip
     group.add_argument(
         "--ignore-eos", action="store_true",
-        help="go on after token 0, which ends a document, into another one",
+        help="do not stop at token 0, which ends a document",
     )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument(

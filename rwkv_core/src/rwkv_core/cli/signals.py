@@ -12,7 +12,7 @@ _NUMBERS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 @contextmanager
-def ending_in_order() -> Iterator[None]:
+def cleanup_on_signal() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP unwind the program, so that temporary files go, and only once."""
     before = {number: signal.getsignal(number) for number in _NUMBERS}
     for number in _NUMBERS:

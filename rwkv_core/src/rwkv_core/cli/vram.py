@@ -149,15 +149,15 @@ Computed from the model's shapes:
                     and of its channel mixing
 A tensor library's own share, such as a CUDA context, comes on top.
 
-With --target, for a backend that copies the matrices beyond it to the device ahead of their use;
-columns in GB:
+--target shows what a streaming backend keeps on a device: it copies the other matrices there ahead
+of their use. Columns in GB (10^9 bytes):
   matrices      how many stay on the device, of all
   resident      what those take
-  slots         two buffers for the others
+  slots         two buffers for the matrices that are copied
   total         all of that and the vectors; the embedding is in host memory
-  streamed      what is copied to the device for each token: this over the rate of the bus is the
-                least time that a token takes
-  least target  the smallest with which the model runs
+  streamed      what is copied to the device for each token; divided by the rate of the bus, it is
+                the least time that a token takes
+  least target  the smallest target with which the model runs
 
   rwkv-core vram
   rwkv-core vram --target 8 -o dtype=float16

@@ -188,4 +188,4 @@ def test_logits_are_float32_and_states_of_the_runtime_type(ops: TensorOps, model
 @pytest.mark.parametrize("number", [0, 7, 2**63, 2**128 - 1])
 def test_one_process_agrees_with_itself(ops: TensorOps, number: int) -> None:
     """Seeds have up to 128 bits."""
-    assert ops.agree(number) == number, "`agree` gives back the first process's number"
+    assert ops.broadcast(number) == number, "`broadcast` gives back the first process's number"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rwkv_core.architectures.base import Config
 from rwkv_core.architectures.published import published_configs
-from rwkv_core.backends.tensor_ops import MOST_TOKENS
+from rwkv_core.backends.tensor_ops import MAX_TOKENS
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.weights import count_parameters
 
@@ -54,7 +54,7 @@ def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
             if dtype != "float64"
         },
         (config.empty_state().size + config.n_vocab) * _FLOAT32,
-        MOST_TOKENS * widest * _FLOAT32,
+        MAX_TOKENS * widest * _FLOAT32,
     )
 
 

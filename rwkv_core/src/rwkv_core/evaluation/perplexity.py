@@ -99,7 +99,7 @@ def score(
     """Score a text, of one character at least.
 
     Arguments:
-        context: begin anew after every so many tokens; None: one state through the whole text.
+        context: start again after every so many tokens; None: one state through the whole text.
         max_tokens: score only this many from the beginning.
         on_progress: called with the tokens scored so far and in all.
 

@@ -41,7 +41,7 @@ class Comparison(NamedTuple):
     precision: str
     score: Score
     divergence: float
-    """Of its predictions from float32's, Kullback and Leibler's, in nats a token."""
+    """Mean KL divergence from float32's predictions, in nats per token."""
     matrix_bytes: int
     """Of all matrices, each of which is read once for a token that is decoded."""
 

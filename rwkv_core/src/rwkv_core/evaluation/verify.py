@@ -45,7 +45,7 @@ class Check:
     """How one backend did with one dtype.
 
     Attributes:
-        status: "pass", "FAIL", or "skipped" where it is not to be had on this machine.
+        status: "pass", "FAIL", or "skipped" where it is not available on this machine.
         error: the largest deviation found, of the logits' root mean square; None if none was.
         reason: why it was skipped, or how it failed other than by its numbers.
     """
@@ -69,7 +69,7 @@ def golden_cases(fingerprint: str) -> list[Case]:
             if of_model != fingerprint:
                 raise RWKVError(
                     f"{GOLDEN.name}: is of model {of_model}, the shipped model is {fingerprint}: "
-                    "make it anew with training/golden.py"
+                    "make it again with training/golden.py"
                 )
             names = ("tokens", "positions", "logits")
             count = len(list(file.keys())) // len(names)

@@ -133,7 +133,7 @@ def check_tokens(name: str, tokens: Collection[object]) -> None:
 class TokenCounts:
     """How often each token occurs in a history that grows, such as one generation's.
 
-    To count anew at each token would take the longer the more there is.
+    Recounting at each token would cost O(history).
     """
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ def sample(
         history: the tokens generated so far in this call, which the penalties go by.
         rng: gives one uniform number a token; none at temperature 0.
         processors: the user's own steps, run after the penalties.
-        counts: where counts of this history are kept from token to token; None counts anew.
+        counts: where counts of this history are kept from token to token; None recounts.
 
     Raises RWKVError for logits that are not numbers, OptionError for ones of another shape, for
     penalties that make them no numbers, or if nothing is left to choose.

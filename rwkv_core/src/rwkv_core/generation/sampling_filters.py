@@ -23,12 +23,12 @@ from rwkv_core.plugins.sampler import Logits
 Weights = NDArray[np.float64]
 Tokens = NDArray[np.integer[Any]]
 
-_FEW = 1024
+_MAX_SORTED = 1024
 """Tokens that are sorted as they are."""
 _BUCKET_BITS = 10
-_MOST_BUCKETS = 4 << _BUCKET_BITS
+_MAX_BUCKETS = 4 << _BUCKET_BITS
 _BLOCK = 256
-_LEAST_LOGIT = -745.0
+_MIN_LOGIT = -745.0
 """Of weight 0, as are all below it."""
 _ONE = np.float64(1).view(np.int64)
 
@@ -125,7 +125,7 @@ def typical(logits: Logits, weights: Weights, mass: float) -> Weights:
     Surprise is -log p, its expectation the entropy. Meister et al. 2022, "Locally Typical
     Sampling", section 3.
     """
-    logs = np.maximum(logits, _LEAST_LOGIT)
+    logs = np.maximum(logits, _MIN_LOGIT)
     # Surprise and entropy are both off by the logarithm of the sum, their difference is not.
     total = float(weights.sum())
     mean = float(np.einsum("i,i->", weights, logs)) / total
@@ -151,9 +151,9 @@ def _least_that_matters(weights: Weights, total: float, mass: float) -> float:
 def _first_of_mass(
     key: NDArray[np.int64], weights: Weights, wanted: float, last: int
 ) -> NDArray[np.bool]:
-    """Which tokens are the first by ascending `key`, then by number, as few as weigh `wanted`.
+    """Mask of the smallest prefix, in (key, token) order, whose weights reach `wanted`.
 
-    That is reached at a key of at most `last`.
+    They reach it at a key of at most `last`.
     """
     # By sums over buckets of keys: the tokens among which it is reached.
     near, keys, masses, before = None, key, weights, 0.0
@@ -162,13 +162,13 @@ def _first_of_mass(
     if 4 * np.count_nonzero(needed) < len(key):
         near = np.flatnonzero(needed)
         keys, masses = key[near], weights[near]
-    while len(keys) > _FEW and (low := int(keys.min())) < min(high := int(keys.max()), last):
+    while len(keys) > _MAX_SORTED and (low := int(keys.min())) < min(high := int(keys.max()), last):
         buckets = keys - low
         shift = max(0, (min(high, last) - low).bit_length() - _BUCKET_BITS)
         buckets >>= shift
         # Buckets after the last are not needed, but adding all the rest to one would be slow.
-        if (high - low) >> shift > _MOST_BUCKETS:
-            np.minimum(buckets, _MOST_BUCKETS, out=buckets)
+        if (high - low) >> shift > _MAX_BUCKETS:
+            np.minimum(buckets, _MAX_BUCKETS, out=buckets)
         reached = before + np.cumsum(np.bincount(buckets, masses))
         edge = min(int(np.searchsorted(reached, wanted)), len(reached) - 1)
         before = reached[edge - 1] if edge else before

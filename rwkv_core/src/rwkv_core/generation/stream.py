@@ -99,7 +99,9 @@ def _generator(model: Model, seed: Seed) -> np.random.Generator:
         return seed
     if seed is not None and (not is_whole(seed) or seed < 0):
         raise OptionError(f"seed: found {seed!r}, expected a whole number >= 0 or None")
-    return np.random.default_rng(model.ops.agree(secrets.randbits(128) if seed is None else seed))
+    return np.random.default_rng(
+        model.ops.broadcast(secrets.randbits(128) if seed is None else seed)
+    )
 
 
 @one_thread_at_a_time("__next__", "run", "close")

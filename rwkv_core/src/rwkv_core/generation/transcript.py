@@ -126,7 +126,7 @@ class Transcript:
     def go_back(self, place: int) -> tuple[list[int], State]:
         """Tokens of the text up to byte `place`, and the state after exactly that text.
 
-        Where no token ends at `place`, the text from the last mark to there is encoded anew. An
+        Where no token ends at `place`, the text from the last mark to there is encoded again. An
         unfinished character from before this generation cannot be undone: the state keeps it.
         """
         usable = [mark for mark in self._marks if mark.starts_text_at(place)]

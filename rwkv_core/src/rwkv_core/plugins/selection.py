@@ -207,7 +207,7 @@ def _not_ready(row: BackendInfo) -> str:
 
 
 def why_not(name: str) -> str:
-    """Why there is no backend `name` to be had here, and what to do about it."""
+    """Return why backend `name` is not available, and what to do about it."""
     rows = list_backends()
     for row in rows:
         if row.name == name:

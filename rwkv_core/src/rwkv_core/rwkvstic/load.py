@@ -216,7 +216,7 @@ class RWKV:
         sampling = replace(sampling, top_p=1.0)
         # So that numpy.random.seed makes a text repeatable, as it did.
         seed = int(np.random.randint(2**32, dtype=np.int64))
-        rng = np.random.default_rng(self.model.ops.agree(seed))
+        rng = np.random.default_rng(self.model.ops.broadcast(seed))
         return lambda logits: sample(logits, sampling, (), rng, keep)
 
     def _begun(self) -> State:

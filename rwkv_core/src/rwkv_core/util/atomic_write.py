@@ -28,7 +28,7 @@ _LOCK = "lock"
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A new file, which takes the place of `path` when the `with` block ends without an error.
 
     It goes where a symbolic link leads, and has the permissions of the file that it replaces.

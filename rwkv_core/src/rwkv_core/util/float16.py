@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Converted at a time, so that they stay in a cache.
-_AT_ONCE = 2**16
+_CHUNK_SIZE = 2**16
 _INFINITY = 0x7C00
 # Of a float16's bits 13 places further up: the sign, of which there are then four, and the rest.
 _KEPT = np.int32(-0x70002000)
@@ -21,8 +21,8 @@ def assign(out: NDArray[Any], array: NDArray[Any]) -> None:
         out[...] = array
         return
     numbers, to = array.reshape(-1), out.reshape(-1)
-    for start in range(0, numbers.size, _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
+    for start in range(0, numbers.size, _CHUNK_SIZE):
+        part = slice(start, start + _CHUNK_SIZE)
         to[part] = _widened(numbers[part])
 
 

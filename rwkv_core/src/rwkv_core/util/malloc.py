@@ -6,10 +6,10 @@ import numpy as np
 
 
 def keep_freed_memory() -> None:
-    """Have memory that arrays of up to 31 MB leave used for the next ones.
+    """Make glibc reuse freed blocks of up to 32 MB instead of returning them to the system.
 
-    glibc hands blocks above a limit back to the system, and fresh pages cost more than what is done
-    with them: half of a prompt's vector work, and four fifths of sampling. The limit rises, up to
-    32 MB, to the largest block that it has seen freed. Other systems' libraries take no notice.
+    Fresh pages cost half of a prompt's vector work, and four fifths of sampling. glibc returns
+    blocks above a limit, which rises, up to 32 MB, to the largest block freed so far. Does nothing
+    with other C libraries.
     """
     np.empty(31 << 20, np.uint8)
