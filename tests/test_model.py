@@ -25,6 +25,10 @@ def logits(model: rwkv_core.Model, *arguments: Any, **options: Any) -> np.ndarra
 def test_it_says_what_it_is(small_model: Path, backend: str) -> None:
     model = rwkv_core.load(small_model, backend=backend)
     assert (model.n_layer, model.n_embd, model.backend) == (2, 32, backend)
+    assert model.architecture == "rwkv4"
+    matrices = model.matrices()
+    assert len(matrices) == 15 and list(matrices)[-1] == "head.weight"
+    assert matrices["blocks.1.ffn.value.weight"] is model.parameters.blocks[1].channel.value
     found = logits(model, [1, 2, 3])
     assert (found.shape, found.dtype) == ((model.n_vocab,), np.float32)
 

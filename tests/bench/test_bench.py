@@ -27,7 +27,6 @@ from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.random_model import random_values, write_random_model
 from rwkv_core.util.threads import available_threads
-from rwkv_core.weights import count_parameters
 
 try:
     from rwkv_backend_numpy.numpy_ops import NumpyOps
@@ -80,7 +79,7 @@ def test_a_report_counts_the_bytes_and_operations(random_file, backend):
     report = bench(
         str(random_file), backend, {}, lengths=[5, 9], rounds=2, on_progress=stages.append
     )
-    counts = count_parameters(SHAPE.weights().values())
+    counts = SHAPE.count_parameters()
     assert (report.backend, report.parameters) == (backend, counts.total)
     assert report.load_seconds > 0 and report.peak_memory > 2**20
     decode = report.decode
@@ -117,7 +116,7 @@ def dtypes_of(backend):
 
 
 def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, backend):
-    counts = count_parameters(SHAPE.weights().values())
+    counts = SHAPE.count_parameters()
     for dtype in ("float32", "bfloat16", "int8", "int4"):
         try:
             options = Combination(backend, dtype).options()

@@ -89,6 +89,7 @@ WRAPPED = [
     (r"^(blocks\.\d+\.(?:att|ffn))\.", r"\1._checkpoint_wrapped_module._fsdp_wrapped_module."),
     (r"^(.*)\.(weight|bias)$", r"net.\1.module.\2"),
     (r"^(.*\.key)\.weight$", r"base_model.model.\1.base_layer.weight"),
+    (r"^(blocks\.\d+)\.", r"\1.inner_module."),
 ]
 
 

@@ -10,12 +10,11 @@ from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.backends.offload_plan import model_bytes, plan_offload
 from rwkv_core.cli import main
 from rwkv_core.evaluation import memory_estimate
-from rwkv_core.weights import count_parameters
 
 
 def test_counts_are_those_of_a_real_model():
     weights = random_weights(3, 32, 101)
-    counts = count_parameters(Config(3, 32, 128, 101, RWKV4).weights().values())
+    counts = Config(3, 32, 128, 101, RWKV4).count_parameters()
     assert counts.total == sum(array.size for array in weights.values())
     assert counts.embedding == counts.head == 101 * 32
     assert counts.vectors == sum(
@@ -31,7 +30,7 @@ def test_the_known_sizes_have_the_parameters_in_their_names():
 
 def test_weights_are_matrices_vectors_and_embedding():
     shape = Config(2, 64, 256, 100, RWKV4)
-    counts = count_parameters(shape.weights().values())
+    counts = shape.count_parameters()
     fixed = 2 * counts.embedding + 4 * counts.vectors
     found = memory_estimate.memory("m", shape).weights
     assert found["float32"] == 4 * counts.matrices + fixed

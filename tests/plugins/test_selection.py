@@ -57,6 +57,10 @@ BROKEN = {
         "KeyError: 'boom'",
     ),
     "newer": (good("newer", contract=99), "built for contract 99, this is contract 2"),
+    "older": (
+        good("older", contract=1),
+        "built for contract 1, this is contract 2: upgrade the backend",
+    ),
     "status-exits": (good("status-exits", status="exit"), "status check failed: SystemExit"),
     "interrupts": ("raise BaseException('odd')", "BaseException: odd"),
     "hook-exits": (

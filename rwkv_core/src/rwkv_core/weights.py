@@ -1,9 +1,9 @@
-"""A model's tensors: what an architecture declares of each, and what follows from the list."""
+"""A model's tensors: what an architecture declares of each, and their counts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ class Weight(NamedTuple):
     """From the float64 values of a vector in a file to those that the equations take."""
     mean: float = 0.0
     spread: float = 1.0
-    """Mean and standard deviation of a random model's values; a matrix's are divided by sqrt(in)
-    besides. They keep activations in the range of a trained model's."""
+    """Mean and standard deviation of a random model's values, which keep its activations in the
+    range of a trained model's. In a matrix or a table the deviation is divided by sqrt(in) too."""
     feeds_stream: bool = False
     """Whether its values, or its products, are added to the residual stream."""
 
@@ -72,12 +72,3 @@ class Counts(NamedTuple):
     @property
     def total(self) -> int:
         return self.embedding + self.vectors + self.matrices
-
-
-def count_parameters(weights: Iterable[Weight]) -> Counts:
-    """Return the numbers of parameters in a model's weights."""
-    counts = {"table": 0, "vector": 0, "block": 0, "head": 0}
-    for weight in weights:
-        place = "block" if weight.name.startswith("blocks.") else "head"
-        counts[place if weight.role == "matrix" else weight.role] += weight.size
-    return Counts(*counts.values())

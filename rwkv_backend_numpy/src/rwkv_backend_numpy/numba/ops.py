@@ -42,6 +42,7 @@ class NumbaOps(NumpyOps):
             raise OptionError(f"option group_size: found {group_size}, expected at least 1")
         self.dtype = self._chosen = dtype
         self._group_size = group_size
+        self._packed_model: tuple[Any, PackedModel | None] = None, None
         self._arena = Arena()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
@@ -92,24 +93,21 @@ class NumbaOps(NumpyOps):
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         pack = _ONE_TOKEN.get(kernel)
-        return function if pack is None else _with_kernel(function, pack)
+        if pack is None:
+            return function
 
+        def run(p: Any, x: Floats, state: Floats) -> tuple[Floats, Floats]:
+            model = self._packed(pack, p) if x.size == x.shape[-1] else None
+            return function(p, x, state) if model is None else model.run(x, state)
 
-def _with_kernel(
-    function: Callable[..., Any], pack: Callable[[Any], PackedModel | None]
-) -> Callable[..., Any]:
-    """A model's function, which runs a token of one sequence as what `pack` makes of the model."""
-    known, packed = None, None
+        return run
 
-    def run(p: Any, x: Floats, state: Floats) -> tuple[Floats, Floats]:
-        nonlocal known, packed
-        if x.size != x.shape[-1]:
-            return function(p, x, state)
+    def _packed(self, pack: Callable[[Any], PackedModel | None], p: Any) -> PackedModel | None:
+        known, packed = self._packed_model
         if p is not known:
-            known, packed = p, pack(p)
-        return function(p, x, state) if packed is None else packed.run(x, state)
-
-    return run
+            packed = pack(p)
+            self._packed_model = p, packed
+        return packed
 
 
 def _rows(x: Floats) -> Floats:

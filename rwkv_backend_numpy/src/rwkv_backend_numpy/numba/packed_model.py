@@ -31,7 +31,7 @@ def _matrices(block: Block) -> list[Matrix]:
 
 def _vectors(block: Block) -> list[Floats]:
     """Return a row of `Token.vectors`."""
-    (ln1, time, ln2, channel) = block
+    ln1, time, ln2, channel = block
     scan = [time.mix_k, time.mix_v, time.mix_r, time.decay, time.first]
     return [*ln1, *scan, *ln2, channel.mix_k, channel.mix_r]
 

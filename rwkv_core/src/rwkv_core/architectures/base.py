@@ -14,15 +14,14 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from numpy.typing import NDArray
 
-from rwkv_core.weights import Size, Weight
+from rwkv_core.weights import Counts, Size, Weight
 
 # Names of the sizes of a model, for the shapes of its weights.
 D, F, V = "n_embd", "n_ffn", "n_vocab"
 
 
 class Group(NamedTuple):
-    """Annotation of a field that is a named tuple of further weights, or a tuple of those, one a
-    layer."""
+    """Annotation of a field that holds a named tuple of weights, or one for each layer."""
 
     prefix: str
     """What the names of its tensors begin with; {} stands for the layer's number."""
@@ -42,7 +41,6 @@ class Architecture:
 
     Attributes:
         name: as `Model.architecture` says it, such as "rwkv4".
-        title: as messages say it, such as "RWKV-4".
         embedding: the table that tokens are looked up in.
         parameters: the named tuple of all other weights; see the module.
         state_rows: rows of width D that a layer's state has.
@@ -52,7 +50,6 @@ class Architecture:
     """
 
     name: str
-    title: str
     embedding: Weight
     parameters: type
     state_rows: int
@@ -84,6 +81,14 @@ class Config(NamedTuple):
         sized = partial(_make_sized, make, self.weights())
         return fill(self.architecture.parameters, self.n_layer, sized)
 
+    def count_parameters(self) -> Counts:
+        """Return the numbers of parameters."""
+        counts = {"table": 0, "vector": 0, "block": 0, "head": 0}
+        for name, weight in self.weights().items():
+            place = "block" if name.startswith("blocks.") else "head"
+            counts[place if weight.role == "matrix" else weight.role] += weight.size
+        return Counts(*counts.values())
+
     def empty_state(self) -> NDArray[Any]:
         """Return the state of having read nothing, float64 [L, rows, D]."""
         return self.architecture.empty_state(self)
@@ -112,7 +117,7 @@ _ROOT = Group("")
 def fill(kind: Any, n_layer: int, make: Callable[[Weight], Any], group: Group = _ROOT) -> Any:
     """Return the named tuple `kind` with what `make` returns for each weight, called in order.
 
-    The weights have full names, and sizes by name. `group` is what `kind` is in.
+    The weights have full names, and sizes by name. `group` is the one that holds `kind`.
     """
     values: list[Any] = []
     for part, note in _fields(kind):

@@ -138,7 +138,6 @@ def empty_state(config: Config) -> NDArray[Any]:
 
 RWKV4 = Architecture(
     name="rwkv4",
-    title="RWKV-4",
     embedding=table("emb.weight", V, D, alias="embeddings.weight", feeds_stream=True),
     parameters=Parameters,
     state_rows=STATE_ROWS,

@@ -23,7 +23,6 @@ from rwkv_core.loading import load
 from rwkv_core.model import Model
 from rwkv_core.rwkv import RWKV
 from rwkv_core.tokenizer import Tokenizer
-from rwkv_core.weights import Counts, count_parameters
 
 _BATCHES = (1, 4, 16)
 # Timed in a round of decoding.
@@ -93,7 +92,7 @@ def bench(
     on_progress("batches")
     return Report(
         name or model, loaded.backend, loaded.device, loaded.ops.dtype,
-        _counts(loaded).total, load_seconds, peak, first_token, decode,
+        loaded.config.count_parameters().total, load_seconds, peak, first_token, decode,
         tuple(prefill), _bench_batches(loaded, rounds),
     )  # fmt: skip
 
@@ -126,7 +125,7 @@ def _bench_first_token(model: Model, length: int, rounds: int) -> FirstToken:
 
 def bench_decode(model: Model, rounds: int) -> Decode:
     """Time single tokens, of the model alone and of a generation, in turn with their yardsticks."""
-    counts = _counts(model)
+    counts = model.config.count_parameters()
     stream = stream_for(model, counts.matrices)
     rwkv = RWKV(model, tokenizer=_NumberTokenizer(model.n_vocab))
     rwkv.load_context([1, 2, 3])
@@ -162,10 +161,6 @@ def bench_decode(model: Model, rounds: int) -> Decode:
     )
 
 
-def _counts(model: Model) -> Counts:
-    return count_parameters(model.config.weights().values())
-
-
 def _rest() -> None:
     time.sleep(_REST)
 
@@ -178,7 +173,7 @@ def _bench_prefill(model: Model, length: int, rounds: int) -> Prefill:
         model.to_numpy(model.forward(tokens)[0])
 
     taken, products = map(median, in_turn([prompt, bare_products(model, length)], rounds))
-    counts = _counts(model)
+    counts = model.config.count_parameters()
     # The head is multiplied with the last token alone.
     flops = 2 * (counts.block_matrices * length + counts.head)
     return Prefill(length, length / taken, flops / taken, flops / products, products / taken)

@@ -88,7 +88,7 @@ def _products(ops: TensorOps, p: Any, x: Array, state: Array) -> Array:
 
 
 def _block_products(ops: TensorOps, p: Any, x: Array, state: Array) -> tuple[Array, Array]:
-    """Each matrix times the last product of its width, and the sum of the products of x's."""
+    """Multiply each matrix with the latest product of its width; add those of x's width to x."""
     # The norm keeps the numbers in range, whose extremes would be slower.
     latest = {D: ops.layer_norm(x, *p.ln1)}
     total = x

@@ -17,9 +17,10 @@ from rwkv_core.errors import CheckpointError
 from rwkv_core.weights import Weight
 
 # Modules that wrap others: torch.compile's `_orig_mod`, FSDP's `_fsdp_wrapped_module`, DDP's
-# `module`, PEFT's `base_layer` around a layer with an adapter and `modules_to_save` around a copy.
+# `module`, `inner_module`, PEFT's `base_layer` around a layer with an adapter and `modules_to_save`
+# around a copy.
 _WRAPPER = re.compile(
-    r"(?:(?<=\.)|^)(?:_[a-z_]+|(?:inner_)?module|inner_model|base_layer|modules_to_save(?:\.default)?)\."
+    r"(?:(?<=\.)|^)(?:_[a-z_]+|(?:inner_)?module|base_layer|modules_to_save(?:\.default)?)\."
 )
 # A prefix is what stands before a block or the embedding.
 _PREFIX = re.compile(
@@ -103,12 +104,13 @@ def declared_weight(name: str) -> Weight | None:
 
 
 def canonical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """BlinkDL's shape for a vector, which others write with more or fewer axes of length 1.
+    """BlinkDL's shape for a `time_` vector, which others write with more or fewer axes of length 1.
 
     Any other tensor keeps its shape.
     """
     weight = declared_weight(name)
     long_axes = [n for n in shape if n != 1]
-    if weight is None or weight.role != "vector" or len(long_axes) != 1:
+    is_time = name.rpartition(".")[2].startswith("time_")
+    if weight is None or not is_time or len(long_axes) != 1:
         return shape
     return (*weight.shape[:-1], *long_axes)

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rwkv_core.checkpoint.memory_map import Extent, MappedCheckpoint, MappedFile, Member, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat
@@ -149,60 +149,62 @@ def _is_quantized(value: Any) -> bool:
     )
 
 
+class _Container(NamedTuple):
+    """A dictionary, list or tuple in what was saved."""
+
+    key: str
+    content: Any
+    is_usual: bool
+    """Whether only usual names lead to it."""
+
+
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     """Return the model's dictionary of named tensors, however deep a trainer put it.
 
-    It is the first with an embedding under the usual names alone; else the one with the most
-    tensors. Raises CheckpointError where several have as many: a model and its gradients, say.
+    That is the first one with an embedding that only usual names lead to, else the one with the
+    most tensors; of several such, a usual one: a model comes before its moving average. Raises
+    CheckpointError if none of several is usual, such as a model and its gradients.
     """
-    found: list[tuple[bool, str, dict[str, Tensor]]] = []
-    level, seen = [(True, "", content)], {id(content)}
+    found: list[tuple[_Container, dict[str, Tensor]]] = []
+    level, seen = [_Container("", content, True)], {id(content)}
     for _ in range(MAX_DEPTH):
-        found += [(usual, key, _named(one)) for usual, key, one in level if isinstance(one, dict)]
-        below = [
-            (usual and child_usual, child_key, child)
-            for usual, _, one in level
-            for child_usual, child_key, child in _children(one)
-            if id(child) not in seen
-        ]
-        level = list({id(child): (usual, key, child) for usual, key, child in below}.values())
-        seen.update(id(child) for _, _, child in level)
-    for usual, _, tensors in found:
-        if usual and any(map(_EMBEDDING.search, tensors)):
+        found += [(one, _named(one.content)) for one in level if isinstance(one.content, dict)]
+        below = [child for one in level for child in _children(one)]
+        level = list(
+            {id(one.content): one for one in below if id(one.content) not in seen}.values()
+        )
+        seen.update(id(one.content) for one in level)
+    for container, tensors in found:
+        if container.is_usual and any(map(_EMBEDDING.search, tensors)):
             return tensors
-    most = max((len(tensors) for _, _, tensors in found), default=0)
-    largest = [(key, tensors) for _, key, tensors in found if len(tensors) == most]
-    usual_ones = [(key, tensors) for usual, key, tensors in found if usual and len(tensors) == most]
-    if usual_ones:
-        return usual_ones[0][1]
-    if most and len(largest) > 1:
-        keys = ", ".join(repr(printable(key, 40)) for key, _ in largest[:3])
+    most = max((len(tensors) for _, tensors in found), default=0)
+    largest = [one for one in found if len(one[1]) == most]
+    chosen = [one for one in largest if one[0].is_usual] or largest
+    if most and len(chosen) > 1 and not chosen[0][0].is_usual:
+        keys = ", ".join(repr(printable(container.key, 40)) for container, _ in chosen[:3])
         raise CheckpointError(
-            f"{path}: holds {len(largest)} state dicts of {most} tensors ({keys}), expected one; "
+            f"{path}: holds {len(chosen)} state dicts of {most} tensors ({keys}), expected one; "
             "save the model's alone with torch.save"
         )
-    return largest[0][1] if largest else {}
+    return chosen[0][1] if chosen else {}
 
 
 def _named(content: dict[Any, Any]) -> dict[str, Tensor]:
     return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
-def _children(content: Any) -> list[tuple[bool, str, Any]]:
-    """The containers in a container: whether under a usual name, the key, and the container.
-
-    Those under usual names come first, in the order of these.
-    """
+def _children(parent: _Container) -> list[_Container]:
+    """Return the containers in a container, those under the usual names first."""
+    content = parent.content
     if isinstance(content, dict):
-        keys = [*(key for key in WRAPPERS if key in content), *content]
-        children = [(key in WRAPPERS, str(key), content[key]) for key in dict.fromkeys(keys)]
-    elif isinstance(content, list | tuple):
-        children = [(False, str(i), one) for i, one in enumerate(content)]
+        # A key that stands twice keeps its first place.
+        keys = dict.fromkeys([*(key for key in WRAPPERS if key in content), *content])
+        items = [(key, content[key]) for key in keys]
     else:
-        children = []
+        items = list(enumerate(content)) if isinstance(content, list | tuple) else []
     return [
-        (usual, key, one)
-        for usual, key, one in children
+        _Container(str(key), one, parent.is_usual and key in WRAPPERS)
+        for key, one in items
         if isinstance(one, dict | list | tuple) and not isinstance(one, Tensor)
     ]
 

@@ -126,13 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except RWKVError as error:
         return _fail(str(error))
-    except OSError as error:
-        if error.errno not in _FULL or error.filename is not None:
-            return _fail(one_line(error) + plugins.whose_code(error))
-        _discard_stdout()
-        return _fail(f"standard output cannot be written: {error.strerror}")
     # A plugin's or a library's own failure; hiding its traceback must not hide its kind.
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            _discard_stdout()
+            return _fail(f"standard output cannot be written: {error.strerror}")
         return _fail(one_line(error) + plugins.whose_code(error))
 
 

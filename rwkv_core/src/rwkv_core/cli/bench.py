@@ -166,10 +166,8 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _check_room(config: Config) -> None:
-    from rwkv_core.weights import count_parameters
-
     # In float16.
-    needed = 2 * count_parameters(config.weights().values()).total
+    needed = 2 * config.count_parameters().total
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if needed > free:

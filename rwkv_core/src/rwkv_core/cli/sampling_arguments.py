@@ -79,7 +79,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """
     import secrets
 
-    from rwkv_core.generation.samplers import find_sampler
+    from rwkv_core.generation.samplers import started
     from rwkv_core.generation.sampling import Sampling, check_tokens
     from rwkv_core.generation.stop_strings import encode_stop_strings
 
@@ -87,9 +87,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         raise OptionError(f"max_tokens: found {args.max_tokens}, expected a whole number >= 0")
     encode_stop_strings(args.stop)
     check_tokens("stop_tokens", args.stop_token)
-    for text in args.sampler:
-        sampler, options = find_sampler(text)
-        sampler.start(options)  # which checks their values
+    started(args.sampler)
     if args.seed is not None and args.seed < 0:
         raise OptionError(f"--seed: found {args.seed}, expected a whole number >= 0")
     numbers = (

@@ -9,7 +9,6 @@ from rwkv_core.architectures.base import Config
 from rwkv_core.architectures.published import published_configs
 from rwkv_core.backends.tensor_ops import MAX_TOKENS
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
-from rwkv_core.weights import count_parameters
 
 _FLOAT32 = 4
 
@@ -39,7 +38,7 @@ def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
     Its embedding stays as the file has it, of `embedding_bytes` a value, and vectors are float32,
     whatever the matrices are.
     """
-    counts = count_parameters(config.weights().values())
+    counts = config.count_parameters()
     fixed = counts.embedding * embedding_bytes + counts.vectors * _FLOAT32
     # Beside four vectors of a token, time mixing holds about twelve at its fullest (k, v, r and
     # the scan's), and channel mixing three of the inner width.

@@ -29,7 +29,6 @@ from rwkv_core.sources import local_file
 from rwkv_core.tokenizer import load_tokenizer
 from rwkv_core.tokenizer.search import fetch_tokenizers
 from rwkv_core.util.atomic_write import temporary_folder
-from rwkv_core.weights import count_parameters
 
 REFERENCE = "float32"
 _BITS = {"int8": 8, "int4": 4}
@@ -94,7 +93,7 @@ class Precisions:
             config = diagnose(checkpoint)
             for bits in _BITS.values():
                 check_quantizable(checkpoint, config, bits, group_size)
-        self._n_weights = count_parameters(config.weights().values()).matrices
+        self._n_weights = config.count_parameters().matrices
         self.backend = backend or plugins.start_backend(None, {})[0]
         self._dtypes = _dtypes(self.backend)
         first, own = self.backend, {**options, "dtype": REFERENCE}

@@ -68,8 +68,9 @@ def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
         try:
             load_tokenizer(path)
         except TokenizerError:
-            # Else what a server gave once, an error's page for instance, would be kept for ever.
-            path.unlink(missing_ok=True)
+            # An error page that the server sent must not stay. The hub's client has checksums.
+            if hub.parse(address) is None:
+                path.unlink(missing_ok=True)
             raise
     if found:
         return
