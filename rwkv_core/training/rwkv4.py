@@ -6,7 +6,6 @@ Initial values follow BlinkDL's RWKV-LM. B batch, T time, D width, V vocabulary.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from wkv import WKV
 
@@ -104,28 +103,6 @@ class RWKV4(nn.Module):
             x, s = block(x, block_state)
             new.append(s)
         return self.ln_out(x), new
-
-
-class HeadLoss(torch.autograd.Function):
-    """Mean cross entropy of `head @ x`, a slice at a time: the logits never exist as a whole."""
-
-    @staticmethod
-    def forward(ctx, x, head, targets):
-        gx, g_head, total = torch.empty_like(x), torch.zeros_like(head), 0.0
-        for rows in torch.arange(len(x)).split(1024):
-            logits = x[rows] @ head.T
-            total += F.cross_entropy(logits, targets[rows], reduction="sum")
-            probs = logits.softmax(-1)
-            probs[torch.arange(len(rows)), targets[rows]] -= 1
-            torch.mm(probs, head, out=gx[rows[0] : rows[-1] + 1])
-            g_head.addmm_(probs.T, x[rows])
-        ctx.save_for_backward(gx / len(x), g_head / len(x))
-        return total / len(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        gx, g_head = ctx.saved_tensors
-        return g * gx, g * g_head, None
 
 
 def empty_state(n_batch: int):

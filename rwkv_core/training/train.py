@@ -1,9 +1,9 @@
-"""Train the model that ships inside rwkv-core: RWKV-4, 6 layers, 256 wide, on public-domain prose.
+"""Train the models that ship inside rwkv-core: 6 layers, 256 wide, on public-domain prose.
 
     pip install torch numba tokenizers
-    python train.py tokenizer CORPUS            # byte-level BPE of 4,096 tokens -> tokenizer.json
-    python train.py train CORPUS --minutes 96   # resumes from run/last.pt when it is there
-    python train.py export                      # run/last.pt -> a BlinkDL-style float16 checkpoint
+    python train.py tokenizer CORPUS                # a byte-level BPE of 4,096 tokens
+    python train.py train rwkv7 CORPUS --minutes 96 # resumes from run/rwkv7.pt if it is there
+    python train.py export rwkv7                    # run/rwkv7.pt -> BlinkDL's layout in float16
 
 CORPUS is a folder of UTF-8 .txt files. The last 2% of every file (by bytes, cut at a paragraph)
 is validation and is seen by neither the tokenizer nor the model.
@@ -14,6 +14,7 @@ So the model learns to start from nothing as well as to use a state older than i
 """
 
 import argparse
+import importlib
 import math
 import time
 from pathlib import Path
@@ -21,13 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from head_loss import HeadLoss
 from muon import Muon
-from rwkv4 import N_VOCAB, RWKV4, HeadLoss, empty_state
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "src" / "rwkv_core" / "data"
 RUN = HERE / "run"
-CONTEXT, BATCH = 256, 16
+CONTEXT, N_VOCAB = 256, 4096
+# The class in the module of its name, and the file that it is exported to.
+MODELS = {"rwkv4": ("RWKV4", "rwkv-4-prose-7m.pth"), "rwkv7": ("RWKV7", "rwkv-7-prose-7m.pth")}
 
 
 def split(corpus: Path) -> tuple[list[str], list[str]]:
@@ -58,15 +61,15 @@ def train_tokenizer(corpus: Path) -> None:
     tokenizer.save(str(DATA / "tokenizer.json"))
 
 
-def optimizers(model: RWKV4, lr: float, muon_lr: float):
+def optimizers(model: torch.nn.Module, lr: float, muon_lr: float):
     matrices, slow, fast, big = [], [], [], []
     for name, p in model.named_parameters():
         if name in ("emb.weight", "head.weight"):
             big.append(p)
-        elif p.ndim == 2:
+        elif p.ndim == 2 and name.endswith(".weight"):
             matrices.append(p)
         else:
-            (fast if "time_" in name else slow).append(p)
+            (fast if "time_" in name or name.endswith(".w0") else slow).append(p)
     adam = torch.optim.AdamW(
         [{"params": big, "weight_decay": 0.1}, {"params": slow}, {"params": fast, "lr": 3 * lr}],
         lr=lr,
@@ -83,7 +86,7 @@ def schedule(progress: float) -> float:
 
 
 @torch.no_grad()
-def bits_per_byte(model: RWKV4, streams: list[torch.Tensor], n_bytes: int) -> float:
+def bits_per_byte(model, empty_state, streams: list[torch.Tensor], n_bytes: int) -> float:
     """One running state over each file from its first token, which is not scored."""
     nats = 0.0
     for stream in streams:
@@ -95,7 +98,9 @@ def bits_per_byte(model: RWKV4, streams: list[torch.Tensor], n_bytes: int) -> fl
     return nats / math.log(2) / n_bytes
 
 
-def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) -> None:
+def train(
+    name: str, corpus: Path, minutes: float, n_batch: int, lr: float, muon_lr: float, seed: int
+) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(DATA / "tokenizer.json"))
@@ -105,14 +110,16 @@ def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) ->
     valid_bytes = sum(len(t.encode()) for t in valid_text)
 
     torch.manual_seed(seed)
-    model = RWKV4()
+    module = importlib.import_module(name)
+    empty_state = module.empty_state
+    model = getattr(module, MODELS[name][0])()
     opts = optimizers(model, lr, muon_lr)
     rates = [g["lr"] for o in opts for g in o.param_groups]
     step, spent = 0, 0.0
-    place = torch.randint(len(ids) - CONTEXT - 1, (BATCH,))
-    state = empty_state(BATCH)
+    place = torch.randint(len(ids) - CONTEXT - 1, (n_batch,))
+    state = empty_state(n_batch)
     RUN.mkdir(exist_ok=True)
-    last = RUN / "last.pt"
+    last = RUN / f"{name}.pt"
     if last.exists():
         saved = torch.load(last)
         model.load_state_dict(saved["model"])
@@ -120,17 +127,17 @@ def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) ->
             opt.load_state_dict(opt_state)
         step, spent, place, state = (saved[k] for k in ("step", "spent", "place", "state"))
 
-    log = (HERE / "train.log").open("a", buffering=1)
+    log = (HERE / f"train-{name}.log").open("a", buffering=1)
 
     def say(line: str) -> None:
         print(line, flush=True)
         log.write(line + "\n")
 
     def measure() -> float:
-        return bits_per_byte(model, valid, valid_bytes)
+        return bits_per_byte(model, empty_state, valid, valid_bytes)
 
     def save() -> None:
-        beside = RUN / "last.pt.part"
+        beside = RUN / f"{name}.pt.part"
         torch.save(
             {
                 "model": model.state_dict(),
@@ -150,11 +157,11 @@ def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) ->
         f"minutes {minutes:g}  lr {lr:g}  muon {muon_lr:g}  step {step}"
     )
     losses: list[float] = []
-    tick = saved_at = time.monotonic()
+    tick = saved_at = time.process_time()
     offsets = torch.arange(CONTEXT + 1)
     while spent < minutes * 60:
-        jump = (torch.rand(BATCH) < 1 / 12) | (place > len(ids) - CONTEXT - 1)
-        place = torch.where(jump, torch.randint(len(ids) - CONTEXT - 1, (BATCH,)), place)
+        jump = (torch.rand(n_batch) < 1 / 12) | (place > len(ids) - CONTEXT - 1)
+        place = torch.where(jump, torch.randint(len(ids) - CONTEXT - 1, (n_batch,)), place)
         for layer in state:
             for part in layer:
                 part[jump] = 0
@@ -173,27 +180,27 @@ def train(corpus: Path, minutes: float, lr: float, muon_lr: float, seed: int) ->
             opt.step()
         losses.append(loss.item())
         step += 1
-        now = time.monotonic()
+        now = time.process_time()  # of this process: others slow it down
         spent, tick = spent + now - tick, now
         if step % 50 == 0:
             say(
                 f"step {step}  minute {spent / 60:.1f}  loss {np.mean(losses[-50:]):.4f}  "
-                f"tokens/s {step * BATCH * CONTEXT / spent:.0f}"
+                f"tokens/s {step * n_batch * CONTEXT / spent:.0f}"
             )
         if now - saved_at > 300:
             save()
-            saved_at = time.monotonic()
+            saved_at = time.process_time()
         if step % 500 == 0:
             say(f"step {step}  validation {measure():.4f} bits per byte")
-            tick = time.monotonic()
+            tick = time.process_time()
     save()
     say(f"step {step}  validation {measure():.4f} bits per byte (end)")
 
 
-def export() -> None:
+def export(name: str) -> None:
     """Write the newest weights as BlinkDL publishes them: a flat state dict, here in float16."""
-    weights = torch.load(RUN / "last.pt")["model"]
-    torch.save({name: w.half() for name, w in weights.items()}, DATA / "rwkv-4-prose-7m.pth")
+    weights = torch.load(RUN / f"{name}.pt")["model"]
+    torch.save({key: w.half() for key, w in weights.items()}, DATA / MODELS[name][1])
 
 
 def main() -> None:
@@ -201,19 +208,21 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("tokenizer").add_argument("corpus", type=Path)
     run = commands.add_parser("train")
+    run.add_argument("model", choices=MODELS)
     run.add_argument("corpus", type=Path)
     run.add_argument("--minutes", type=float, default=96)
+    run.add_argument("--batch", type=int, default=16, help="rows of 256 tokens a step")
     run.add_argument("--lr", type=float, default=2e-3)
     run.add_argument("--muon-lr", type=float, default=0.02)
     run.add_argument("--seed", type=int, default=1)
-    commands.add_parser("export")
+    commands.add_parser("export").add_argument("model", choices=MODELS)
     args = parser.parse_args()
     if args.command == "tokenizer":
         train_tokenizer(args.corpus)
     elif args.command == "train":
-        train(args.corpus, args.minutes, args.lr, args.muon_lr, args.seed)
+        train(args.model, args.corpus, args.minutes, args.batch, args.lr, args.muon_lr, args.seed)
     else:
-        export()
+        export(args.model)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_counter_beside_the_weights_is_no_harm(tmp_path: Path) -> None:
 )
 def test_another_architecture_is_named(tmp_path: Path, kind: str, name: str) -> None:
     message = diagnosis(tmp_path, {name: np.ones((2, 2), np.float32)})
-    assert kind in message and name.split(".")[-1] in message and "RWKV-4" in message
+    assert kind in message and name.split(".")[-1] in message and "RWKV" in message
 
 
 def test_a_later_rwkv_is_not_taken_for_an_earlier_one(tmp_path: Path) -> None:

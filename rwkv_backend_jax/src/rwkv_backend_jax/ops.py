@@ -1,4 +1,4 @@
-"""RWKV-4's operations on JAX arrays, on one device or split over several.
+"""RWKV's operations on JAX arrays, on one device or split over several.
 
 What is compiled is one block and not the whole model, whose layers XLA would unroll: 12 of them
 took two to four times as long at each size of chunk. All layers, and all models of the same sizes,
@@ -18,6 +18,7 @@ from jax import Array, lax
 from numpy.typing import NDArray
 
 from rwkv_backend_jax.devices import Placement, chosen_devices
+from rwkv_core.backends import scans
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.util.float16 import assign
 
@@ -98,6 +99,18 @@ class JaxOps(TensorOps):
         state, means = lax.scan(step, state, (k.swapaxes(0, 1), v.swapaxes(0, 1)))
         return means.swapaxes(0, 1), state
 
+    def scan(self, step: Callable[..., Any], s: Array, *inputs: Array) -> tuple[Array, Array]:
+        n_batch, n_time, width = inputs[0].shape
+        heads = (n_batch, n_time, width // s.shape[1], s.shape[1])
+
+        def one(s: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+            y, s = step(jnp, s, *now)
+            return s, y
+
+        by_time = tuple(x.reshape(heads).swapaxes(0, 1) for x in inputs)
+        s, rows = lax.scan(one, scans.apart(jnp, s), by_time)
+        return rows.swapaxes(0, 1).reshape(n_batch, n_time, width), scans.side_by_side(jnp, s)
+
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         # Its parts are compiled, below. The equations mix ranks and types, which settings of the
         # caller's may forbid.
@@ -152,7 +165,7 @@ def _run_block(
     block: Callable[..., Any], ops: JaxOps, p: Any, x: Array, state: Array
 ) -> tuple[Array, Array]:
     x, state = block(ops, p, x, state)
-    return ops.whole(x), ops.whole(state)
+    return jax.tree.map(ops.whole, x), ops.whole(state)
 
 
 def _product(matrix: Array, x: Array) -> Array:

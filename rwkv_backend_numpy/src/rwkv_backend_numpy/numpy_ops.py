@@ -1,4 +1,4 @@
-"""RWKV-4's operations on NumPy arrays.
+"""RWKV's operations on NumPy arrays.
 
 Where a method overrides rwkv-core's default, it is for a cost that shows: products that miss BLAS's
 matrix-vector routine, NumPy's Python-level functions (mean, clip), temporaries in the scan's loop.

@@ -2,7 +2,7 @@
 
 TensorFlow has no such namespace of its own. `tf.experimental.numpy` has NumPy's older names
 (`concatenate`) and promotion rules of its own, and `keras.ops` runs on whichever library Keras is
-set to, which need not be TensorFlow. What is missing here no equation of RWKV-4 asks for.
+set to, which need not be TensorFlow. What is missing here no equation of RWKV asks for.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import tensorflow as tf
 float16, bfloat16, float32, float64 = tf.float16, tf.bfloat16, tf.float32, tf.float64
 
 abs = tf.abs
+broadcast_to = tf.broadcast_to
 exp = tf.exp
 matmul = tf.matmul
 maximum = tf.maximum
+permute_dims = tf.transpose
+reshape = tf.reshape
 sqrt = tf.sqrt
 stack = tf.stack
 tanh = tf.tanh
@@ -53,3 +56,7 @@ def max(x: tf.Tensor, *, axis: int | None = None, keepdims: bool = False) -> tf.
 
 def mean(x: tf.Tensor, *, axis: int | None = None, keepdims: bool = False) -> tf.Tensor:
     return tf.reduce_mean(x, axis, keepdims)
+
+
+def sum(x: tf.Tensor, *, axis: int | None = None, keepdims: bool = False) -> tf.Tensor:
+    return tf.reduce_sum(x, axis, keepdims)

@@ -1,4 +1,4 @@
-"""RWKV-4's operations on TensorFlow's tensors, compiled by XLA.
+"""RWKV's operations on TensorFlow's tensors, compiled by XLA.
 
 What is compiled is one block and not the whole model, so that the time it takes does not grow with
 the number of layers. All layers, and all models of the same sizes, share it.
@@ -16,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from rwkv_backend_tf import array_api
+from rwkv_core.backends import scans
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.errors import BackendError
 from rwkv_core.util.float16 import assign
@@ -161,6 +162,31 @@ class TFOps(TensorOps):
         )
         return tf.transpose(means.stack(), time_first), state
 
+    def scan(
+        self, step: Callable[..., Any], s: tf.Tensor, *inputs: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        n_batch, n_time, width = inputs[0].shape
+        if n_time == 1:
+            return super().scan(step, s, *inputs)
+        n = s.shape[1]
+        heads = [n_batch, n_time, width // n, n]
+        by_time = [tf.transpose(tf.reshape(x, heads), [1, 0, 2, 3]) for x in inputs]
+
+        def one(t: tf.Tensor, rows: tf.TensorArray, s: tf.Tensor) -> tuple[Any, ...]:
+            y, s = step(array_api, s, *(x[t] for x in by_time))
+            return t + 1, rows.write(t, y), s
+
+        rows = tf.TensorArray(s.dtype, n_time, element_shape=by_time[0].shape[1:])
+        _, rows, s = tf.while_loop(
+            lambda t, *_: t < n_time,
+            one,
+            (0, rows, scans.apart(array_api, s)),
+            parallel_iterations=1,
+            maximum_iterations=n_time,
+        )
+        y = tf.reshape(tf.transpose(rows.stack(), [1, 0, 2, 3]), [n_batch, n_time, width])
+        return y, scans.side_by_side(array_api, s)
+
     def layers(
         self,
         block: Callable[..., Any],
@@ -170,9 +196,9 @@ class TFOps(TensorOps):
         kernel: str = "",
     ) -> tuple[tf.Tensor, tf.Tensor]:
         states = tf.unstack(state, axis=1)
-        # The first layer speaks for all: they are alike.
-        run = self.compiled_for(partial(block, self), block, (blocks[0], x, states[0]))
         for i, p in enumerate(blocks):
+            if i < 2:  # The second layer speaks for the rest; the first may be handed less.
+                run = self.compiled_for(partial(block, self), block, (p, x, states[i]))
             x, states[i] = run(p, x, states[i])
         return x, tf.stack(states, axis=1)
 

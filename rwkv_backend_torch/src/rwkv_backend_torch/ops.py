@@ -1,4 +1,4 @@
-"""RWKV-4's operations on torch tensors, on any device torch has."""
+"""RWKV's operations on torch tensors, on any device torch has."""
 
 from __future__ import annotations
 

@@ -135,7 +135,12 @@ class _Reader:
 
     def read(self, weight: Weight) -> Any:
         """Return the tensor as the backend wants one of this role."""
-        make = {"table": self._table, "matrix": self._matrix, "vector": self._vector}
+        make = {
+            "table": self._table,
+            "matrix": self._matrix,
+            "low_rank": self._low_rank,
+            "vector": self._vector,
+        }
         return make[weight.role](weight)
 
     def _table(self, weight: Weight) -> Any:
@@ -151,12 +156,23 @@ class _Reader:
         self._count(name)
         return self._ops.quantized_matrix(quantized)
 
+    def _low_rank(self, weight: Weight) -> Any:
+        """Return the matrix [out, in], or of several a tuple."""
+        make = self._ops.low_rank_matrix
+        if len(weight.shape) == 2:
+            return self._made(weight.name, lambda array: make(array.T), self._ops.dtype)
+        several = self._made(
+            weight.name, lambda array: tuple(make(one.T) for one in array), self._ops.dtype
+        )
+        return several
+
     def _vector(self, weight: Weight) -> Any:
         """Return it as one row. `diagnose` has checked its values."""
         row = self._checkpoint.read(weight.name).reshape(-1)
         if weight.transform is not None:
             # In float64, so that a float64 backend gets it to its own precision.
             row = weight.transform(row.astype(np.float64))
+        row = np.repeat(row, weight.repeat)
         check_range(f"{weight.name} of {self._checkpoint.path}", row, self._ops.runtime_dtype)
         self._count(weight.name)
         return self._ops.vector(row)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rwkv_core import state as state_file
 from rwkv_core.architectures.base import Config, leaves
+from rwkv_core.architectures.head import all_logits, last_logits
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.state import State, kind_of, short_repr
@@ -23,7 +24,7 @@ OnCount = Callable[[int, int], object]
 
 
 class Model:
-    """An RWKV-4 model on a backend; `load` makes one. It holds no running state.
+    """An RWKV model on a backend; `load` makes one. It holds no running state.
 
     Attributes:
         n_layer, n_embd, n_vocab: the model's dimensions; `config` has all of them.
@@ -49,10 +50,13 @@ class Model:
         self.config = config
         self.device = ops.device
         self._table, self.parameters = table, parameters
-        self._kind = kind_of(self.empty_state().array)
+        empty = self.empty_state().array
+        self._kind, self._state_shape = kind_of(empty), tuple(empty.shape)
         architecture = config.architecture
-        self._all_logits = ops.compile(partial(architecture.all_logits, ops), architecture.name)
-        self._last_logits = ops.compile(partial(architecture.last_logits, ops), architecture.name)
+        self._all_logits, self._last_logits = (
+            ops.compile(partial(logits, architecture, ops), architecture.name)
+            for logits in (all_logits, last_logits)
+        )
 
     def __repr__(self) -> str:
         return (
@@ -169,9 +173,7 @@ class Model:
                 f"state: found an array of {kind_of(state.array)}, expected {self._kind}: to carry "
                 "a state to another backend or dtype, save it there and load it here"
             )
-        expected = (self.n_layer, self.config.architecture.state_rows, self.n_embd)
-        if n_batch is not None:
-            expected = (n_batch, *expected)  # type: ignore[assignment]
+        expected = self._state_shape if n_batch is None else (n_batch, *self._state_shape)
         found = tuple(state.array.shape)
         if found != expected:
             raise StateError(
@@ -236,6 +238,12 @@ class Model:
             raise StateError(
                 f"{path}: this state is of model {found.model}, the model loaded here is "
                 f"{self.fingerprint}; load the model that the state was saved with"
+            )
+        shape_fits = found.array.shape == self._state_shape
+        if shape_fits and not self.config.architecture.is_state(found.array):
+            raise StateError(
+                f"{path}: damaged: these are no values of a state of {self.architecture}; "
+                "save it again"
             )
         logits = found.logits
         if logits is not None:

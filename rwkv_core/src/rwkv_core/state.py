@@ -205,24 +205,5 @@ def _check_values(path: str | os.PathLike[str], state: State) -> None:
     arrays = [state.array] if state.logits is None else [state.array, state.logits]
     if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays):
         raise StateError(f"{path}: damaged: its values are not all finite floats; save it again")
-    if not _is_scan_possible(state.array):
-        raise StateError(
-            f"{path}: damaged: its weighted means have weights of 0 or less; save it again"
-        )
     if unfinished_character(state.pending) != state.pending:
         raise StateError(f"{path}: damaged: {state.pending!r} begins no UTF-8 character")
-
-
-def _is_scan_possible(array: Any) -> bool:
-    """Whether bb, the sum of weights that a mean is divided by, is positive where it is used.
-
-    It is 0, as aa is, where nothing was read: there pp is the empty state's.
-    """
-    # Not before a state is read: it imports NumPy, which describing a backend does not need.
-    from rwkv_core.architectures.rwkv4 import AA, BB, EMPTY_PP, PP, STATE_ROWS
-
-    if array.ndim != 3 or array.shape[1] != STATE_ROWS:
-        return True  # of no shape of a state, which the model says
-    aa, bb, pp = (array[:, row] for row in (AA, BB, PP))
-    empty = (aa == 0) & (bb == 0) & (pp <= EMPTY_PP / 2)
-    return bool(((bb > 0) | empty).all())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from numpy.typing import NDArray
 
-Role: TypeAlias = Literal["table", "matrix", "vector"]
+Role: TypeAlias = Literal["table", "matrix", "low_rank", "vector"]
 Size: TypeAlias = int | str
 
 
@@ -23,17 +23,23 @@ class Weight(NamedTuple):
     shape: tuple[Any, ...]
     """Axes as BlinkDL's files have them."""
     role: Role
-    """"table": rows are looked up; "matrix": only multiplied with; "vector": all else."""
+    """"table": rows are looked up; "matrix": [out, in], only multiplied with; "low_rank": [in, out]
+    or several [n, in, out], narrow matrices that are not quantized; "vector": all else."""
     alias: str = ""
     """Its name in files of the transformers library; "" where that is `name`."""
     transform: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     """From the float64 values of a vector in a file to those that the equations take."""
+    repeat: Any = 1
+    """How many channels a value of a vector is of, such as all of a head; the equations get it for
+    each."""
     mean: float = 0.0
     spread: float = 1.0
     """Mean and standard deviation of a random model's values, which keep its activations in the
     range of a trained model's. In a matrix or a table the deviation is divided by sqrt(in) too."""
     feeds_stream: bool = False
     """Whether its values, or its products, are added to the residual stream."""
+    first_layer: int = 0
+    """The first layer that has it. A file may hold it in earlier layers too, where it is unused."""
 
     @property
     def size(self) -> int:
@@ -51,9 +57,24 @@ def matrix(name: str, *shape: Size, **more: Any) -> Weight:
     return Weight(name, shape, "matrix", **more)
 
 
+def low_rank(name: str, *shape: Size, **more: Any) -> Weight:
+    """Return a declaration of a narrow matrix [in, out], or of several [n, in, out]."""
+    return Weight(name, shape, "low_rank", **more)
+
+
 def vector(name: str, *shape: Size, **more: Any) -> Weight:
-    """Return a declaration of a vector; `shape` has one axis that is not 1."""
+    """Return a declaration of a vector, which the equations get as one row."""
     return Weight(name, shape, "vector", **more)
+
+
+def head_size_of(weights: Iterable[Weight]) -> int:
+    """Return how many channels a head of a model has, 0 for a model without heads.
+
+    Vectors of heads are [n_head, head_size], or have one value for each head that is repeated.
+    """
+    vectors = [weight for weight in weights if weight.role == "vector"]
+    sizes = [weight.shape[1] for weight in vectors if len(weight.shape) == 2]
+    return max([0, *sizes, *(weight.repeat for weight in vectors if weight.repeat > 1)])
 
 
 class Counts(NamedTuple):
@@ -63,6 +84,7 @@ class Counts(NamedTuple):
     vectors: int
     block_matrices: int
     head: int
+    low_rank: int
 
     @property
     def matrices(self) -> int:
@@ -71,4 +93,4 @@ class Counts(NamedTuple):
 
     @property
     def total(self) -> int:
-        return self.embedding + self.vectors + self.matrices
+        return self.embedding + self.vectors + self.matrices + self.low_rank

@@ -62,19 +62,22 @@ def find_device(name: str) -> torch.device:
 
 
 @cache
-def cuts(width: int, shares: tuple[float, ...]) -> list[slice]:
-    """Where an axis of `width` is cut, in proportion to `shares` and to whole numbers.
+def cuts(width: int, shares: tuple[float, ...], unit: int = 1) -> list[slice]:
+    """Where an axis of `width` is cut, in proportion to `shares`, at multiples of `unit`.
 
-    Raises OptionError if a device would get nothing.
+    A width that is no multiple of `unit` is cut at whole numbers. Raises OptionError if a device
+    would get nothing.
     """
-    total = sum(shares)
-    bounds = [0, *(round(width * part / total) for part in accumulate(shares))]
+    if width % unit:
+        unit = 1
+    total, n_units = sum(shares), width // unit
+    bounds = [0, *(unit * round(n_units * part / total) for part in accumulate(shares))]
     slices = [slice(low, high) for low, high in pairwise(bounds)]
     for i, (piece, share) in enumerate(zip(slices, shares, strict=True)):
         if piece.start >= piece.stop:
+            what = "channels that a matrix has" if unit == 1 else f"heads of {unit} channels"
             raise OptionError(
                 f"option devices: device {i + 1} of {len(shares)}, with a share of {share:g} in "
-                f"{total:g}, gets none of the {width} channels that a matrix has; name fewer "
-                "devices or give it more"
+                f"{total:g}, gets none of the {n_units} {what}; name fewer devices or give it more"
             )
     return slices

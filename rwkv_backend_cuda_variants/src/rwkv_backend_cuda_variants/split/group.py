@@ -37,16 +37,18 @@ class OneProcess:
     Attributes:
         devices: those of this process, the first being where results go.
         name: for people to read.
+        unit: channels that are not cut apart, such as those of a head.
     """
 
     def __init__(self, shares: Sequence[Share]) -> None:
+        self.unit = 1
         self.devices = [find_device(share.device) for share in shares]
         self.name = ", ".join(map(str, self.devices))
         self._shares = tuple(share.share for share in shares)
 
     def own(self, width: int) -> list[slice]:
         """The slice of an axis of `width` that each device of this process has."""
-        return cuts(width, self._shares)
+        return cuts(width, self._shares, self.unit)
 
     def gather(self, slices: Sequence[Tensor], width: int) -> list[Tensor]:
         """All `slices` [..., part] side by side, [..., width], on every device of this process."""
@@ -88,6 +90,7 @@ class Processes:
 
     def __init__(self, shares: Sequence[Share] | None) -> None:
         _connect()
+        self.unit = 1
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
         shares = _one_each(shares, self._size)
         self.devices = [find_device(shares[self._rank].device)]
@@ -99,7 +102,7 @@ class Processes:
             torch.cuda.set_device(self.devices[0])
 
     def own(self, width: int) -> list[slice]:
-        return [cuts(width, self._shares)[self._rank]]
+        return [cuts(width, self._shares, self.unit)[self._rank]]
 
     def gather(self, slices: Sequence[Tensor], width: int) -> list[Tensor]:
         (mine,) = slices
@@ -117,13 +120,16 @@ class Processes:
         (partial,) = partials
         width = partial.shape[-1]
         sizes = self._sizes(width)
-        pieces = [_padded(partial[..., piece], max(sizes)) for piece in cuts(width, self._shares)]
+        pieces = [
+            _padded(partial[..., piece], max(sizes))
+            for piece in cuts(width, self._shares, self.unit)
+        ]
         total = torch.empty_like(pieces[0])
         _exchange(dist.reduce_scatter, total, pieces)
         return [total[..., : sizes[self._rank]]]
 
     def _sizes(self, width: int) -> list[int]:
-        return [piece.stop - piece.start for piece in cuts(width, self._shares)]
+        return [piece.stop - piece.start for piece in cuts(width, self._shares, self.unit)]
 
     def broadcast(self, number: int) -> int:
         """The first process's `number`."""

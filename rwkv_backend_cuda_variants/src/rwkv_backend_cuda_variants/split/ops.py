@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
-from operator import add, getitem, mul
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.split.group import OneProcess, Processes, find_group
+from rwkv_backend_cuda_variants.split.group import find_group
+from rwkv_backend_cuda_variants.split.parts import Parts, in_lockstep
 from rwkv_backend_torch.ops import TorchOps
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
+from rwkv_core.weights import Weight, head_size_of
 
 # Why so. A model that no device holds can be cut between layers or within them. Between layers, a
 # token hops once a device, but only one device works at a time, so that decoding reads the weights
@@ -38,79 +39,19 @@ class SplitMatrix:
     """A matrix [out, in] of which each device of this process has a slice.
 
     Attributes:
-        parts: [part of out, in], or with `by_inputs` [out, part of in], on the devices.
+        parts: [part of out, in], or with `by_inputs` [out, part of in], on the devices; with
+            `whole` all of it on each.
     """
 
     parts: list[Any]
     n_out: int
-    by_inputs: bool
+    by_inputs: bool = False
+    whole: bool = False
 
     @property
     def nbytes(self) -> int:
         """In this process."""
         return sum(part.nbytes for part in self.parts)
-
-
-class Parts:
-    """An activation as the devices of this process have it.
-
-    Attributes:
-        tensors: one a device; equal ones, or with `width` slices of a last axis of that width.
-    """
-
-    def __init__(
-        self, group: OneProcess | Processes, tensors: Sequence[Tensor], width: int | None = None
-    ) -> None:
-        self.group, self.tensors, self.width = group, tensors, width
-
-    def sliced(self) -> Parts:
-        """Each device's slice; costs nothing."""
-        if self.width is not None:
-            return self
-        width = self.tensors[0].shape[-1]
-        own = self.group.own(width)
-        slices = [tensor[..., piece] for tensor, piece in zip(self.tensors, own, strict=True)]
-        return Parts(self.group, slices, width)
-
-    def whole(self) -> Parts:
-        """Every device with all channels; costs an exchange unless they are."""
-        if self.width is None:
-            return self
-        return Parts(self.group, self.group.gather(self.tensors, self.width))
-
-    def __add__(self, other: Parts) -> Any:
-        return in_lockstep(add, self, other)
-
-    def __mul__(self, other: Parts) -> Any:
-        return in_lockstep(mul, self, other)
-
-    def __getitem__(self, key: Any) -> Any:
-        return in_lockstep(lambda tensor: getitem(tensor, key), self)
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, arguments: Any = (), options: Any = None
-    ) -> Any:
-        """torch.stack of a list of Parts: torch asks for it here."""
-        if function is not torch.stack:
-            return NotImplemented
-        (parts,) = arguments
-        return in_lockstep(lambda *tensors: torch.stack(tensors, **options), *parts)
-
-
-def in_lockstep(function: Callable[..., Any], *arguments: Parts) -> Any:
-    """`function`, which treats every channel alike, on one device after the other.
-
-    If some arguments are in slices and some whole, on slices. A tuple gives a tuple of Parts.
-    """
-    if any(argument.width is not None for argument in arguments):
-        arguments = tuple(argument.sliced() for argument in arguments)
-    group, width = arguments[0].group, arguments[0].width
-    rows = zip(*(argument.tensors for argument in arguments), strict=True)
-    results = [function(*row) for row in rows]
-    if isinstance(results[0], tuple):
-        return tuple(Parts(group, result, width) for result in zip(*results, strict=True))
-    return Parts(group, results, width)
 
 
 def _on_every_device(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,6 +90,9 @@ class SplitOps(TorchOps):
         self._group.check_same(types, zlib.crc32(types.encode()))
         self._digest = 0
 
+    def prepare(self, weights: Sequence[Weight]) -> None:
+        self._group.unit = max(head_size_of(weights), 1)
+
     def matrix(self, array: NDArray[Any]) -> SplitMatrix:
         n_out, n_in = array.shape
         sample = repr((array.shape, array[0, :16].tolist()))
@@ -161,6 +105,13 @@ class SplitOps(TorchOps):
         ]
         return SplitMatrix(parts, n_out, by_inputs)
 
+    def low_rank_matrix(self, array: NDArray[Any]) -> SplitMatrix:
+        n_out, n_in = array.shape
+        if n_out >= n_in:
+            return self.matrix(array)
+        # On every device: to compute it is cheaper than an exchange.
+        return SplitMatrix([ops.matrix(array) for ops in self._ops], n_out, whole=True)
+
     def matmul(self, matrix: SplitMatrix, x: Any) -> Any:
         if isinstance(x, Tensor):
             return self._on_first(self.matmul(matrix, self._on_all(x)))
@@ -170,6 +121,8 @@ class SplitOps(TorchOps):
             ops.matmul(part, tensor)
             for ops, part, tensor in zip(self._ops, matrix.parts, x.tensors, strict=True)
         ]
+        if matrix.whole:
+            return Parts(self._group, products)
         slices = self._group.add(products) if matrix.by_inputs else products
         return Parts(self._group, slices, matrix.n_out)
 
@@ -203,6 +156,28 @@ class SplitOps(TorchOps):
 
         means, *after = in_lockstep(scan, k, v, decay, first, *state)
         return means, tuple(after)
+
+    def head_sums(self, x: Any, head_size: int) -> Any:
+        return self._of_heads(TorchOps.head_sums, x, head_size=head_size)
+
+    def normalize_heads(self, x: Any, head_size: int) -> Any:
+        return self._of_heads(TorchOps.normalize_heads, x, head_size=head_size)
+
+    def group_norm(self, x: Any, weight: Any, bias: Any, head_size: int, epsilon: float) -> Any:
+        options = {"head_size": head_size, "epsilon": epsilon}
+        return self._of_heads(TorchOps.group_norm, x, weight, bias, **options)
+
+    def wkv6(self, *arguments: Any) -> tuple[Any, Any]:
+        return self._of_heads(TorchOps.wkv6, *arguments)
+
+    def wkv7(self, *arguments: Any) -> tuple[Any, Any]:
+        return self._of_heads(TorchOps.wkv7, *arguments)
+
+    def _of_heads(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """`method` of TorchOps, which treats every head alike: slices hold whole heads."""
+        if isinstance(arguments[0], Tensor):
+            return method(self, *arguments, **options)
+        return in_lockstep(partial(method, self, **options), *arguments)
 
     def broadcast(self, number: int) -> int:
         return self._group.broadcast(number)

@@ -42,6 +42,9 @@ class StreamOps(TorchOps):
             return super().matrix(array)
         return self.store.place(as_tensor(array), getattr(torch, self.dtype))
 
+    def low_rank_matrix(self, array: NDArray[Any]) -> Any:
+        return super().matrix(array)  # resident, as vectors are
+
     def matmul(self, matrix: Any, x: Tensor) -> Tensor:
         if not isinstance(matrix, Placed):
             return super().matmul(matrix, x)

@@ -1,4 +1,4 @@
-"""RWKV-4's operations on NumPy arrays, with compiled kernels.
+"""RWKV's operations on NumPy arrays, with compiled kernels.
 
 A token of one sequence goes through the whole model in one call, as some thirty NumPy calls a layer
 would take longer than a small layer's products. Everything else takes the core's equations, over

@@ -7,9 +7,10 @@ equations that use it, and all else that is to be known of the tensors is a func
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from numpy.typing import NDArray
@@ -18,6 +19,14 @@ from rwkv_core.weights import Counts, Size, Weight
 
 # Names of the sizes of a model, for the shapes of its weights.
 D, F, V = "n_embd", "n_ffn", "n_vocab"
+# Of the heads of RWKV-5 to 7.
+H, N = "n_head", "head_size"
+# The shares of a token shift, in a random model.
+MIX = {"mean": 0.5, "spread": 0.1}
+# What stands for a tensor in a layer that does not have it.
+ABSENT = ()
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Group(NamedTuple):
@@ -29,6 +38,7 @@ class Group(NamedTuple):
     """The same in files of the transformers library; "" where that is `prefix`."""
     feeds_stream: bool = False
     """As `Weight.feeds_stream`, of all its tensors."""
+    layer: int = 0
 
     @property
     def of_layers(self) -> bool:
@@ -41,21 +51,27 @@ class Architecture:
 
     Attributes:
         name: as `Model.architecture` says it, such as "rwkv4".
+        title: for people, such as "RWKV-4".
+        recognizes: whether the tensors of a file, shapes by BlinkDL's names, are of this version.
         embedding: the table that tokens are looked up in.
         parameters: the named tuple of all other weights; see the module.
-        state_rows: rows of width D that a layer's state has.
+        blocks: (ops, parameters, x [B, T, D], state [B, L, rows, D]) to the residual stream after
+            the last block and the state after the last token, of the same shapes.
         empty_state: of a configuration: the state of having read nothing, float64 [L, rows, D].
-        all_logits, last_logits: (ops, parameters, x [B, T, D], state [B, L, rows, D]) to logits
-            [B, T, V], or [B, 1, V] after the last token, and the state after it.
+        is_state: whether such values [L, rows, D] can be a state.
+        differs: weights that are declared otherwise than in `parameters`, by the names there; None
+            for one that this version lacks.
     """
 
     name: str
+    title: str
+    recognizes: Callable[[Shapes], bool]
     embedding: Weight
     parameters: type
-    state_rows: int
+    blocks: Callable[..., tuple[Any, Any]]
     empty_state: Callable[[Config], NDArray[Any]]
-    all_logits: Callable[..., tuple[Any, Any]]
-    last_logits: Callable[..., tuple[Any, Any]]
+    is_state: Callable[[NDArray[Any]], bool] = lambda array: True
+    differs: Mapping[str, Weight | None] = field(default_factory=dict)
 
 
 class Config(NamedTuple):
@@ -64,26 +80,30 @@ class Config(NamedTuple):
     n_layer: int
     n_embd: int
     n_ffn: int
-    """The width inside a feed-forward block, 4 x n_embd in every published RWKV-4."""
+    """The width inside a feed-forward block, such as 4 x n_embd."""
     n_vocab: int
     architecture: Architecture
+    more: Mapping[str, int] = MappingProxyType({})
+    """Sizes that only some versions have, such as "head_size"."""
 
     def weights(self) -> dict[str, Weight]:
         """Return the model's tensors by name, in the order in which a token uses them."""
         declared = declared_weights(self.architecture, self.n_layer)
         return {
-            name: weight._replace(shape=self._sizes(weight.shape))
+            name: weight._replace(
+                shape=self._sizes(weight.shape), repeat=self._sizes((weight.repeat,))[0]
+            )
             for name, weight in declared.items()
         }
 
     def parameters(self, make: Callable[[Weight], Any]) -> Any:
         """Return the architecture's parameters, with what `make` returns for each weight."""
         sized = partial(_make_sized, make, self.weights())
-        return fill(self.architecture.parameters, self.n_layer, sized)
+        return fill(self.architecture, self.n_layer, sized)
 
     def count_parameters(self) -> Counts:
         """Return the numbers of parameters."""
-        counts = {"table": 0, "vector": 0, "block": 0, "head": 0}
+        counts = {"table": 0, "vector": 0, "block": 0, "head": 0, "low_rank": 0}
         for name, weight in self.weights().items():
             place = "block" if name.startswith("blocks.") else "head"
             counts[place if weight.role == "matrix" else weight.role] += weight.size
@@ -96,38 +116,51 @@ class Config(NamedTuple):
     @property
     def sizes(self) -> dict[str, int]:
         """The numbers by name."""
-        return {name: size for name, size in self._asdict().items() if isinstance(size, int)}
+        named = {name: size for name, size in self._asdict().items() if isinstance(size, int)}
+        return named | dict(self.more)
 
     def _sizes(self, shape: tuple[Size, ...]) -> tuple[int, ...]:
-        return tuple(getattr(self, size) if isinstance(size, str) else size for size in shape)
+        sizes = self.sizes
+        return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
 
 
 def declared_weights(architecture: Architecture, n_layer: int) -> dict[str, Weight]:
     """Return the tensors of a model by name, in the order of use, with sizes by name."""
     found = [architecture.embedding]
-    fill(architecture.parameters, n_layer, found.append)
+    fill(architecture, n_layer, found.append)
     return {weight.name: weight for weight in found}
-
-
-_ROOT = Group("")
 
 
 # No closure and no comprehension may hold `make` below: their frames, and so the matrices loaded so
 # far, would stay alive in the traceback of an error.
-def fill(kind: Any, n_layer: int, make: Callable[[Weight], Any], group: Group = _ROOT) -> Any:
-    """Return the named tuple `kind` with what `make` returns for each weight, called in order.
+def fill(architecture: Architecture, n_layer: int, make: Callable[[Weight], Any]) -> Any:
+    """Return the parameters with what `make` returns for each weight, called in order of use.
 
-    The weights have full names, and sizes by name. `group` is the one that holds `kind`.
+    The weights have full names, and sizes by name.
     """
+    return _fill(architecture.differs, n_layer, make, architecture.parameters, Group(""))
+
+
+def _fill(
+    differs: Mapping[str, Weight | None],
+    n_layer: int,
+    make: Callable[[Weight], Any],
+    kind: Any,
+    group: Group,
+) -> Any:
     values: list[Any] = []
     for part, note in _fields(kind):
         if isinstance(note, Weight):
-            values.append(make(_weight_in(group, note)))
+            weight = differs.get(note.name, note)
+            if weight is None or weight.first_layer > group.layer:
+                values.append(ABSENT)
+            else:
+                values.append(make(_weight_in(group, weight)))
         elif note.of_layers:
             groups = [_group_in(group, note, i) for i in range(n_layer)]
-            values.append(tuple(map(partial(fill, part, n_layer, make), groups)))
+            values.append(tuple(map(partial(_fill, differs, n_layer, make, part), groups)))
         else:
-            values.append(fill(part, n_layer, make, _group_in(group, note)))
+            values.append(_fill(differs, n_layer, make, part, _group_in(group, note)))
     return kind._make(values)
 
 
@@ -148,6 +181,7 @@ def _group_in(group: Group, inner: Group, layer: int = 0) -> Group:
         group.prefix + inner.prefix.format(layer),
         group.alias + (inner.alias or inner.prefix).format(layer),
         group.feeds_stream or inner.feeds_stream,
+        group.layer or layer,
     )
 
 
@@ -156,7 +190,8 @@ def leaves(parameters: Any) -> Iterator[tuple[Weight, Any]]:
     kind: Any = type(parameters)
     for value, (_, note) in zip(parameters, _fields(kind), strict=True):
         if isinstance(note, Weight):
-            yield note, value
+            if value is not ABSENT:
+                yield note, value
         else:
             for part in value if note.of_layers else [value]:
                 yield from leaves(part)

@@ -14,7 +14,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_core.architectures.base import Architecture, Config, D, F, Group, V
+from rwkv_core.architectures.base import Architecture, Config, D, F, Group, Shapes, V
+from rwkv_core.architectures.head import LayerNorm
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps, WKVState
 from rwkv_core.weights import matrix, table, vector
 
@@ -36,11 +37,6 @@ def decay_of(time_decay: NDArray[Any]) -> NDArray[Any]:
 
 _MIX = {"mean": 0.5, "spread": 0.1}
 _SCAN = {"spread": 0.3}
-
-
-class LayerNorm(NamedTuple):
-    weight: Annotated[Array, vector("weight", D, mean=1.0, spread=0.1)]
-    bias: Annotated[Array, vector("bias", D, spread=0.3)]
 
 
 class TimeMixing(NamedTuple):
@@ -117,18 +113,6 @@ def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array
     return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state, kernel="rwkv4")
 
 
-def all_logits(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
-    """Logits [B, T, V] after every token, and the state after the last."""
-    x, state = blocks(ops, p, x, state)
-    return ops.matmul(p.head, ops.layer_norm(x, *p.ln_out)), state
-
-
-def last_logits(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
-    """Logits [B, 1, V] after the last token, and the state there."""
-    x, state = blocks(ops, p, x, state)
-    return ops.matmul(p.head, ops.layer_norm(x[:, -1:, :], *p.ln_out)), state
-
-
 def empty_state(config: Config) -> NDArray[Any]:
     """Return the state of having read nothing, float64 [L, 5, D]."""
     state = np.zeros((config.n_layer, STATE_ROWS, config.n_embd))
@@ -136,12 +120,28 @@ def empty_state(config: Config) -> NDArray[Any]:
     return state
 
 
+def is_state(array: NDArray[Any]) -> bool:
+    """Whether bb, the sum of weights that a mean is divided by, is positive where it is used.
+
+    It is 0, as aa is, where nothing was read: there pp is the empty state's.
+    """
+    aa, bb, pp = (array[:, row] for row in (AA, BB, PP))
+    empty = (aa == 0) & (bb == 0) & (pp <= EMPTY_PP / 2)
+    return bool(((bb > 0) | empty).all())
+
+
+def recognizes(shapes: Shapes) -> bool:
+    """Whether a file's tensors are RWKV-4's, whose time mixing has no group norm."""
+    return "emb.weight" in shapes or any(".att." in name for name in shapes)
+
+
 RWKV4 = Architecture(
     name="rwkv4",
+    title="RWKV-4",
+    recognizes=recognizes,
     embedding=table("emb.weight", V, D, alias="embeddings.weight", feeds_stream=True),
     parameters=Parameters,
-    state_rows=STATE_ROWS,
+    blocks=blocks,
     empty_state=empty_state,
-    all_logits=all_logits,
-    last_logits=last_logits,
+    is_state=is_state,
 )

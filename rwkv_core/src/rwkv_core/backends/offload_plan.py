@@ -43,13 +43,15 @@ def target_bytes(target: float) -> int:
 def model_bytes(
     weights: Collection[Weight], dtype: str, runtime_dtype: str
 ) -> tuple[list[int], int]:
-    """Return the bytes of each matrix, in the order of `weights`, and those of all vectors.
+    """Return the bytes of each matrix, in the order of `weights`, and those of all else that stays.
 
-    The types are from `dtypes.BYTES_PER_WEIGHT`.
+    That is vectors and low-rank matrices. The types are from `dtypes.BYTES_PER_WEIGHT`.
     """
-    n_vectors = sum(weight.size for weight in weights if weight.role == "vector")
+    n_vectors = sum(weight.size * weight.repeat for weight in weights if weight.role == "vector")
+    n_low_rank = sum(weight.size for weight in weights if weight.role == "low_rank")
     sizes = [weight.size * BYTES_PER_WEIGHT[dtype] for weight in weights if weight.role == "matrix"]
-    return list(map(round, sizes)), round(n_vectors * BYTES_PER_WEIGHT[runtime_dtype])
+    kept = n_vectors * BYTES_PER_WEIGHT[runtime_dtype] + n_low_rank * BYTES_PER_WEIGHT[dtype]
+    return list(map(round, sizes)), round(kept)
 
 
 def plan_offload(sizes: Sequence[int], vectors: int, target: float) -> OffloadPlan:

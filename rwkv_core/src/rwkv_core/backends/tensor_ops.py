@@ -1,4 +1,4 @@
-"""The contract between RWKV-4's equations and a tensor library.
+"""The contract between RWKV's equations and a tensor library.
 
 Libraries differ in how they multiply, place and compile, not in what the equations need. So a
 backend gives the namespace of the Python array API standard that its library has (`xp`), says how
@@ -19,6 +19,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rwkv_core.backends import scans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +84,14 @@ class TensorOps(ABC):
 
         The result shares no memory with `array`, which may be a view of a file.
         """
+
+    def low_rank_matrix(self, array: NDArray[Any]) -> Matrix:
+        """`array` [out, in], of which one side is narrow, as this backend multiplies with it.
+
+        Default: `matrix`. A backend that quantizes matrices keeps these in 16 bits at least: they
+        are few, and small errors in them change what a state keeps. Not shared with `array`.
+        """
+        return self.matrix(array)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
         """A matrix of a prequantized file as this backend multiplies with it.
@@ -177,6 +187,82 @@ class TensorOps(ABC):
             aa, bb, pp = before * aa + now * vt, before * bb + now, top
         return xp.stack(means, axis=1), (aa, bb, pp)
 
+    def head_sums(self, x: Array, head_size: int) -> Array:
+        """Each number of `x` [B, T, D] replaced by its head's sum; heads lie side by side."""
+        xp = self.xp
+        heads = self._heads(x, head_size)
+        sums = xp.sum(heads, axis=-1, keepdims=True)
+        return xp.reshape(xp.broadcast_to(sums, heads.shape), x.shape)
+
+    def normalize_heads(self, x: Array, head_size: int) -> Array:
+        """Each head of `x` [B, T, D] divided by its Euclidean norm, or by 1e-12 if that is less."""
+        norms = self.xp.sqrt(self.head_sums(x * x, head_size))
+        return x / self.xp.clip(norms, min=1e-12)
+
+    def group_norm(
+        self, x: Array, weight: Array, bias: Array, head_size: int, epsilon: float
+    ) -> Array:
+        """Layer norm of each head of `x` [B, T, D] by itself (Wu and He, 2018)."""
+        x = x - self.head_sums(x, head_size) / head_size
+        variance = self.head_sums(x * x, head_size) / head_size
+        return x / self.xp.sqrt(variance + epsilon) * weight + bias
+
+    def wkv6(
+        self, r: Array, w: Array, k: Array, v: Array, bonus: Array, s: Array
+    ) -> tuple[Array, Array]:
+        """RWKV-5's and RWKV-6's scan (arXiv 2404.05892, section 4). N is a head's channels.
+
+            y = (S + v (bonus k)^T) r,    S <- S diag(w) + v k^T
+
+        Arguments:
+            r, k, v: receptance, keys and values [B, T, D].
+            w: the decay of each key channel, from 0 to 1: [B, T, D], in RWKV-5 [D].
+            bonus: of the present token, [D].
+            s: S of all heads side by side, [B, N, D]: a row for each value channel.
+
+        Returns y [B, T, D] and S after the last token.
+        """
+        extra = self.head_sums(r * k * bonus, s.shape[1]) * v
+        w = self.xp.broadcast_to(w, k.shape)
+        y, s = self.scan(scans.wkv6_step, s, r, w, k, v)
+        return y + extra, s
+
+    def wkv7(
+        self, r: Array, w: Array, k: Array, v: Array, kk: Array, b: Array, s: Array
+    ) -> tuple[Array, Array]:
+        """RWKV-7's scan (arXiv 2503.14456, section 4). N is a head's channels.
+
+            S <- S diag(w) - (S kk) b^T + v k^T,    y = S r
+
+        Arguments:
+            r, k, v: receptance, keys and values [B, T, D].
+            w: the decay of each key channel, from 0 to 1, [B, T, D].
+            kk: the keys of what is taken out of S, each head of length 1 [B, T, D].
+            b: `kk` times how much of it is taken out, [B, T, D].
+            s: S of all heads side by side, [B, N, D]: a row for each value channel.
+
+        Returns y [B, T, D] and S after the last token.
+        """
+        return self.scan(scans.wkv7_step, s, r, w, k, v, kk, b)
+
+    def scan(self, step: Callable[..., Any], s: Array, *inputs: Array) -> tuple[Array, Array]:
+        """A step of `scans` over all tokens of `inputs`, each [B, T, D]: y [B, T, D] and `s`.
+
+        The plain loop. A library that compiles overrides this with a loop of its own, and a backend
+        with kernels overrides `wkv6` and `wkv7`.
+        """
+        xp, head_size, shape = self.xp, s.shape[1], inputs[0].shape
+        heads = [self._heads(x, head_size) for x in inputs]
+        s, rows = scans.apart(xp, s), []
+        for t in range(shape[1]):
+            y, s = step(xp, s, *(x[:, t, :, :] for x in heads))
+            rows.append(y)
+        return xp.reshape(xp.stack(rows, axis=1), shape), scans.side_by_side(xp, s)
+
+    def _heads(self, x: Array, head_size: int) -> Array:
+        """`x` [B, T, D] as [B, T, H, N]."""
+        return self.xp.reshape(x, (*x.shape[:2], x.shape[2] // head_size, head_size))
+
     def layers(
         self,
         block: Callable[..., Any],
@@ -185,9 +271,11 @@ class TensorOps(ABC):
         state: Array,
         kernel: str = "",
     ) -> tuple[Array, Array]:
-        """`x` [B, T, D] and `state` [B, L, R, D] through all layers; the same shapes.
+        """`x` and `state` [B, L, R, D] through all layers; the state in the same shape.
 
         Arguments:
+            x: [B, T, D], or a tuple of such, which may be shorter before the first layer: what a
+                block hands on to the next.
             block: pure: (ops, a layer's parameters, x, its state [B, R, D]) to x and the state.
             blocks: the parameters of each layer.
             kernel: the equations that `block` computes, such as "rwkv4"; "" for any others.

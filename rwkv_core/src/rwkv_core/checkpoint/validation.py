@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rwkv_core.architectures.base import Config, declared_weights
-from rwkv_core.architectures.rwkv4 import RWKV4
+from rwkv_core.architectures.base import Architecture, Config, D, F, H, N, V, declared_weights
+from rwkv_core.architectures.versions import VERSIONS
 from rwkv_core.checkpoint.reader import Checkpoint
 from rwkv_core.errors import CheckpointError
 from rwkv_core.weights import Weight
@@ -29,19 +29,16 @@ _MINUS = 0x8000
 
 _BLOCK = re.compile(r"^blocks\.([0-9]{1,4})\.")
 
-_ADVICE = "rwkv-core runs RWKV-4: use an RWKV-4 file"
+_ADVICE = "rwkv-core runs RWKV-4 to RWKV-7: use a file of one of those"
 
-# What a file is, the pattern in some tensor's name that tells it, and what to do. The first counts:
-# later versions of RWKV keep names of earlier ones, so the latest comes first.
-_RWKV_VERSIONS: tuple[tuple[str, str, str], ...] = (
-    ("RWKV-7", r"\.r_k$|\.att\.(x_[rwkvag]|[wav][012])$", _ADVICE),
-    ("RWKV-6", r"\.time_maa_", _ADVICE),
-    ("RWKV-5", r"\.time_faaaa$|\.att\.(gate|ln_x)\.", _ADVICE),
+# Versions that extend one that runs, and the pattern in some tensor's name that tells them.
+_EXTENDED: tuple[tuple[str, str, str], ...] = (
+    ("RWKV-7a or 7b, which has deep embeddings", r"\.ffn\.s(_emb|1|2)", "use an RWKV-7 file"),
 )
 _LORA_ALONE = (
     "LoRA weights without their model",
     r"lora_[AB]",
-    "load the RWKV-4 model that they were trained on, with this file as its lora",
+    "load the RWKV model that they were trained on, with this file as its lora",
 )
 _LORA_UNMERGED = (
     "a model with LoRA weights that are not merged yet",
@@ -59,17 +56,17 @@ _OTHER_KINDS: tuple[tuple[str, str, str], ...] = (
 
 
 def diagnose(checkpoint: Checkpoint) -> Config:
-    """The model's sizes, if it is an RWKV-4 with every tensor in place.
+    """The model's sizes and version, if it is an RWKV with every tensor in place.
 
     Raises CheckpointError for another architecture, tensors that are missing, misshapen, of no
-    floating-point type or more than RWKV-4 has, and for NaN or infinity in a vector.
+    floating-point type or more than its version has, and for NaN or infinity in a vector.
     """
-    _check_architecture(checkpoint)
-    config = _config(checkpoint)
+    architecture = _architecture(checkpoint)
+    config = _config(checkpoint, architecture)
     weights = config.weights()
-    _check_shapes(checkpoint, weights)
+    _check_shapes(checkpoint, architecture, weights)
     _check_types(checkpoint, weights)
-    _check_nothing_more(checkpoint, weights)
+    _check_nothing_more(checkpoint, architecture, weights)
     checkpoint.check_metadata(config.sizes)
     for name, weight in weights.items():
         if weight.role == "vector":
@@ -112,59 +109,90 @@ def _is_finite(array: np.ndarray[Any, Any]) -> bool:
     return bool(signed.max() < infinity and unsigned.max() < _MINUS + infinity)
 
 
-def _check_architecture(checkpoint: Checkpoint) -> None:
+def _architecture(checkpoint: Checkpoint) -> Architecture:
     names = checkpoint.tensors
     lora = _LORA_UNMERGED if "emb.weight" in names else _LORA_ALONE
-    for kind, pattern, advice in (*_RWKV_VERSIONS, lora, *_OTHER_KINDS):
+    for kind, pattern, advice in (*_EXTENDED, lora, *_OTHER_KINDS):
         sign = next((name for name in names if re.search(pattern, name)), None)
         if sign is not None:
             raise CheckpointError(f"{checkpoint.path}: is {kind} (it holds {sign}); {advice}")
-    if not any(name == "emb.weight" or ".att." in name for name in names):
+    shapes = {name: tensor.shape for name, tensor in names.items()}
+    found = next((one for one in VERSIONS if one.recognizes(shapes)), None)
+    if found is None:
         raise CheckpointError(
             f"{checkpoint.path}: is no RWKV model (it holds {_a_few(names)}); {_ADVICE}"
         )
+    return found
 
 
-def _config(checkpoint: Checkpoint) -> Config:
+def _config(checkpoint: Checkpoint, architecture: Architecture) -> Config:
     """The sizes that the tensors' shapes and the number of blocks tell."""
     tensors = checkpoint.tensors
     blocks = {int(found[1]) for name in tensors if (found := _BLOCK.match(name))}
     # Counting the blocks, rather than taking the highest number, keeps a false number harmless.
     n_layer = max(len(blocks), 1)
-    declared = declared_weights(RWKV4, n_layer)
+    declared = declared_weights(architecture, n_layer)
     missing = [name for name in declared if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"{checkpoint.path}: {len(missing)} of the {len(declared)} tensors of an RWKV-4 of "
-            f"{n_layer} blocks are missing ({_a_few(missing)}); it holds "
+            f"{checkpoint.path}: {len(missing)} of the {len(declared)} tensors of an "
+            f"{architecture.title} of {n_layer} blocks are missing ({_a_few(missing)}); it holds "
             f"{_a_few(_unexpected_first(tensors, declared))}: use a file of the whole model, "
             "or for one in several files their .index.json"
         )
     sizes: dict[str, int] = {}
     for name, weight in declared.items():
-        found_shape = tensors[name].shape
-        if weight.role == "vector" or sizes.keys() >= set(weight.shape):
+        named = {size for size in weight.shape if isinstance(size, str)}
+        if sizes.keys() >= named:
             continue
-        if len(found_shape) != 2 or 0 in found_shape:
+        shape = tensors[name].shape
+        if weight.role == "vector":
+            shape = tuple(n for n in shape if n != 1)
+        if len(shape) != len(weight.shape) or 0 in shape:
             raise CheckpointError(
-                f"{checkpoint.path}: {name} has shape {list(found_shape)} where a matrix was "
-                "expected; the file is damaged: download it again"
+                f"{checkpoint.path}: {name} has shape {list(shape)} where one of "
+                f"{len(weight.shape)} axes was expected; the file is damaged: download it again"
             )
-        for size, n in zip(weight.shape, found_shape, strict=True):
-            sizes.setdefault(size, n)
-    return Config(n_layer, **sizes, architecture=RWKV4)
+        for size, n in zip(weight.shape, shape, strict=True):
+            if isinstance(size, str):
+                sizes.setdefault(size, n)
+    if H in sizes:
+        sizes.setdefault(N, sizes[D] // sizes[H])
+    d, f, v = (sizes.pop(size) for size in (D, F, V))
+    config = Config(n_layer, d, f, v, architecture, sizes)
+    if sizes.get(H, 1) * sizes.get(N, d) != d:
+        raise CheckpointError(
+            f"{checkpoint.path}: {sizes[H]} heads of {sizes[N]} channels do not make its width of "
+            f"{d}; the file is damaged: download it again"
+        )
+    return config
 
 
-def _check_shapes(checkpoint: Checkpoint, weights: Mapping[str, Weight]) -> None:
-    wrong = [name for name in weights if checkpoint.tensors[name].shape != weights[name].shape]
+def _check_shapes(
+    checkpoint: Checkpoint, architecture: Architecture, weights: Mapping[str, Weight]
+) -> None:
+    wrong = [
+        name
+        for name, weight in weights.items()
+        if not _fits(weight, checkpoint.tensors[name].shape)
+    ]
     if wrong:
         name, others = wrong[0], f" (and {len(wrong) - 1} others)" if len(wrong) > 1 else ""
         raise CheckpointError(
             f"{checkpoint.path}: {name} has shape {list(checkpoint.tensors[name].shape)}, expected "
             f"{list(weights[name].shape)} beside an emb.weight of "
-            f"{list(weights['emb.weight'].shape)}{others}; the file is damaged or no plain RWKV-4: "
-            "download it again"
+            f"{list(weights['emb.weight'].shape)}{others}; the file is damaged or no plain "
+            f"{architecture.title}: download it again"
         )
+
+
+def _fits(weight: Weight, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has the shape of `weight`; of a vector declared with axes of length 1,
+    which some writers leave out, the longer ones count."""
+    lenient = weight.shape[0] == 1 or weight.name.rpartition(".")[2].startswith("time_")
+    if weight.role != "vector" or not lenient:
+        return shape == weight.shape
+    return [n for n in shape if n != 1] == [n for n in weight.shape if n != 1]
 
 
 def _check_types(checkpoint: Checkpoint, expected: Iterable[str]) -> None:
@@ -177,18 +205,23 @@ def _check_types(checkpoint: Checkpoint, expected: Iterable[str]) -> None:
         )
 
 
-def _check_nothing_more(checkpoint: Checkpoint, expected: Collection[str]) -> None:
-    """Further weights in a block, or beside the head, mean other equations than RWKV-4's."""
+def _check_nothing_more(
+    checkpoint: Checkpoint, architecture: Architecture, expected: Mapping[str, Weight]
+) -> None:
+    """Further weights in a block, or beside the head, mean other equations."""
+    # Of a tensor that later layers have, a file may hold an unused one in the first layer.
+    unused = {"blocks.0." + name.split(".", 2)[-1] for name in expected if _BLOCK.match(name)}
     more = [
         name
         for name, tensor in checkpoint.tensors.items()
         if name not in expected
+        and name not in unused
         and (name.startswith(("blocks.", "head", "emb", "ln_", "pos_emb")))
         and tensor.dtype in FLOATS
     ]
     if more:
         raise CheckpointError(
-            f"{checkpoint.path}: holds {len(more)} weights that RWKV-4 does not have "
+            f"{checkpoint.path}: holds {len(more)} weights that {architecture.title} does not have "
             f"({_a_few(more)}): a variant of another design; {_ADVICE}"
         )
 

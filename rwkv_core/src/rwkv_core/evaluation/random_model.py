@@ -38,7 +38,8 @@ def write_random_model(path: str | os.PathLike[str], config: Config) -> None:
         for i, weight in enumerate(weights.values()):
             spread = weight.spread
             if weight.role != "vector":
-                spread /= math.sqrt(weight.shape[1])
+                n_in = weight.shape[-2] if weight.role == "low_rank" else weight.shape[1]
+                spread /= math.sqrt(n_in)
             block = weight.mean + spread * random_values(min(weight.size, _BLOCK), seed=i)
             _write_repeated(file, block.astype("<f2").tobytes(), 2 * weight.size)
 

@@ -1,0 +1,96 @@
+"""Activations as several devices have them, each all channels or a slice of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import add, getitem, mul, neg, sub
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rwkv_backend_cuda_variants.split.group import OneProcess, Processes
+
+
+class Parts:
+    """An activation as the devices of this process have it.
+
+    Attributes:
+        tensors: one a device; equal ones, or with `width` slices of a last axis of that width.
+    """
+
+    def __init__(
+        self, group: OneProcess | Processes, tensors: Sequence[Tensor], width: int | None = None
+    ) -> None:
+        self.group, self.tensors, self.width = group, tensors, width
+
+    def sliced(self) -> Parts:
+        """Each device's slice; costs nothing."""
+        if self.width is not None:
+            return self
+        width = self.tensors[0].shape[-1]
+        own = self.group.own(width)
+        slices = [tensor[..., piece] for tensor, piece in zip(self.tensors, own, strict=True)]
+        return Parts(self.group, slices, width)
+
+    def whole(self) -> Parts:
+        """Every device with all channels; costs an exchange unless they are."""
+        if self.width is None:
+            return self
+        return Parts(self.group, self.group.gather(self.tensors, self.width))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return (*self.tensors[0].shape[:-1], self.width or self.tensors[0].shape[-1])
+
+    def __add__(self, other: Any) -> Any:
+        return _of_two(add, self, other)
+
+    def __sub__(self, other: Any) -> Any:
+        return _of_two(sub, self, other)
+
+    def __mul__(self, other: Any) -> Any:
+        return _of_two(mul, self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __neg__(self) -> Any:
+        return in_lockstep(neg, self)
+
+    def __getitem__(self, key: Any) -> Any:
+        return in_lockstep(lambda tensor: getitem(tensor, key), self)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        """torch's elementwise functions, and its stack and concat of a list of Parts."""
+        if function in (torch.exp, torch.tanh):
+            return in_lockstep(function, *arguments)
+        if function not in (torch.stack, torch.concat):
+            return NotImplemented
+        parts, *more = arguments
+        return in_lockstep(lambda *tensors: function(tensors, *more, **(options or {})), *parts)
+
+
+def _of_two(operator: Callable[..., Any], one: Parts, other: Any) -> Any:
+    """`operator` of Parts and Parts, or a number."""
+    if isinstance(other, Parts):
+        return in_lockstep(operator, one, other)
+    return in_lockstep(lambda tensor: operator(tensor, other), one)
+
+
+def in_lockstep(function: Callable[..., Any], *arguments: Parts) -> Any:
+    """`function`, which treats every channel alike, on one device after the other.
+
+    If some arguments are in slices and some whole, on slices. A tuple gives a tuple of Parts.
+    """
+    if any(argument.width is not None for argument in arguments):
+        arguments = tuple(argument.sliced() for argument in arguments)
+    group, width = arguments[0].group, arguments[0].width
+    rows = zip(*(argument.tensors for argument in arguments), strict=True)
+    results = [function(*row) for row in rows]
+    if isinstance(results[0], tuple):
+        return tuple(Parts(group, result, width) for result in zip(*results, strict=True))
+    return Parts(group, results, width)

@@ -1,0 +1,182 @@
+"""RWKV-7 "Goose", over TensorOps: its weights, its state and its equations.
+
+A head's state is a matrix S with a row for each value channel and a column for each key channel. A
+token takes out of it, in part, what is stored under the key `kk`, and stores v under k:
+
+    S <- S diag(w) - (S kk) (a kk)^T + v k^T,    y = S r
+
+That is `TensorOps.wkv7`. Source: B. Peng et al., RWKV-7 "Goose" with Expressive Dynamic State
+Evolution (arXiv 2503.14456), section 4; names as in BlinkDL's RWKV-LM, RWKV-v7.
+Shapes: B batch, T time, D width, F channel mixing's inner width, V vocabulary, L layers, H heads of
+N channels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.architectures.base import (
+    MIX,
+    Architecture,
+    Config,
+    D,
+    F,
+    Group,
+    H,
+    N,
+    Shapes,
+    V,
+)
+from rwkv_core.architectures.head import LayerNorm
+from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
+from rwkv_core.weights import low_rank, matrix, table, vector
+
+# Rows of one layer's part of the state [B, L, 2 + N, D]: the last input of channel mixing and of
+# time mixing, then S: row i of all heads' matrices side by side.
+CHANNEL_X, TIME_X, FIRST_OF_S = range(3)
+# Of the group norm, whatever the head's size.
+EPSILON = 64e-5
+# Of the decay exp(-e^-0.5 sigmoid(.)), which is so at least 0.545.
+_SLOWEST = math.exp(-0.5)
+
+_SPREAD = {"spread": 0.3}
+
+
+class TimeMixing(NamedTuple):
+    mix_r: Annotated[Array, vector("x_r", 1, 1, D, **MIX)]
+    mix_w: Annotated[Array, vector("x_w", 1, 1, D, **MIX)]
+    mix_k: Annotated[Array, vector("x_k", 1, 1, D, **MIX)]
+    mix_v: Annotated[Array, vector("x_v", 1, 1, D, **MIX)]
+    mix_a: Annotated[Array, vector("x_a", 1, 1, D, **MIX)]
+    mix_g: Annotated[Array, vector("x_g", 1, 1, D, **MIX)]
+    receptance: Annotated[Matrix, matrix("receptance.weight", D, D)]
+    key: Annotated[Matrix, matrix("key.weight", D, D)]
+    value: Annotated[Matrix, matrix("value.weight", D, D)]
+    # The decay w, the rate a of what is taken out, the share of layer 0's values, and the gate g.
+    w0: Annotated[Array, vector("w0", 1, 1, D, mean=-2.0, **_SPREAD)]
+    w1: Annotated[Matrix, low_rank("w1", D, "rank_w")]
+    w2: Annotated[Matrix, low_rank("w2", "rank_w", D)]
+    a0: Annotated[Array, vector("a0", 1, 1, D, **_SPREAD)]
+    a1: Annotated[Matrix, low_rank("a1", D, "rank_a")]
+    a2: Annotated[Matrix, low_rank("a2", "rank_a", D)]
+    v0: Annotated[Array, vector("v0", 1, 1, D, first_layer=1, **_SPREAD)]
+    v1: Annotated[Matrix, low_rank("v1", D, "rank_v", first_layer=1)]
+    v2: Annotated[Matrix, low_rank("v2", "rank_v", D, first_layer=1)]
+    g1: Annotated[Matrix, low_rank("g1", D, "rank_g")]
+    g2: Annotated[Matrix, low_rank("g2", "rank_g", D)]
+    k_k: Annotated[Array, vector("k_k", 1, 1, D, mean=0.7, spread=0.1)]
+    k_a: Annotated[Array, vector("k_a", 1, 1, D, mean=1.0, spread=0.1)]
+    r_k: Annotated[Array, vector("r_k", H, N, **_SPREAD)]
+    ln_x: Annotated[LayerNorm, Group("ln_x.")]
+    output: Annotated[Matrix, matrix("output.weight", D, D, feeds_stream=True)]
+
+
+class ChannelMixing(NamedTuple):
+    mix_k: Annotated[Array, vector("x_k", 1, 1, D, **MIX)]
+    key: Annotated[Matrix, matrix("key.weight", F, D)]
+    value: Annotated[Matrix, matrix("value.weight", D, F, feeds_stream=True)]
+
+
+class Block(NamedTuple):
+    ln1: Annotated[LayerNorm, Group("ln1.")]
+    time: Annotated[TimeMixing, Group("att.")]
+    ln2: Annotated[LayerNorm, Group("ln2.")]
+    channel: Annotated[ChannelMixing, Group("ffn.")]
+
+
+class Parameters(NamedTuple):
+    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", feeds_stream=True)]
+    blocks: Annotated[tuple[Block, ...], Group("blocks.{}.")]
+    ln_out: Annotated[LayerNorm, Group("ln_out.")]
+    # With logits 4 apart, a random model of 65,536 tokens has the entropy of a trained one.
+    head: Annotated[Matrix, matrix("head.weight", V, D, spread=4.0)]
+
+
+def time_mixing(
+    ops: TensorOps, p: TimeMixing, x: Array, last: Array, s: Array, v_first: tuple[Array, ...]
+) -> tuple[Array, Array, Array]:
+    """The block's output [B, T, D], the heads' matrices after it, and layer 0's values.
+
+    Arguments:
+        x, last: the input [B, T, D], and the one before it [B, D].
+        s: [B, N, D].
+        v_first: layer 0's values [B, T, D], as the one of a tuple; empty in layer 0.
+    """
+    xp, head_size = ops.xp, s.shape[1]
+    previous = ops.token_shift(x, last)
+
+    def mixed(share: Array) -> Array:
+        return ops.mix(previous, x, share)  # x moved towards its predecessor
+
+    r = ops.matmul(p.receptance, mixed(p.mix_r))
+    k = ops.matmul(p.key, mixed(p.mix_k))
+    xv = mixed(p.mix_v)
+    v = ops.matmul(p.value, xv)
+    w = p.w0 + ops.matmul(p.w2, xp.tanh(ops.matmul(p.w1, mixed(p.mix_w))))
+    w = xp.exp(-_SLOWEST * ops.sigmoid(w))
+    a = ops.sigmoid(p.a0 + ops.matmul(p.a2, ops.matmul(p.a1, mixed(p.mix_a))))
+    g = ops.matmul(p.g2, ops.sigmoid(ops.matmul(p.g1, mixed(p.mix_g))))
+    if v_first:
+        share = ops.sigmoid(p.v0 + ops.matmul(p.v2, ops.matmul(p.v1, xv)))
+        v = v + (v_first[0] - v) * share
+    kk = ops.normalize_heads(k * p.k_k, head_size)
+    k = k * (1.0 + (a - 1.0) * p.k_a)
+    y, s = ops.wkv7(r, w, k, v, kk, a * kk, s)
+    y = ops.group_norm(y, *p.ln_x, head_size, EPSILON)
+    y = y + ops.head_sums(r * k * p.r_k, head_size) * v  # the present token's bonus
+    return ops.matmul(p.output, y * g), s, (v_first or (v,))[0]
+
+
+def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
+    """`x` [B, T, D] and its predecessor `last` [B, D] to the block's output [B, T, D]."""
+    k = ops.matmul(p.key, ops.mix(ops.token_shift(x, last), x, p.mix_k))  # [B, T, F]
+    return ops.matmul(p.value, ops.relu_squared(k))
+
+
+def block(ops: TensorOps, p: Block, carry: Any, state: Array) -> tuple[Any, Array]:
+    """`carry` and this layer's part of the state [B, 2 + N, D] through a block; the same shapes.
+
+    The carry is x [B, T, D] and, but for layer 0, that layer's values [B, T, D].
+    """
+    x, *v_first = carry
+    time_x = ops.layer_norm(x, *p.ln1)
+    y, s, values = time_mixing(
+        ops, p.time, time_x, state[:, TIME_X, :], state[:, FIRST_OF_S:, :], tuple(v_first)
+    )
+    x = x + y
+    channel_x = ops.layer_norm(x, *p.ln2)
+    x = x + channel_mixing(ops, p.channel, channel_x, state[:, CHANNEL_X, :])
+    return (x, values), ops.xp.concat([channel_x[:, -1:, :], time_x[:, -1:, :], s], axis=1)
+
+
+def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
+    """Embeddings `x` [B, T, D] and state [B, L, 2 + N, D] through all blocks; the same shapes."""
+    carry = (ops.layer_norm(x, *p.ln0),)
+    (x, _), state = ops.layers(block, p.blocks, carry, state, kernel="rwkv7")
+    return x, state
+
+
+def empty_state(config: Config) -> NDArray[Any]:
+    """Return the state of having read nothing, float64 [L, 2 + N, D]."""
+    return np.zeros((config.n_layer, FIRST_OF_S + config.more[N], config.n_embd))
+
+
+def recognizes(shapes: Shapes) -> bool:
+    """Whether any of a file's tensors is one that only RWKV-7 has."""
+    return any(re.search(r"\.(r_k|att\.(x_[rwkvag]|[wav][012]))$", name) for name in shapes)
+
+
+RWKV7 = Architecture(
+    name="rwkv7",
+    title="RWKV-7",
+    recognizes=recognizes,
+    embedding=table("emb.weight", V, D, feeds_stream=True),
+    parameters=Parameters,
+    blocks=blocks,
+    empty_state=empty_state,
+)

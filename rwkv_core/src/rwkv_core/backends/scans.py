@@ -1,0 +1,38 @@
+"""One token's step of the scans of RWKV-5 to 7, in functions of the array API standard.
+
+B batch, H heads of N channels. A head's matrix S has a row for each value channel and a column for
+each key channel: `s` [B, H, N, N]. All else that belongs to a token is [B, H, N].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Array = Any
+
+
+def apart(xp: Any, s: Array) -> Array:
+    """Matrices of heads side by side [B, N, D], as a state has them, as [B, H, N, N]."""
+    n_batch, n, width = s.shape
+    return xp.permute_dims(xp.reshape(s, (n_batch, n, width // n, n)), (0, 2, 1, 3))
+
+
+def side_by_side(xp: Any, s: Array) -> Array:
+    """The inverse of `apart`."""
+    n_batch, n_head, n, _ = s.shape
+    return xp.reshape(xp.permute_dims(s, (0, 2, 1, 3)), (n_batch, n, n_head * n))
+
+
+def wkv6_step(xp: Any, s: Array, r: Array, w: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """`TensorOps.wkv6` without the bonus: y and the next S."""
+    y = xp.matmul(s, r[..., None])[..., 0]
+    return y, s * w[..., None, :] + v[..., None] * k[..., None, :]
+
+
+def wkv7_step(
+    xp: Any, s: Array, r: Array, w: Array, k: Array, v: Array, kk: Array, b: Array
+) -> tuple[Array, Array]:
+    """`TensorOps.wkv7`: y and the next S."""
+    removed = xp.matmul(s, kk[..., None])  # [B, H, N, 1]
+    s = s * w[..., None, :] - removed * b[..., None, :] + v[..., None] * k[..., None, :]
+    return xp.matmul(s, r[..., None])[..., 0], s

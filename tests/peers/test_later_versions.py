@@ -1,0 +1,105 @@
+"""RWKV-5, 6 and 7 agree with the `rwkv` package on every backend, over one set of weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import rwkv_core
+from later_versions import SIZES, VERSIONS, later_weights
+from pth_writer import write_pth
+
+pytest.importorskip("rwkv")
+
+TOLERANCE = 1e-4
+LENGTHS = (1, 2, 17, 300)
+BACKENDS = [row.name for row in rwkv_core.list_backends() if row.status == "ready"]
+# With these the variants do what they are for: most is streamed, and heads are split.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "torch-stream": {"target": 0.0012},
+    "torch-split": {"devices": ["cpu", "cpu"]},
+}
+backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch-quant"])
+
+
+class Case(NamedTuple):
+    version: str
+    path: Path
+    tokens: list[int]
+    expected: np.ndarray
+
+    def assert_close(self, logits: np.ndarray, n_tokens: int) -> None:
+        expected = self.expected[LENGTHS.index(n_tokens)]
+        limit = TOLERANCE * np.sqrt(np.mean(expected**2))
+        assert np.max(np.abs(logits - expected)) <= limit, f"after {n_tokens} tokens"
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=SIZES, ids="{0[1]} wide".format)
+def case(
+    request: pytest.FixtureRequest, version: str, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
+    sizes, folder = request.param, tmp_path_factory.mktemp("later")
+    path = folder / "model.pth"
+    write_pth(path, later_weights(version, sizes))
+    tokens = np.random.default_rng(0).integers(0, sizes.n_vocab, LENGTHS[-1]).tolist()
+    (folder / "prompts.json").write_text(json.dumps([tokens[:n] for n in LENGTHS]))
+    script = Path(__file__).with_name("rwkv_process.py")
+    arguments = [path, folder / "prompts.json", folder / "logits.npz"]
+    variables = {"RWKV_V7_ON": "1"} if version == "7" else {}
+    subprocess.run(
+        [sys.executable, script, *arguments], env=os.environ | variables, check=True, timeout=300
+    )
+    return Case(version, path, tokens, np.load(folder / "logits.npz")["logits"])
+
+
+@backends
+def test_logits_are_the_peers(case: Case, backend: str) -> None:
+    model = rwkv_core.load(case.path, backend, dtype="float32", **OPTIONS.get(backend, {}))
+    assert model.architecture == f"rwkv{case.version}"
+    for n_tokens in LENGTHS:
+        logits, _ = model.forward(case.tokens[:n_tokens])
+        case.assert_close(model.to_numpy(logits), n_tokens)
+
+
+@backends
+def test_logits_are_the_peers_going_on_from_a_state(case: Case, backend: str) -> None:
+    """One by one, by a few tokens, and by more than are read at once in a chunk of 256."""
+    model = rwkv_core.load(case.path, backend, dtype="float32", **OPTIONS.get(backend, {}))
+    logits, state = None, None
+    for token in case.tokens[:17]:
+        logits, state = model.forward([token], state)
+    case.assert_close(model.to_numpy(logits), 17)
+    logits, state = model.forward(case.tokens[17:40], state)
+    logits, state = model.forward(case.tokens[40:], state)
+    case.assert_close(model.to_numpy(logits), 300)
+
+
+@backends
+def test_a_batch_is_its_rows(case: Case, backend: str) -> None:
+    model = rwkv_core.load(case.path, backend, dtype="float32", **OPTIONS.get(backend, {}))
+    other, state = model.forward(case.tokens[17:20])
+    rows = [case.tokens[20:37], case.tokens[:17]]
+    batch = model.stack_states([state, model.empty_state()])
+    logits, after = model.forward(rows, batch, all_logits=True)
+    case.assert_close(model.to_numpy(logits)[1, -1], 17)
+    alone, _ = model.forward(rows[0], state)
+    scale = np.abs(case.expected).max()
+    np.testing.assert_allclose(
+        model.to_numpy(logits)[0, -1], model.to_numpy(alone), atol=TOLERANCE * scale
+    )
+    _, alone_after = model.forward(case.tokens[:17])
+    second = model.to_numpy(model.unstack_state(after)[1])
+    found = model.to_numpy(alone_after)
+    np.testing.assert_allclose(second, found, atol=TOLERANCE * max(1, np.abs(found).max()))
