@@ -17,7 +17,7 @@ from numba import njit
 from numba.core import config, event
 from numba.core.caching import FunctionCache
 
-from rwkv_core.architectures import rwkv4
+from rwkv_core.architectures import rwkv4, rwkv7
 from rwkv_core.errors import BackendError
 
 # Sums in any order, so that they vectorize. Not numba's fastmath=True, which assumes that there are
@@ -27,7 +27,8 @@ REORDERED = {"reassoc", "contract"}
 
 def _digest_of_sources() -> str:
     # The rows of the state are the architecture's.
-    sources = [*sorted(Path(__file__).parent.glob("*.py")), Path(rwkv4.__file__)]
+    own = sorted(Path(__file__).parent.glob("*.py"))
+    sources = [*own, *(Path(version.__file__) for version in (rwkv4, rwkv7))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_backend_numpy.arena import Arena
-from rwkv_backend_numpy.numba import vector_kernels
-from rwkv_backend_numpy.numba.packed_model import PackedModel, packed_model
+from rwkv_backend_numpy.numba import head_kernels, rwkv4_packed, rwkv7_packed, vector_kernels
 from rwkv_backend_numpy.numba.packing import code_matrix, float_matrix
 from rwkv_backend_numpy.numba.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
 from rwkv_backend_numpy.numba.products import product
@@ -29,7 +28,7 @@ Floats = NDArray[np.float32]
 
 _BITS = {"int8": 8, "int4": 4}
 # Of each architecture, what packs a model for a token's kernel.
-_ONE_TOKEN = {"rwkv4": packed_model}
+_ONE_TOKEN = {"rwkv4": rwkv4_packed.packed_model, "rwkv7": rwkv7_packed.packed_model}
 
 
 class NumbaOps(NumpyOps):
@@ -42,7 +41,7 @@ class NumbaOps(NumpyOps):
             raise OptionError(f"option group_size: found {group_size}, expected at least 1")
         self.dtype = self._chosen = dtype
         self._group_size = group_size
-        self._packed_model: tuple[Any, PackedModel | None] = None, None
+        self._packed_model: tuple[Any, Any] = None, None
         self._arena = Arena()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
@@ -59,6 +58,9 @@ class NumbaOps(NumpyOps):
             return float_matrix(matrix.dequantize(), FLOAT32, self._arena)
         return code_matrix(matrix, self._arena)
 
+    def low_rank_matrix(self, array: NDArray[Any]) -> Matrix:
+        return float_matrix(array, FLOAT32 if self._chosen == "float32" else BFLOAT16, self._arena)
+
     def matrix_bytes(self, matrix: Matrix) -> int:
         # Without the rows of zeros in the last panel.
         return matrix.panels.nbytes * matrix.n_out // (ROWS * len(matrix.panels))
@@ -70,6 +72,8 @@ class NumbaOps(NumpyOps):
         return self._by_rows(vector_kernels.layer_norm, x, weight, bias)
 
     def mix(self, x: Floats, previous: Floats, mix: Floats) -> Floats:
+        if mix.ndim > 1:
+            return super().mix(x, previous, mix)
         return self._by_rows(vector_kernels.mix, x, _rows(previous), mix)
 
     def sigmoid(self, x: Floats) -> Floats:
@@ -91,21 +95,35 @@ class NumbaOps(NumpyOps):
         vector_kernels.wkv(k, v, decay, first, aa, bb, pp, means)
         return means, (aa, bb, pp)
 
+    def wkv6(
+        self, r: Floats, w: Floats, k: Floats, v: Floats, bonus: Floats, s: Floats
+    ) -> tuple[Floats, Floats]:
+        y, after = np.empty_like(k), s.copy()
+        head_kernels.wkv6(r, np.broadcast_to(w, k.shape), k, v, after, y)
+        return y + self.head_sums(r * k * bonus, s.shape[1]) * v, after
+
+    def wkv7(
+        self, r: Floats, w: Floats, k: Floats, v: Floats, kk: Floats, b: Floats, s: Floats
+    ) -> tuple[Floats, Floats]:
+        y, after = np.empty_like(k), s.copy()
+        head_kernels.wkv7(r, w, k, v, kk, b, after, y)
+        return y, after
+
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         pack = _ONE_TOKEN.get(kernel)
         if pack is None:
             return function
 
         def run(p: Any, x: Floats, state: Floats) -> tuple[Floats, Floats]:
-            model = self._packed(pack, p) if x.size == x.shape[-1] else None
+            model = self._packed(pack, p, state) if x.size == x.shape[-1] else None
             return function(p, x, state) if model is None else model.run(x, state)
 
         return run
 
-    def _packed(self, pack: Callable[[Any], PackedModel | None], p: Any) -> PackedModel | None:
+    def _packed(self, pack: Callable[..., Any], p: Any, state: Floats) -> Any:
         known, packed = self._packed_model
         if p is not known:
-            packed = pack(p)
+            packed = pack(p, state)
             self._packed_model = p, packed
         return packed
 

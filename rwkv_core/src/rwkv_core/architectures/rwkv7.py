@@ -42,7 +42,7 @@ CHANNEL_X, TIME_X, FIRST_OF_S = range(3)
 # Of the group norm, whatever the head's size.
 EPSILON = 64e-5
 # Of the decay exp(-e^-0.5 sigmoid(.)), which is so at least 0.545.
-_SLOWEST = math.exp(-0.5)
+SLOWEST = math.exp(-0.5)
 
 _SPREAD = {"spread": 0.3}
 
@@ -118,7 +118,7 @@ def time_mixing(
     xv = mixed(p.mix_v)
     v = ops.matmul(p.value, xv)
     w = p.w0 + ops.matmul(p.w2, xp.tanh(ops.matmul(p.w1, mixed(p.mix_w))))
-    w = xp.exp(-_SLOWEST * ops.sigmoid(w))
+    w = xp.exp(-SLOWEST * ops.sigmoid(w))
     a = ops.sigmoid(p.a0 + ops.matmul(p.a2, ops.matmul(p.a1, mixed(p.mix_a))))
     g = ops.matmul(p.g2, ops.sigmoid(ops.matmul(p.g1, mixed(p.mix_g))))
     if v_first:

@@ -147,7 +147,10 @@ class TensorOps(ABC):
         return self.xp.concat([last[:, None, :], x[:, :-1, :]], axis=1)
 
     def mix(self, x: Array, previous: Array, mix: Array) -> Array:
-        """`mix` [D] of the token and 1 - `mix` of its predecessor, both [B, T, D]."""
+        """`mix` of the token and 1 - `mix` of its predecessor, both [B, T, D].
+
+        `mix` is [D], or in RWKV-6 [B, T, D].
+        """
         return previous + mix * (x - previous)
 
     def sigmoid(self, x: Array) -> Array:

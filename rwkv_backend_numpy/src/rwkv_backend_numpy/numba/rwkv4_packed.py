@@ -1,18 +1,24 @@
-"""A model's parameters put together as `one_token` takes them."""
+"""An RWKV-4's parameters put together as `rwkv4_token` takes them."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.numba.one_token import CHANNEL_KEY, CHANNEL_VALUE, PHASES, Token, one_token
 from rwkv_backend_numpy.numba.panels import ROWS, Matrix
+from rwkv_backend_numpy.numba.rwkv4_token import (
+    CHANNEL_KEY,
+    CHANNEL_VALUE,
+    PHASES,
+    Token,
+    one_token,
+)
 from rwkv_core.architectures.rwkv4 import Block, Parameters
 
 Floats = NDArray[np.float32]
 
 
-def packed_model(p: Parameters) -> PackedModel | None:
+def packed_model(p: Parameters, state: Floats) -> PackedModel | None:
     """None if matrices are of several kinds, or those of a width of several forms."""
     rows = [_matrices(block) for block in p.blocks]
     wide = [p.head, *(matrix for row in rows for matrix in row[:CHANNEL_VALUE])]
@@ -63,7 +69,7 @@ class PackedModel:
         }
 
     def run(self, x: Floats, state: Floats) -> tuple[Floats, Floats]:
-        """`rwkv4.last_logits` of one token."""
+        """Logits [1, 1, V] and state after one token's embedding `x`."""
         before, after = np.ascontiguousarray(state[0]), np.empty_like(state[0])
         logits = np.empty(-(-self._n_vocab // ROWS) * ROWS, np.float32)
         token = Token(**self._constant, x=x[0, 0], state=before, after=after, logits=logits)
