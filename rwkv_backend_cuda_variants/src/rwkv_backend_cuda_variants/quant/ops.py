@@ -1,7 +1,8 @@
 """torch, with the matrices in 8 or 4 bits: multiplied with as they are, never restored for a token.
 
 Kernels are chosen for the device: torch's packed ones on a CPU (`cpu_kernels`), a Triton kernel
-on CUDA (`triton_kernels`). Activations and results are float32 here, whatever a kernel takes inside.
+on CUDA (`triton_kernels`). Activations and results are float32 here, whatever a kernel takes
+inside.
 """
 
 from __future__ import annotations
