@@ -57,7 +57,7 @@ def open_model(
     lora_path = None if lora is None else local_file(lora)
     formats = known_formats()
     with open_checkpoint(path, formats) as base:
-        if lora_path is not None:
+        if lora is not None and lora_path is not None:
             with open_checkpoint(lora_path, formats) as weights:
                 config = _adapter_config(lora, weights.path)
                 alpha = _alpha(config, lora_alpha)
@@ -72,6 +72,16 @@ def open_model(
                 f"lora_alpha: given without lora, and {base.path} holds no LoRA weights of its "
                 "own; expected lora, the file with them"
             )
+
+
+def vocabulary_size(model: str | os.PathLike[str]) -> int | None:
+    """How many tokens a model knows, by what its file says of the embedding; None if it has none.
+
+    Raises what `open_model` does.
+    """
+    with open_model(model) as checkpoint:
+        embedding = checkpoint.tensors.get("emb.weight")
+    return None if embedding is None or len(embedding.shape) != 2 else embedding.shape[0]
 
 
 def _rescaled(model: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoint:
@@ -106,9 +116,10 @@ def _beside(place: str | os.PathLike[str], path: Path, name: str) -> Path | None
     # Such as no connection: what is not in the cache was not there before.
     except DownloadError:
         return None
+    if found is None:
+        return None
     try:
-        if found is not None:
-            read_config(found)
+        read_config(found)
     except CheckpointError:
         # An error page that the server sent must not stay in the cache.
         found.unlink(missing_ok=True)

@@ -38,8 +38,8 @@ _OTHER_KINDS = (
     ("trainable tokens", r"trainable_tokens_delta"),
     ("state tuning", r"\.time_state$"),
 )
-# Keys of a configuration that make an adapter more than W + B @ A. `fan_in_fan_out` makes none: PEFT
-# turns it off for linear layers and embeddings, and RWKV has no others.
+# Keys of a configuration that make an adapter more than W + B @ A. `fan_in_fan_out` makes none:
+# PEFT turns it off for linear layers and embeddings, and RWKV has no others.
 _OTHER_SETTINGS = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",

@@ -88,4 +88,3 @@ def _shards(index: Path) -> list[str]:
 
 def _named(files: Sequence[Path]) -> str:
     return ", ".join(path.name for path in files[:4]) + (", ..." if len(files) > 4 else "")
-
