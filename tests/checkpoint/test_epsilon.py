@@ -44,6 +44,7 @@ def expected_logits(weights: reference.Weights, epsilon: float, monkeypatch) -> 
     return reference.run(weights, TOKENS).logits
 
 
+@pytest.mark.needs_backend
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 1e-3])
 def test_the_epsilon_is_heeded(tmp_path, weights, epsilon, backend, monkeypatch):
     model = rwkv_core.load(save(tmp_path, weights, layer_norm_epsilon=epsilon), backend)

@@ -14,6 +14,8 @@ from rwkv_core import bundled
 from rwkv_core.cli import main
 from rwkv_core.cli.sampling_arguments import unescape
 
+pytestmark = pytest.mark.needs_backend
+
 
 @pytest.fixture
 def generate(small_model, backend, capsys):

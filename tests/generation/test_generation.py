@@ -26,6 +26,8 @@ from rwkv_core import RWKV, RWKVError, State, StateError
 from rwkv_core.checkpoint import open_checkpoint
 from rwkv_core.state import save_state
 
+pytestmark = pytest.mark.needs_backend
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -252,7 +254,6 @@ def test_a_state_of_huge_values_is_blamed_and_not_the_model(rwkv: RWKV, tmp_path
         rwkv.generate(5, seed=1)
 
 
-@pytest.mark.needs_backend
 def test_a_model_that_gives_no_numbers_is_blamed_and_not_the_state(
     folder: Path, tmp_path: Path
 ) -> None:
