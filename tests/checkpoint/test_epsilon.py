@@ -106,7 +106,11 @@ def test_a_configuration_that_gives_no_epsilon_of_an_rwkv_leaves_the_usual_one(
 
 
 def test_a_configuration_without_the_model_s_type_is_heeded(tmp_path, weights):
-    for config in ({"model_type": "rwkv"}, {"architectures": ["RwkvForCausalLM"]}):
+    for config in (
+        {"model_type": "rwkv"},
+        {"model_type": None},
+        {"architectures": ["RwkvForCausalLM"]},
+    ):
         save(tmp_path, weights)
         (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 1e-3}))
         with open_model(tmp_path) as model:

@@ -78,7 +78,7 @@ def refusal(path: Path) -> str:
     "name",
     [
         *("../secret", "/etc/passwd", "..", "", ".", "a/b", "..\\secret", "C:secret", "a\\nb"),
-        *(5, None, ["a"]),
+        *("n" * 256, 5, None, ["a"]),
     ],
 )
 def test_an_index_never_leaves_its_folder(tmp_path: Path, name: object) -> None:
@@ -148,6 +148,8 @@ def test_a_model_in_several_files_is_one_of_the_folder_s_models(tmp_path: Path) 
     write_pth(tmp_path / "a.pth", random_weights(1, 8, 10))
     (tmp_path / "of_something_else.index.json").write_text('{"a": 1}')
     assert model_files(tmp_path) == [tmp_path / "a.pth", index]
+    (tmp_path / "itself.index.json").write_text('{"weight_map": {"a": "itself.index.json"}}')
+    assert tmp_path / "itself.index.json" in model_files(tmp_path)
     assert model_bytes(index) == sum(path.stat().st_size for path in tmp_path.glob("model-*"))
 
 

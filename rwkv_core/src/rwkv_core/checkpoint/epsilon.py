@@ -31,7 +31,7 @@ def configured_epsilon(path: Path) -> float:
     """
     config = read_config(path)
     # Of another model: others have an epsilon of this name too.
-    if config.get("model_type", "rwkv") != "rwkv":
+    if config.get("model_type") not in (None, "rwkv"):
         return EPSILON
     epsilon = config.get("layer_norm_epsilon", EPSILON)
     if type(epsilon) not in (int, float) or not _MIN_EPSILON <= epsilon <= _MAX_EPSILON:

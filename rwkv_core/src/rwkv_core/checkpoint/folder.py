@@ -75,7 +75,11 @@ def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 def _without_shards(files: Sequence[Path]) -> list[Path]:
     shards = {name for path in files if is_index(path.name) for name in _shards(path)}
-    return [p for p in files if p.name not in shards and not _SHARD.search(p.name)]
+    return [
+        path
+        for path in files
+        if is_index(path.name) or not (path.name in shards or _SHARD.search(path.name))
+    ]
 
 
 def _shards(index: Path) -> list[str]:

@@ -20,6 +20,7 @@ from rwkv_core.errors import CheckpointError
 
 _SUFFIX = re.compile(r"\.index(\.[^.]+)?\.json$")
 MAX_INDEX_BYTES = 2**24
+MAX_NAME_BYTES = 255  # the most that file systems take
 MAX_SHARDS = 500  # each is an open file
 
 
@@ -79,7 +80,8 @@ def read_index(path: Path) -> dict[str, str]:
     names = {name if isinstance(name, str) else "" for name in places.values()}
     for name in names:
         # On Windows a backslash and a colon lead elsewhere, too.
-        if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:"):
+        is_name = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
+        if name in ("", ".", "..") or not is_name or set(name) & set("/\\:"):
             raise CheckpointError(
                 f"{path}: names a shard {name[:80]!r}, expected the name of a file beside the index"
             )
