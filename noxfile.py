@@ -17,8 +17,9 @@ TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 PEERS = ("rwkv", "transformers", "matplotlib", "numba")
 # Tests run many small products, where a second thread costs more than it brings.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# The suite's processes and types share JAX's compilations of all sizes: most are of equal programs.
-SHARED_COMPILATIONS = {
+# JAX keeps compilations of any size: most that the suite needs, for each type and in each process,
+# are of equal programs.
+ALL_COMPILATIONS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
@@ -48,7 +49,11 @@ def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
 def conformance(session: nox.Session, backend: str, *options: str) -> None:
     given = [argument for option in options for argument in ("--rwkv-option", option)]
     command = ("--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, *given, "-q")
-    pytest(session, *command, **SHARED_COMPILATIONS, JAX_COMPILATION_CACHE_DIR=session.create_tmp())
+    compilations = {
+        "JAX_COMPILATION_CACHE_DIR": str((session.cache_dir / "jax").resolve()),
+        **ALL_COMPILATIONS,
+    }
+    pytest(session, *command, **compilations)
 
 
 @nox.session
