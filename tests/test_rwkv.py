@@ -27,6 +27,8 @@ from rwkv_core.generation.sampling import Sampling
 from rwkv_core.generation.stream import Progress
 from rwkv_core.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.needs_backend
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

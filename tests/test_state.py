@@ -33,6 +33,7 @@ def test_a_state_goes_on_where_it_was_saved(
     assert np.array_equal(model.to_numpy(found), model.to_numpy(expected))
 
 
+@pytest.mark.needs_backend
 def test_a_text_is_kept_with_a_state_and_none_with_a_state_of_before(
     small_model: Path, tmp_path: Path, backend: str
 ) -> None:
@@ -56,6 +57,7 @@ def test_an_empty_state_and_pending_bytes_are_kept(
     assert (again.logits, again.pending) == (None, b"\xe2\x82")
 
 
+@pytest.mark.needs_backend
 @pytest.mark.parametrize(
     ("place", "message"),
     [
@@ -144,6 +146,7 @@ def test_a_file_that_steers_a_terminal_does_not(tmp_path: Path, plain: State) ->
     assert str(error.value).isprintable() and len(str(error.value)) < 500
 
 
+@pytest.mark.needs_backend
 def test_a_link_is_written_through(small_model: Path, tmp_path: Path, backend: str) -> None:
     model = rwkv_core.load(small_model, backend=backend)
     (tmp_path / "link.state").symlink_to(tmp_path / "a.state")
@@ -152,6 +155,7 @@ def test_a_link_is_written_through(small_model: Path, tmp_path: Path, backend: s
     model.load_state(tmp_path / "a.state")
 
 
+@pytest.mark.needs_backend
 def test_permissions_are_those_of_any_file(small_model: Path, tmp_path: Path, backend: str) -> None:
     model = rwkv_core.load(small_model, backend=backend)
     path, (_, state) = tmp_path / "a.state", model.forward([1])
@@ -163,6 +167,7 @@ def test_permissions_are_those_of_any_file(small_model: Path, tmp_path: Path, ba
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.needs_backend
 @pytest.mark.parametrize("path", [None, 5, "", "a\0b"])
 def test_what_is_no_path_is_one_line(small_model: Path, backend: str, path: Any) -> None:
     model = rwkv_core.load(small_model, backend=backend)
@@ -172,6 +177,7 @@ def test_what_is_no_path_is_one_line(small_model: Path, backend: str, path: Any)
         model.load_state(path)
 
 
+@pytest.mark.needs_backend
 def test_many_threads_may_write_one_file(small_model: Path, tmp_path: Path, backend: str) -> None:
     model = rwkv_core.load(small_model, backend=backend)
     _, state = model.forward([1])
@@ -215,6 +221,7 @@ def test_values_that_no_model_gives_are_refused(
         model.load_state(tmp_path / "bad.state")
 
 
+@pytest.mark.needs_backend
 @pytest.mark.parametrize("content", [b"", b"no state", b"\x10" + b"\0" * 40])
 def test_a_damaged_file_is_refused(
     small_model: Path, tmp_path: Path, backend: str, content: bytes
@@ -225,6 +232,7 @@ def test_a_damaged_file_is_refused(
         model.load_state(tmp_path / "a.state")
 
 
+@pytest.mark.needs_backend
 def test_a_state_cut_short_anywhere_is_refused(
     small_model: Path, tmp_path: Path, backend: str
 ) -> None:
@@ -237,6 +245,7 @@ def test_a_state_cut_short_anywhere_is_refused(
             model.load_state(tmp_path / "a.state")
 
 
+@pytest.mark.needs_backend
 def test_a_missing_file_and_a_folder_are_one_line(
     small_model: Path, tmp_path: Path, backend: str
 ) -> None:
@@ -261,6 +270,7 @@ def test_a_state_of_other_weights_is_refused(
         other.forward([1], model.forward([1])[1])
 
 
+@pytest.mark.needs_backend
 def test_weights_that_differ_in_matrices_alone_have_other_fingerprints(
     tmp_path: Path, backend: str
 ) -> None:

@@ -45,3 +45,9 @@ def test_a_wrong_type_is_refused_from_python(backend):
     for option in options_of(backend):
         with pytest.raises(rwkv_core.OptionError, match=option.name):
             rwkv_core.load("prose", backend=backend, **{option.name: object()})
+
+
+def test_no_help_speaks_of_a_dtype_that_a_backend_does_not_have(backend):
+    options = options_of(backend)
+    if "dtype" not in [option.name for option in options]:
+        assert not [option.name for option in options if " dtype" in option.help]

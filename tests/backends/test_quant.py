@@ -102,7 +102,7 @@ def test_an_activation_that_is_no_number_is_not_hidden(bits, value):
 # Widths that AVX-512 takes no whole steps of were wrong by a third.
 @pytest.mark.parametrize("width", [512, 24, 72])
 def test_the_kernel_where_torch_has_no_fbgemm(width):
-    from rwkv_backend_cuda_variants.quant.cpu import Int8RowsInBfloat16
+    from rwkv_backend_cuda_variants.quant.cpu_kernels import Int8RowsInBfloat16
 
     rng = np.random.default_rng(0)
     matrix = quantize(random_matrix(rng, (101, width)), 8, width)

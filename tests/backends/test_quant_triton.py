@@ -30,7 +30,7 @@ def test_in_a_process_of_its_own() -> None:
 
 
 def triton_matrix(quantized):
-    from rwkv_backend_cuda_variants.quant.triton import TritonMatrix
+    from rwkv_backend_cuda_variants.quant.triton_kernels import TritonMatrix
 
     return TritonMatrix(quantized, torch.device("cpu"))
 

@@ -74,6 +74,27 @@ def test_models_of_one_shape_share_what_is_compiled_and_nothing_else(
     assert [matrix() for matrix in kept] == [None, None]
 
 
+def test_matrices_of_any_type_share_what_is_done_to_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rwkv_backend_tf import ops as module
+
+    compiled: list[tuple[object, ...]] = []
+
+    class Counted(module.Compiled):
+        def __init__(self, *arguments: object) -> None:
+            compiled.append(arguments)
+            super().__init__(*arguments)
+
+    every = [tensor_ops("tf", {"dtype": dtype}) for dtype in ("float32", "bfloat16", "float16")]
+    monkeypatch.setattr(module, "Compiled", Counted)
+    for ops in every:
+        # Of a width that no other test has.
+        x, weight = ops.vector(np.ones((1, 1, 23))), ops.vector(np.ones(23))
+        ops.layer_norm(x, weight, weight)
+    assert len(compiled) == 1
+
+
 def test_what_is_compiled_is_compiled_by_xla() -> None:
     """The quick call drops a function's own wish to be compiled: see `Compiled`."""
     import tensorflow as tf

@@ -13,8 +13,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("rwkv_backend_torch.ops")
 
 import rwkv_core  # noqa: E402
+from conftest import READY  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.backends.tensor_ops import TensorOps  # noqa: E402
+
+# The variants' session, which has torch too, repeats nothing.
+pytestmark = pytest.mark.skipif("torch" not in READY, reason="torch is not ready here")
 
 TOKENS = [5, 9, 100, 7, 0, 31, 77, 3]
 # Largest deviation of logits from float64's, as a share of their deviation among themselves.

@@ -18,6 +18,10 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
 
 import rwkv_core  # noqa: E402
+from conftest import READY  # noqa: E402
+
+# The variants' session, which has torch too, repeats nothing.
+pytestmark = pytest.mark.skipif("torch" not in READY, reason="torch is not ready here")
 
 # Triton reads it when it is first imported, which any library may have done in this process.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

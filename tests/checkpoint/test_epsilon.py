@@ -44,6 +44,7 @@ def expected_logits(weights: reference.Weights, epsilon: float, monkeypatch) -> 
     return reference.run(weights, TOKENS).logits
 
 
+@pytest.mark.needs_backend
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 1e-3])
 def test_the_epsilon_is_heeded(tmp_path, weights, epsilon, backend, monkeypatch):
     model = rwkv_core.load(save(tmp_path, weights, layer_norm_epsilon=epsilon), backend)
@@ -75,21 +76,71 @@ def test_an_epsilon_that_is_none_is_one_line(tmp_path, weights, value):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"layer_norm_epsilon": 1}', "[" * 100_000])
-def test_a_configuration_of_something_else_is_no_matter(tmp_path, weights, content):
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe{", b"[" * 100_000, b" " * 2**20 + b"{}"]
+)
+def test_a_damaged_configuration_is_one_line(tmp_path, weights, content):
     save(tmp_path, weights)
-    (tmp_path / "config.json").write_text(content)
+    (tmp_path / "config.json").write_bytes(content)
+    with (
+        pytest.raises(CheckpointError, match=r"config\.json: damaged: is no JSON object") as error,
+        open_model(tmp_path),
+    ):
+        pass
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config", [None, {}, {"model_type": "gpt2", "layer_norm_epsilon": 1e-3}, {"model_type": "rwkv"}]
+)
+def test_a_configuration_that_gives_no_epsilon_of_an_rwkv_leaves_the_usual_one(
+    tmp_path, weights, config
+):
+    save(tmp_path, weights)
+    (tmp_path / "config.json").unlink()
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
     with open_model(tmp_path) as model:
-        assert model.read("emb.weight").dtype == np.float32
+        expected = weights["emb.weight"].astype(np.float32)
+        np.testing.assert_array_equal(model.read("emb.weight"), expected)
+
+
+def test_a_configuration_without_the_model_s_type_is_heeded(tmp_path, weights):
+    for config in (
+        {"model_type": "rwkv"},
+        {"model_type": None},
+        {"architectures": ["RwkvForCausalLM"]},
+    ):
+        save(tmp_path, weights)
+        (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_epsilon": 1e-3}))
+        with open_model(tmp_path) as model:
+            expected = np.float32(weights["emb.weight"]) * np.float32(0.1)
+            np.testing.assert_allclose(model.read("emb.weight"), expected, rtol=1e-6)
 
 
 def test_blinkdl_s_own_files_always_have_the_usual_one(tmp_path, weights):
     save(tmp_path, weights, layer_norm_epsilon=1e-3)
     write_pth(tmp_path / "m.pth", {name: a.astype(np.float32) for name, a in weights.items()})
-    with open_model(tmp_path / "m.pth") as model:
-        np.testing.assert_array_equal(
-            model.read("emb.weight"), weights["emb.weight"].astype(np.float32)
-        )
+    for config in (None, "{", '{"model_type": "llama"}'):
+        if config is not None:
+            (tmp_path / "config.json").write_text(config)
+        with open_model(tmp_path / "m.pth") as model:
+            np.testing.assert_array_equal(
+                model.read("emb.weight"), weights["emb.weight"].astype(np.float32)
+            )
+
+
+def test_a_model_at_an_address_comes_with_its_configuration(web: Hub, tmp_path, weights):
+    folder = save(tmp_path, weights, layer_norm_epsilon=1e-3)
+    web.files["/m/model.safetensors"] = (folder / "model.safetensors").read_bytes()
+    web.files["/m/config.json"] = b"busy"
+    address = web.address.replace("127.0.0.1", "localhost") + "/m/model.safetensors"
+    with pytest.raises(CheckpointError, match=r"config\.json: damaged"), open_model(address):
+        pass
+    # What was damaged is not kept.
+    web.files["/m/config.json"] = (folder / "config.json").read_bytes()
+    with open_model(address) as found, open_model(folder) as expected:
+        np.testing.assert_array_equal(found.read("emb.weight"), expected.read("emb.weight"))
 
 
 def test_a_model_on_the_hub_comes_with_its_configuration(web: Hub, tmp_path, weights):

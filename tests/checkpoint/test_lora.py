@@ -84,6 +84,7 @@ def logits(model: rwkv_core.Model) -> np.ndarray:
     return model.to_numpy(model.forward([1, 2, 3, 4, 5], all_logits=True)[0])
 
 
+@pytest.mark.needs_backend
 def test_a_merged_model_is_that_of_merge_lora(folder, backend):
     expected = rwkv_core.load(folder / "merged.pth", backend)
     found = rwkv_core.load(folder / "base.pth", backend, lora=folder / "lora.pth", lora_alpha=ALPHA)

@@ -72,6 +72,13 @@ def test_alpha_over_the_root_of_the_rank(tmp_path, folder, weights):
         np.testing.assert_array_equal(model.read(f"{KEY}.weight"), expected[f"{KEY}.weight"])
 
 
+def test_fan_in_fan_out_is_ignored_as_peft_ignores_it_for_linear_layers(tmp_path, folder, weights):
+    peft = write_adapter(tmp_path / "peft", peft_names(factors(weights)), fan_in_fan_out=True)
+    expected = merged(weights, factors(weights))
+    with open_model(folder / "base.pth", lora=peft) as model:
+        np.testing.assert_array_equal(model.read(f"{KEY}.weight"), expected[f"{KEY}.weight"])
+
+
 def test_an_adapter_of_the_embedding_is_transposed(tmp_path, folder, weights):
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-8, 9, s).astype(np.float32) / 64 for s in ((2, N_VOCAB), (32, 2)))
@@ -128,6 +135,7 @@ def test_another_kind_of_adapter_is_named_by_its_tensors(tmp_path, folder, weigh
         ("LoRA with biases", {"lora_bias": True}),
         ("PiSSA", {"init_lora_weights": "pissa_niter_16"}),
         ("OLoRA", {"init_lora_weights": "olora"}),
+        ("LoRA-GA", {"init_lora_weights": "lora_ga"}),
         ("BONE", {"peft_type": "BONE"}),
         ("LOHA", {"peft_type": "LOHA"}),
         ("alpha_pattern", {"alpha_pattern": {"key": 4}}),
@@ -146,7 +154,7 @@ def test_a_configuration_that_is_no_plain_lora_s_is_refused(
 def test_a_configuration_that_is_damaged_is_one_line(tmp_path, folder, weights, content):
     peft = write_adapter(tmp_path / "peft", peft_names(factors(weights)))
     (peft / "adapter_config.json").write_text(content)
-    assert "adapter_config.json: is no JSON object" in refusal_of(folder, peft, None)
+    assert "adapter_config.json: damaged: is no JSON object" in refusal_of(folder, peft, None)
 
 
 @pytest.mark.parametrize("prefix", ["", "rwkv."])

@@ -15,8 +15,10 @@ from hub_server import Hub
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.checkpoint import diagnose, open_checkpoint
+from rwkv_core.checkpoint.folder import model_bytes
 from rwkv_core.errors import CheckpointError, DownloadError
 from rwkv_core.loading import fingerprint_of
+from rwkv_core.model_file import model_files
 from rwkv_core.pqth_writer import prequantize
 from rwkv_core.sources import local_file
 
@@ -76,7 +78,7 @@ def refusal(path: Path) -> str:
     "name",
     [
         *("../secret", "/etc/passwd", "..", "", ".", "a/b", "..\\secret", "C:secret", "a\\nb"),
-        *(5, None, ["a"]),
+        *("n" * 256, 5, None, ["a"]),
     ],
 )
 def test_an_index_never_leaves_its_folder(tmp_path: Path, name: object) -> None:
@@ -118,6 +120,39 @@ def test_a_folder_of_one_model_is_that_model_and_of_several_none(tmp_path: Path)
     assert "a folder with several models (a.pth, b.pth); name one" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["model.fp16.safetensors.index.json", "model.safetensors.index.fp16.json"]
+)
+def test_a_folder_of_a_variant_alone_is_that_model(tmp_path: Path, name: str) -> None:
+    index = save_shards(tmp_path, random_weights(1, 32, 10), "safetensors")
+    variant = index.rename(tmp_path / name)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.path == variant
+    quantized = prequantize(variant, group_size=32)
+    assert quantized.name in ("model.fp16.pqth", "model.pqth")
+    quantized.unlink()
+    (tmp_path / "other.index.json").write_text(variant.read_text())
+    assert f"several models ({', '.join(sorted([name, 'other.index.json']))}" in refusal(tmp_path)
+
+
+def test_a_folder_of_shards_without_their_index_says_what_is_missing(tmp_path: Path) -> None:
+    index = save_shards(tmp_path, random_weights(1, 8, 10), "safetensors", 2)
+    index.unlink()
+    message = refusal(tmp_path)
+    assert "parts of a model (model-00001-of-00002.safetensors, model-00002-of-" in message
+    assert "without the .index.json" in message
+
+
+def test_a_model_in_several_files_is_one_of_the_folder_s_models(tmp_path: Path) -> None:
+    index = save_shards(tmp_path, random_weights(1, 8, 10), "safetensors", 2)
+    write_pth(tmp_path / "a.pth", random_weights(1, 8, 10))
+    (tmp_path / "of_something_else.index.json").write_text('{"a": 1}')
+    assert model_files(tmp_path) == [tmp_path / "a.pth", index]
+    (tmp_path / "itself.index.json").write_text('{"weight_map": {"a": "itself.index.json"}}')
+    assert tmp_path / "itself.index.json" in model_files(tmp_path)
+    assert model_bytes(index) == sum(path.stat().st_size for path in tmp_path.glob("model-*"))
+
+
 @pytest.mark.needs_backend
 def test_a_folder_with_its_tokenizer_is_loaded(small_model: Path, tmp_path: Path) -> None:
     with open_checkpoint(small_model) as checkpoint:
@@ -142,6 +177,19 @@ def test_shards_on_the_hub_are_fetched_with_their_index(
     web.repositories["owner/other"] = files
     with pytest.raises(CheckpointError, match=r"no such file; .* needs it"):
         open_checkpoint(local_file("hf://owner/other"))
+
+
+def test_shards_at_an_address_are_fetched_with_their_index(web: Hub, tmp_path: Path) -> None:
+    index = save_shards(tmp_path / "m", random_weights(1, 8, 10), "safetensors")
+    files = {f"/m/{path.name}": path.read_bytes() for path in index.parent.iterdir()}
+    web.files |= files
+    address = web.address.replace("127.0.0.1", "localhost") + f"/m/{index.name}"
+    with open_checkpoint(local_file(address)) as checkpoint:
+        assert diagnose(checkpoint)[:4] == (1, 8, 32, 10)
+    other = address.replace("/m/", "/other/")
+    web.files[f"/other/{index.name}"] = index.read_bytes()
+    with pytest.raises(DownloadError, match=r"/other/model-00001-.*: no such file there"):
+        local_file(other)
 
 
 def test_a_repository_without_a_model_is_one_line(web: Hub) -> None:

@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 import rwkv_core
+from rwkv_core import bundled
 from rwkv_core.cli import main
 from rwkv_core.cli.sampling_arguments import unescape
+
+pytestmark = pytest.mark.needs_backend
 
 
 @pytest.fixture
@@ -228,6 +231,25 @@ def test_a_bad_option_is_refused_before_the_model_is_looked_for(arguments, capsy
     for command in (["generate", "a"], ["chat"]):
         assert main([*command, *arguments, "-m", "no/such.pth"]) == 2
         assert "no/such.pth" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ban", "100000"], "banned_tokens: found token 100000, expected 0 to"),
+        (["--logit-bias", "100000=1"], "logit_bias: found token 100000, expected 0 to"),
+        (["--stop-token", "100000"], "stop_tokens: found token 100000, expected 0 to"),
+        (["--tokenizer", str(bundled.TOKENIZER)], "the model knows 262"),
+    ],
+)
+def test_what_the_model_s_vocabulary_lacks_is_refused_before_it_is_loaded(
+    small_model, tmp_path, arguments, message, capsys
+):
+    for command in (["generate", "a"], ["chat"]):
+        # No backend of this name is: loading would say that first.
+        arguments = [*arguments, "-m", str(small_model), "-b", "nosuch"]
+        assert main([*command, *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_perplexity_refuses_numbers_before_the_model_is_looked_for(capsys):

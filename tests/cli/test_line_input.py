@@ -56,6 +56,28 @@ def test_a_terminal_has_pastes_history_and_ctrl_c():
         terminal.kill()
 
 
+def test_a_paste_is_one_message_where_no_editor_knows_pastes():
+    pytest.importorskip("pty", reason="no pseudo-terminals here")
+    terminal = Terminal(program="import sys; sys.modules['readline'] = None\n" + PROGRAM)
+    try:
+        for i, (typed, shown) in enumerate(
+            [
+                ("one\n\n/two\n", "'one\\n\\n/two'"),
+                ("alone\n", "'alone'"),
+                ("ended\n" + CTRL_D, "'ended'"),
+            ],
+            1,
+        ):
+            terminal.wait_for("[next]", i)
+            terminal.type(typed)
+            terminal.wait_for(shown)
+        terminal.wait_for("[next]", i + 1)
+        terminal.type(CTRL_D)
+        assert terminal.end() == 0
+    finally:
+        terminal.kill()
+
+
 @pytest.mark.parametrize(
     ("lines", "messages"),
     [

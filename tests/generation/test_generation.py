@@ -21,7 +21,12 @@ from forced_tokens import (
     tokens_of,
     write_model,
 )
-from rwkv_core import RWKV
+from pth_writer import write_pth
+from rwkv_core import RWKV, RWKVError, State, StateError
+from rwkv_core.checkpoint import open_checkpoint
+from rwkv_core.state import save_state
+
+pytestmark = pytest.mark.needs_backend
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +242,27 @@ def test_any_tokens_and_stop_strings(
     if stream.result.stop_reason == "interrupted":
         read = rwkv.tokenizer.to_bytes(stream.result.tokens)
         assert read.decode("utf-8", "replace") == stream.result.text == beginning
+
+
+def test_a_state_of_huge_values_is_blamed_and_not_the_model(rwkv: RWKV, tmp_path: Path) -> None:
+    array = rwkv.model.to_numpy(rwkv.get_state()).astype(np.float32)
+    array[:, :2] = 3e38
+    save_state(tmp_path / "huge.state", State(array, model=rwkv.model.fingerprint))
+    rwkv.load_state(tmp_path / "huge.state")
+    rwkv.load_context("a")
+    with pytest.raises(StateError, match=r"^state: .* without it they are: its values are damaged"):
+        rwkv.generate(5, seed=1)
+
+
+def test_a_model_that_gives_no_numbers_is_blamed_and_not_the_state(
+    folder: Path, tmp_path: Path
+) -> None:
+    with open_checkpoint(folder / "model.pth") as model:
+        weights = {name: np.float32(model.read(name)) for name in model.tensors}
+    weights["head.weight"] = np.full_like(weights["head.weight"], 3e38)
+    weights["ln_out.bias"] = np.full_like(weights["ln_out.bias"], 2)
+    write_pth(tmp_path / "model.pth", weights)
+    rwkv = RWKV(tmp_path / "model.pth", tokenizer=folder / "tokenizer.json")
+    rwkv.load_context("a")
+    with pytest.raises(RWKVError, match="the model file or its dtype is at fault"):
+        rwkv.generate(5, seed=1)

@@ -41,6 +41,7 @@ def counting(install_plugin: Callable[..., Path]) -> Callable[[str], None]:
     return lambda bad="None": install_plugin("counting", COUNTING.replace("BAD", bad)) and None
 
 
+@pytest.mark.needs_backend
 def test_a_sampler_is_started_once_for_each_generation(
     backend: str, counting: Callable[..., None], small_model: Path, capsys: pytest.CaptureFixture
 ) -> None:

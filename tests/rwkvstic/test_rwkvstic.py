@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,9 @@ from rwkv_core.errors import (
 )
 from rwkv_core.rwkvstic import FASTQUANT, NUMPY, ONNX_EXPORT, RWKV, TORCH, TORCH_QUANT
 from rwkv_core.rwkvstic.options import dtype_name
-from rwkvstic_snippets import BASIC, CONTEXT, GENERATION, LOADING, PREQUANTIZED, STATE
+from rwkvstic_snippets import BASIC, CONTEXT, GENERATION, LOADING, PREQUANTIZED, STATE, run
 
 pytestmark = pytest.mark.needs_backend
-
-
-def run(snippet: str, model: Path) -> dict[str, Any]:
-    """Run a snippet with its import changed and its path; returns what it defined."""
-    changed = snippet.replace("from rwkvstic", "from rwkv_core.rwkvstic")
-    names: dict[str, Any] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "useGPU=True", RuntimeWarning)
-        exec(changed.replace("path/to/model.pth", str(model)), names)
-    return names
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +51,6 @@ def model(loaded) -> RWKV:
     """A model that has read nothing."""
     loaded.resetState()
     return loaded
-
-
-@pytest.mark.parametrize("backend", LOADING)
-def test_loading_on_a_backend(model_file, backend):
-    if backend not in READY:
-        pytest.skip(f"{backend} is not ready here")
-    model = run(LOADING[backend], model_file)["model"]
-    assert model.rwkv.model.backend == backend
-    model.loadContext(newctx="Q:")
-    assert len(model.forward(number=3, stopStrings=[], stopTokens=[])["output"]) > 0
 
 
 def test_basic_usage(model_file, capsys):
@@ -273,20 +252,6 @@ def test_dtypes_of_every_library_are_known_by_name():
     assert dtype_name(ml_dtypes.bfloat16) == "bfloat16"
 
 
-@pytest.mark.parametrize(
-    ("library", "names"),
-    [("torch", "torch"), ("jax.numpy", "jax"), ("tensorflow", "tf")],
-)
-def test_a_librarys_own_dtypes_are_known(library, names):
-    if names not in READY:
-        pytest.skip(f"{names} is not ready here")
-    module = pytest.importorskip(library)
-    assert [dtype_name(dtype) for dtype in (module.float32, module.bfloat16)] == [
-        "float32",
-        "bfloat16",
-    ]
-
-
 def needs(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(name not in READY, reason=f"{name} is not ready here")
 
@@ -305,26 +270,6 @@ def test_options_without_a_meaning_are_ignored_and_unknown_ones_refused(model_fi
         RWKV(model_file, NUMPY, tarjet=4)
     with pytest.raises(OptionError, match="found 'bfloat16', expected one of: float32"):
         RWKV(model_file, NUMPY, dtype=ml_dtypes.bfloat16)
-
-
-@needs("torch")
-def test_a_gpu_that_is_not_there_is_a_warning(model_file):
-    import torch
-
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.warns(RuntimeWarning, match="useGPU=True: found no GPU that torch can use"):
-        RWKV(model_file, TORCH, useGPU=True)
-    RWKV(model_file, TORCH, useGPU=False, runtimedtype=torch.bfloat16)
-
-
-@needs("torch")
-def test_a_strategy_of_one_device(model_file):
-    model = RWKV(model_file, strategy="cpu fp32")
-    assert (model.rwkv.model.backend, str(model.rwkv.model.device)) == ("torch", "cpu")
-    for strategy in ("cuda fp16 *10 -> cpu fp32", "gpu", 32):
-        with pytest.raises(OptionError, match="strategy: found"):
-            RWKV(model_file, strategy=strategy)
 
 
 def test_modes_and_exports_that_are_not_offered_say_what_is(model_file):

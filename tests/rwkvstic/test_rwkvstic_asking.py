@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_core.errors import BackendError, OptionError
+from rwkv_core.pqth_writer import prequantize
 from rwkv_core.rwkvstic import RWKV
 from rwkv_core.rwkvstic.agnostic.backends import Backends
 
@@ -74,6 +75,13 @@ def test_nothing_is_asked_where_no_terminal_is(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(OptionError, match=r"path: not given.*in this folder: a\.pth, b\.pth"):
         RWKV()
+
+
+def test_a_folder_of_quantized_models_alone_is_said_to_be_that(tmp_path, small_model):
+    prequantize(small_model, tmp_path / "a.pqth", group_size=32)
+    done = subprocess.run([*COMMAND, "--pq"], cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert "expected a model file after it (in this folder: only a.pqth, quantized" in done.stderr
 
 
 def test_vram_is_a_command():

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 import rwkv_core
 from conftest import READY
 from rwkv_core.rwkvstic import RWKV
-from rwkv_core.rwkvstic.agnostic.backends import Backends
 
 pytestmark = pytest.mark.needs_backend
 
@@ -84,17 +83,4 @@ def test_states_go_and_come(old, new, text, more):
     np.testing.assert_allclose(numpy(old.rwkv.get_state()), numpy(new.get_state()), atol=1e-4)
     old.setState(old.emptyState)
     new.set_state(new.empty_state())
-    assert old.forward(number=4, temp=0)["output"] == new.generate(4, temperature=0).text
-
-
-@pytest.mark.parametrize(("mode", "backend"), Backends.items())
-def test_a_mode_is_a_backend(small_model, mode, backend):
-    if backend not in READY or "Apple" in mode or "mps" in mode:
-        pytest.skip(f"{backend} is not ready here")
-    options = {} if backend != "torch-quant" else {"chunksize": 1}
-    old, new = (
-        RWKV(small_model, mode=mode, **options),
-        rwkv_core.RWKV(small_model, backend, **options),
-    )
-    begin(old, new, "Once")
     assert old.forward(number=4, temp=0)["output"] == new.generate(4, temperature=0).text

@@ -13,8 +13,6 @@ from random_model import random_weights
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.rwkvstic import RWKV
 
-pytestmark = pytest.mark.needs_backend
-
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory) -> Path:

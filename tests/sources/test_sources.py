@@ -469,6 +469,7 @@ def test_a_disk_without_room_is_one_line(web, address, tmp_path, place):
 # All that takes a model
 
 
+@pytest.mark.needs_backend
 def test_every_way_to_name_a_model_takes_an_address(web, address, small_model, backend, capsys):
     content = small_model.read_bytes()
     tokenizer = small_model.with_name("tokenizer.json").read_bytes()

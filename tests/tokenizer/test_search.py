@@ -64,6 +64,7 @@ def test_a_file_in_the_models_repository_is_beside_it(web):
     assert len(web.requests) == asked
 
 
+@pytest.mark.needs_backend
 def test_a_pile_model_alone_takes_the_hubs_tokenizer(web, models, backend, byte_tokenizer):
     web.repositories["EleutherAI/gpt-neox-20b"] = {"tokenizer.json": byte_tokenizer}
     rwkv = RWKV(models[PILE], backend)
@@ -75,6 +76,7 @@ def test_a_pile_model_alone_takes_the_hubs_tokenizer(web, models, backend, byte_
     assert len(web.gets("tokenizer.json")) == asked
 
 
+@pytest.mark.needs_backend
 def test_a_tokenizer_of_the_hub_that_does_not_fit_is_refused(web, models, backend):
     one = f"{WORLD - 1} 'a' 1\n".encode()
     web.repositories["EleutherAI/gpt-neox-20b"] = {"tokenizer.json": one}
@@ -82,6 +84,7 @@ def test_a_tokenizer_of_the_hub_that_does_not_fit_is_refused(web, models, backen
         RWKV(rwkv_core.load(models[PILE], backend))
 
 
+@pytest.mark.needs_backend
 def test_offline_the_error_of_a_pile_model_says_what_to_get(offline, models, backend, capsys):
     assert main(["generate", "a", "-m", str(models[PILE]), "-b", backend]) == 2
     error = capsys.readouterr().err
@@ -89,18 +92,21 @@ def test_offline_the_error_of_a_pile_model_says_what_to_get(offline, models, bac
     assert "--tokenizer" in error and len(error.splitlines()) <= 3
 
 
+@pytest.mark.needs_backend
 def test_a_world_model_without_its_vocabulary_says_what_to_get(offline, models, backend):
     with pytest.raises(TokenizerError, match=WORLD_FILE) as error:
         RWKV(models[WORLD], backend)
     assert "--tokenizer" in str(error.value) and str(error.value).count("\n") == 1
 
 
+@pytest.mark.needs_backend
 def test_a_model_of_another_vocabulary_fetches_none(web, models, backend):
     with pytest.raises(TokenizerError, match="this model knows 300 tokens"):
         RWKV(models[300], backend)
     assert web.requests == []
 
 
+@pytest.mark.needs_backend
 def test_a_world_model_runs_with_its_vocabulary(models, backend, tmp_path, capsys):
     path = tmp_path / "vocabulary.txt"
     path.write_text("".join(f"{n} {chr(96 + n)!r} 1\n" for n in range(1, 27)))

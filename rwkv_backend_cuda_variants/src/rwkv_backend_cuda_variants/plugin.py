@@ -72,7 +72,7 @@ _QUANT = Backend(
             "weights of a row that share a scale; by default 64, and the row at 8 bits on a CPU",
         ),
         Option("chunksize", int, None, "groups in a row, in place of group_size"),
-        RUNTIME_DTYPE,
+        replace(RUNTIME_DTYPE, help="type of vectors and of the state; by default float32"),
         DEVICE,
         THREADS,
         replace(_TARGET, help="GB (10^9 bytes) of weights kept on the device; by default all"),

@@ -22,6 +22,9 @@ from rwkv_core.errors import BackendError
 from rwkv_core.util.float16 import assign
 
 _CPU, _GPU = "/CPU:0", "/GPU:0"
+# By device, function, and types and shapes of its arguments, which are all that a program depends
+# on: models with matrices of different types share what they do to vectors.
+_compiled: dict[Any, Compiled] = {}
 _ALIGNMENT = 64  # bytes, Eigen's largest
 
 
@@ -75,7 +78,7 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def tf_ops(dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> TFOps:
-    """The one instance for these options: what is compiled belongs to it, and models share it.
+    """The one instance for these options, which models share.
 
     Raises BackendError where the device is not available.
     """
@@ -92,7 +95,6 @@ class TFOps(TensorOps):
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         self._device = tf_device(use_gpu)
         self.device = self._device[1:4].lower()
-        self._compiled: dict[Any, Compiled] = {}
         # The first compilation has much to log, and the first of a type more: best made where the
         # log is hidden.
         self.matmul(self.matrix(np.zeros((1, 1))), self.vector(np.zeros((1, 1, 1))))
@@ -205,9 +207,10 @@ class TFOps(TensorOps):
     def compiled_for(self, function: Callable[..., Any], name: Any, arguments: Any) -> Compiled:
         """`function`, which goes by `name`, compiled for arguments such as these."""
         kinds = tuple((x.dtype, tuple(x.shape)) for x in tf.nest.flatten(arguments))
-        found = self._compiled.get((name, kinds))
+        key = (self._device, name, kinds)
+        found = _compiled.get(key)
         if found is None:
-            found = self._compiled[name, kinds] = Compiled(function, arguments, self._device)
+            found = _compiled[key] = Compiled(function, arguments, self._device)
         return found
 
 

@@ -15,13 +15,16 @@ from rwkv_core.checkpoint import (
     Checkpoint,
     CheckpointFormat,
     epsilon,
+    folder,
     open_checkpoint,
 )
 from rwkv_core.checkpoint.adapters import CONFIG_NAME, AdapterConfig, adapter_config
+from rwkv_core.checkpoint.config_file import read_config
 from rwkv_core.checkpoint.formats import HEAD_BYTES, matching_format
 from rwkv_core.checkpoint.lora import LoraCheckpoint, holds_lora
-from rwkv_core.errors import DownloadError, OptionError
-from rwkv_core.sources import local_file
+from rwkv_core.errors import CheckpointError, DownloadError, OptionError
+from rwkv_core.sources import fetch_beside, local_file
+from rwkv_core.util.addresses import scheme_of
 
 
 def known_formats() -> list[CheckpointFormat]:
@@ -54,15 +57,16 @@ def open_model(
     lora_path = None if lora is None else local_file(lora)
     formats = known_formats()
     with open_checkpoint(path, formats) as base:
-        if lora_path is not None:
+        if lora is not None and lora_path is not None:
             with open_checkpoint(lora_path, formats) as weights:
-                config = _adapter_config(weights.path)
+                config = _adapter_config(lora, weights.path)
                 alpha = _alpha(config, lora_alpha)
-                yield _rescaled(LoraCheckpoint(base, weights, alpha, config.by_root_of_rank))
+                merged = LoraCheckpoint(base, weights, alpha, config.by_root_of_rank)
+                yield _rescaled(model, merged)
         elif lora_alpha is None:
-            yield _rescaled(base)
+            yield _rescaled(model, base)
         elif holds_lora(base):
-            yield _rescaled(LoraCheckpoint(base, base, lora_alpha))
+            yield _rescaled(model, LoraCheckpoint(base, base, lora_alpha))
         else:
             raise OptionError(
                 f"lora_alpha: given without lora, and {base.path} holds no LoRA weights of its "
@@ -70,32 +74,57 @@ def open_model(
             )
 
 
-def _rescaled(checkpoint: Checkpoint) -> Checkpoint:
+def vocabulary_size(model: str | os.PathLike[str]) -> int | None:
+    """How many tokens a model knows, by what its file says of the embedding; None if it has none.
+
+    Raises what `open_model` does.
+    """
+    with open_model(model) as checkpoint:
+        embedding = checkpoint.tensors.get("emb.weight")
+    return None if embedding is None or len(embedding.shape) != 2 else embedding.shape[0]
+
+
+def _rescaled(model: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoint:
     """The model with the epsilon of transformers' configuration beside it put into its weights."""
     if not checkpoint.has_transformers_names:
         return checkpoint
-    config = _beside(checkpoint.path, epsilon.CONFIG_NAME)
+    config = _beside(model, checkpoint.path, epsilon.CONFIG_NAME)
     found = EPSILON if config is None else epsilon.configured_epsilon(config)
     return checkpoint if found == EPSILON else epsilon.RescaledCheckpoint(checkpoint, found)
 
 
-def _adapter_config(lora: Path) -> AdapterConfig:
+def _adapter_config(lora: str | os.PathLike[str], path: Path) -> AdapterConfig:
     """What PEFT's configuration beside a LoRA says."""
-    path = _beside(lora, CONFIG_NAME)
-    return AdapterConfig() if path is None else adapter_config(path)
+    config = _beside(lora, path, CONFIG_NAME)
+    return AdapterConfig() if config is None else adapter_config(config)
 
 
-def _beside(path: Path, name: str) -> Path | None:
-    """The file `name` beside one on this machine, which may be in the hub client's cache."""
+def _beside(place: str | os.PathLike[str], path: Path, name: str) -> Path | None:
+    """The configuration `name` beside a model's file `path`, or beside its address `place`.
+
+    Raises CheckpointError if what an address has there is none.
+    """
     if path.with_name(name).is_file():
         return path.with_name(name)
     from rwkv_core.sources import hub
 
     try:
-        return hub.beside(path, name)
+        found = hub.beside(path, name)
+        if found is not None or not (isinstance(place, str) and scheme_of(place)):
+            return found
+        found = fetch_beside(place, name)
     # Such as no connection: what is not in the cache was not there before.
     except DownloadError:
         return None
+    if found is None:
+        return None
+    try:
+        read_config(found)
+    except CheckpointError:
+        # An error page that the server sent must not stay in the cache.
+        found.unlink(missing_ok=True)
+        raise
+    return found
 
 
 def _alpha(config: AdapterConfig, given: float | None) -> Any:
@@ -109,16 +138,14 @@ def _alpha(config: AdapterConfig, given: float | None) -> Any:
     return config.alpha
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files of `folder` that are model files by name and by how they begin."""
+def model_files(place: Path) -> list[Path]:
+    """The files of a folder that are models by name and by how they begin.
+
+    Of a model in several files it is the index.
+    """
     formats = known_formats()
     suffixes = {suffix for known in formats for suffix in known.suffixes}
-    # Not by `glob`: a plugin's suffix may hold a character that means something there.
-    try:
-        files = [path for path in folder.iterdir() if path.name.endswith(tuple(suffixes))]
-    except OSError:
-        return []
-    return [path for path in sorted(files) if _looks_like_a_model(path, formats)]
+    return [p for p in folder.models_in(place, suffixes) if _looks_like_a_model(p, formats)]
 
 
 def _looks_like_a_model(path: Path, formats: Sequence[CheckpointFormat]) -> bool:

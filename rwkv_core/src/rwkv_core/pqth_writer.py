@@ -71,7 +71,7 @@ def prequantize(
 
 def _default_output(model: str | os.PathLike[str], source: Path) -> Path:
     own = Path(model) in (source, source.parent)
-    name = source.name.removesuffix(sharded.SUFFIX)
+    name = sharded.name_of_model(source.name)
     return (source.with_name(name) if own else Path(name)).with_suffix(SUFFIX)
 
 

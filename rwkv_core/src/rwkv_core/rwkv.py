@@ -68,8 +68,8 @@ class RWKV:
             )
         # The tokenizer first where it can be: its mistakes show before a long load.
         given = None if tokenizer is None else as_tokenizer(tokenizer)
-        if given is None and not isinstance(model, Model):
-            given = tokenizer_before_load(model)
+        if not isinstance(model, Model):
+            given = tokenizer_before_load(model, given)
         self.model = model if isinstance(model, Model) else load(model, backend, **backend_options)
         self.tokenizer = given or load_tokenizer(_tokenizer_of(self.model))
         check_fits(self.tokenizer, self.model.n_vocab)

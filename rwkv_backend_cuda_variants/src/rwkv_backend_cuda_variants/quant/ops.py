@@ -1,7 +1,8 @@
 """torch, with the matrices in 8 or 4 bits: multiplied with as they are, never restored for a token.
 
-Kernels are chosen for the device: torch's packed ones on a CPU (`cpu`), a Triton kernel on
-CUDA (`triton`). Activations and results are float32 here, whatever a kernel takes inside.
+Kernels are chosen for the device: torch's packed ones on a CPU (`cpu_kernels`), a Triton kernel
+on CUDA (`triton_kernels`). Activations and results are float32 here, whatever a kernel takes
+inside.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.quant.cpu import kernel_for
-from rwkv_backend_cuda_variants.quant.kernels import Kernel
+from rwkv_backend_cuda_variants.quant.cpu_kernels import kernel_for
+from rwkv_backend_cuda_variants.quant.kernel_protocol import Kernel
 from rwkv_backend_torch.cuda.weights import Weights
 from rwkv_backend_torch.ops import TorchOps
 from rwkv_core.errors import BackendError, OptionError
@@ -71,7 +72,7 @@ class QuantOps(TorchOps):
         # A file keeps its bits, whatever the option says for what is quantized here.
         self.dtype = f"int{matrix.bits}"
         if self._device.type == "cuda":
-            from rwkv_backend_cuda_variants.quant.triton import TritonMatrix
+            from rwkv_backend_cuda_variants.quant.triton_kernels import TritonMatrix
 
             return TritonMatrix(matrix, self._device)
         return kernel_for(matrix)

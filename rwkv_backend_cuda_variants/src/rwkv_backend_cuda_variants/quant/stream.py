@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.quant.cpu import tensor_kernel
-from rwkv_backend_cuda_variants.quant.kernels import ALIGNMENT, TensorKernel
+from rwkv_backend_cuda_variants.quant.cpu_kernels import tensor_kernel
+from rwkv_backend_cuda_variants.quant.kernel_protocol import ALIGNMENT, TensorKernel
 from rwkv_backend_cuda_variants.quant.ops import QuantOps
 from rwkv_backend_cuda_variants.stream.store import MatrixStore, Placed
 from rwkv_core.backends.offload_plan import model_bytes
@@ -101,7 +101,7 @@ class StreamedQuantOps(QuantOps):
 
     def _kernel(self, bits: int, group_size: int) -> Any:
         if self._device.type == "cuda":
-            from rwkv_backend_cuda_variants.quant.triton import TritonMatrix
+            from rwkv_backend_cuda_variants.quant.triton_kernels import TritonMatrix
 
             return TritonMatrix
         return tensor_kernel(bits, group_size)

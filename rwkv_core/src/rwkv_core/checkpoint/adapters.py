@@ -38,7 +38,8 @@ _OTHER_KINDS = (
     ("trainable tokens", r"trainable_tokens_delta"),
     ("state tuning", r"\.time_state$"),
 )
-# Keys of a configuration that make an adapter more than W + B @ A.
+# Keys of a configuration that make an adapter more than W + B @ A. `fan_in_fan_out` makes none:
+# PEFT turns it off for linear layers and embeddings, and RWKV has no others.
 _OTHER_SETTINGS = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -48,7 +49,10 @@ _OTHER_SETTINGS = {
     "lora_bias": "LoRA with biases",
 }
 # Initializations after which the adapter belongs to a changed base model.
-_CHANGED_BASES = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ"}
+_CHANGED_BASES = {
+    "pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ",
+    "lora_ga": "LoRA-GA",
+}  # fmt: skip
 
 
 class AdapterConfig(NamedTuple):
@@ -65,8 +69,6 @@ def adapter_config(path: Path) -> AdapterConfig:
     Raises CheckpointError if it cannot be read, or is of an adapter that is no LoRA.
     """
     config = read_config(path)
-    if config is None:
-        raise CheckpointError(f"{path}: is no JSON object; get it again with the adapter")
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise _other_kind(path, str(kind)[:40], "peft_type")

@@ -6,16 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rwkv_core.errors import CheckpointError
+
 MAX_BYTES = 2**20
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is none of at most a megabyte."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises CheckpointError if there is none in 1 MiB."""
     try:
-        # A pipe would block.
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            return None
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        content = json.loads(text) if len(text) <= MAX_BYTES else None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: damaged: is no JSON object of at most 1 MiB; get it again with the weights "
+            "beside it"
+        )
+    return content

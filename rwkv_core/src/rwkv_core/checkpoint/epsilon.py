@@ -26,12 +26,14 @@ _MIN_EPSILON, _MAX_EPSILON = 1e-15, 1.0
 def configured_epsilon(path: Path) -> float:
     """The epsilon that transformers' configuration of an RWKV-4 gives, by default 1e-5.
 
-    Raises CheckpointError for one that is no small positive number.
+    Raises CheckpointError for a file that cannot be read and for an epsilon that is no small
+    positive number.
     """
-    config = read_config(path) or {}
-    epsilon = config.get("layer_norm_epsilon", EPSILON)
-    if config.get("model_type") != "rwkv":
+    config = read_config(path)
+    # Of another model: others have an epsilon of this name too.
+    if config.get("model_type") not in (None, "rwkv"):
         return EPSILON
+    epsilon = config.get("layer_norm_epsilon", EPSILON)
     if type(epsilon) not in (int, float) or not _MIN_EPSILON <= epsilon <= _MAX_EPSILON:
         raise CheckpointError(
             f"{path}: layer_norm_epsilon is {str(epsilon)[:40]!r}, expected a number from "

@@ -1,10 +1,12 @@
-"""Which file of a folder is the model, or the adapter, that the folder is named for."""
+"""Which files of a folder are models, and which one a folder is named for."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from rwkv_core.checkpoint.sharded import is_index, shard_names
 from rwkv_core.errors import CheckpointError
 
 # As transformers and PEFT name what they save, in the order in which transformers looks.
@@ -16,10 +18,11 @@ USUAL_NAMES = (
     "adapter_model.safetensors",
     "adapter_model.bin",
 )
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 
 
 def model_in(folder: Path, suffixes: Collection[str]) -> Path:
-    """The file with a usual name, or the only one that ends in one of `suffixes`.
+    """The file with a usual name, or the only model in the folder.
 
     Raises CheckpointError if there is none.
     """
@@ -27,13 +30,65 @@ def model_in(folder: Path, suffixes: Collection[str]) -> Path:
         for name in USUAL_NAMES:
             if (folder / name).is_file():
                 return folder / name
-        files = sorted(path for path in folder.iterdir() if path.name.endswith(tuple(suffixes)))
+        files = _files(folder, suffixes)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror or error}") from None
-    if len(files) == 1:
-        return files[0]
-    if not files:
-        raise CheckpointError(f"{folder}: a folder that holds no model; name the model file")
-    names = ", ".join(path.name for path in files[:4])
-    more = ", ..." if len(files) > 4 else ""
-    raise CheckpointError(f"{folder}: a folder with several models ({names}{more}); name one file")
+    models = _without_shards(files)
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise CheckpointError(
+            f"{folder}: a folder with several models ({_named(models)}); name one file"
+        )
+    if files:
+        raise CheckpointError(
+            f"{folder}: a folder with parts of a model ({_named(files)}) and without the "
+            ".index.json that says what is in which; get that too"
+        )
+    raise CheckpointError(f"{folder}: a folder that holds no model; name the model file")
+
+
+def models_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files that are models by their names, a model in several files by its index alone."""
+    try:
+        models = _without_shards(_files(folder, suffixes))
+    except OSError:
+        return []
+    return [path for path in models if not is_index(path.name) or _shards(path)]
+
+
+def model_bytes(path: Path) -> int:
+    """The size of a model's file; of an index, that of the files it names, as far as they exist."""
+    files = [path.with_name(name) for name in _shards(path)] if is_index(path.name) else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Model files and indexes, in order. Raises OSError."""
+    # Not by `glob`: a plugin's suffix may hold a character that means something there.
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.endswith(tuple(suffixes)) or is_index(path.name)
+    )
+
+
+def _without_shards(files: Sequence[Path]) -> list[Path]:
+    shards = {name for path in files if is_index(path.name) for name in _shards(path)}
+    return [
+        path
+        for path in files
+        if is_index(path.name) or not (path.name in shards or _SHARD.search(path.name))
+    ]
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index needs; none if it is damaged or of something else."""
+    try:
+        return shard_names(index)
+    except CheckpointError:
+        return []
+
+
+def _named(files: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in files[:4]) + (", ..." if len(files) > 4 else "")

@@ -7,8 +7,7 @@ system when the next is read: a model of any size is read with about one tensor 
 from __future__ import annotations
 
 import mmap
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rwkv_core.checkpoint.checksums import Member, is_intact
 from rwkv_core.checkpoint.names import canonical_names, canonical_shape, is_of_transformers
 from rwkv_core.checkpoint.reader import Checkpoint, TensorInfo
 from rwkv_core.errors import CheckpointError
@@ -48,14 +48,6 @@ def row_major(offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Exte
 
 
 _NOTHING = Extent(0, (0,), (1,), np.dtype(np.uint8))
-
-
-class Member(NamedTuple):
-    """Bytes of a file that have a CRC-32; a tensor is all or part of them."""
-
-    start: int
-    size: int
-    crc: int
 
 
 class MappedFile:
@@ -103,19 +95,17 @@ class MappedFile:
         self._release(extent)
         return copy
 
-    def is_intact(self, member: Member) -> bool:
-        """Whether the bytes have their checksum.
+    def chunks(self, start: int, size: int) -> Iterator[memoryview]:
+        """The bytes of a range, in order, some at a time.
 
-        Bytes beyond those of the last view are let go of as soon as they are read.
+        Bytes beyond those of the last view are let go of as soon as the next ones are asked for.
         """
-        viewed, crc = self._resident, 0
-        whole = member.size <= viewed.n_bytes
-        for start in range(member.start, member.start + member.size, _CHUNK_BYTES):
-            size = min(_CHUNK_BYTES, member.start + member.size - start)
-            crc = zlib.crc32(self._bytes[start : start + size].data, crc)
-            if not whole:
-                self._release_bytes(start, size)
-        return crc == member.crc
+        is_viewed = size <= self._resident.n_bytes
+        for begin in range(start, start + size, _CHUNK_BYTES):
+            n_bytes = min(_CHUNK_BYTES, start + size - begin)
+            yield self._bytes[begin : begin + n_bytes].data
+            if not is_viewed:
+                self._release_bytes(begin, n_bytes)
 
     def release(self) -> None:
         """Let go of the memory of the last view; it is fetched from the file again if needed."""
@@ -221,7 +211,7 @@ class MappedCheckpoint(Checkpoint):
         file, _, member = self._piece(name)
         if member is None or (file.path, member.start) in self._intact:
             return
-        if not file.is_intact(member):
+        if not is_intact(file, member):
             raise CheckpointError(
                 f"{file.path}: damaged: the bytes of {name} fail the file's checksum; "
                 "download it again"

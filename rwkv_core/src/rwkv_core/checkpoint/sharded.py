@@ -3,12 +3,14 @@
     {"metadata": {...}, "weight_map": {"head.weight": "model-00001-of-00002.safetensors", ...}}
 
 The files (shards) are .safetensors or torch's zips, and lie beside the index. transformers writes
-`model.safetensors.index.json` or `pytorch_model.bin.index.json`.
+`model.safetensors.index.json` or `pytorch_model.bin.index.json`, and for a variant, such as its
+fp16, `model.safetensors.index.fp16.json`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from rwkv_core.checkpoint import pth, safetensors
@@ -16,16 +18,27 @@ from rwkv_core.checkpoint.memory_map import MappedCheckpoint, MappedFile, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat, read_head
 from rwkv_core.errors import CheckpointError
 
-SUFFIX = ".index.json"
+_SUFFIX = re.compile(r"\.index(\.[^.]+)?\.json$")
 MAX_INDEX_BYTES = 2**24
+MAX_NAME_BYTES = 255  # the most that file systems take
 MAX_SHARDS = 500  # each is an open file
 
 
 def _matches(path: Path, head: bytes) -> bool:
-    return head.lstrip().startswith(b"{") and (path.name.endswith(SUFFIX) or _KEY in head)
+    return head.lstrip().startswith(b"{") and (is_index(path.name) or _KEY in head)
 
 
 _KEY = b'"weight_map"'
+
+
+def is_index(name: str) -> bool:
+    """Return whether a file is named as an index."""
+    return bool(_SUFFIX.search(name))
+
+
+def name_of_model(name: str) -> str:
+    """Return what the model would be called in one file: `name` without an index's suffix."""
+    return _SUFFIX.sub("", name)
 
 
 def open_sharded(path: Path) -> MappedCheckpoint:
@@ -67,7 +80,8 @@ def read_index(path: Path) -> dict[str, str]:
     names = {name if isinstance(name, str) else "" for name in places.values()}
     for name in names:
         # On Windows a backslash and a colon lead elsewhere, too.
-        if name in ("", ".", "..") or not name.isprintable() or set(name) & set("/\\:"):
+        is_name = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
+        if name in ("", ".", "..") or not is_name or set(name) & set("/\\:"):
             raise CheckpointError(
                 f"{path}: names a shard {name[:80]!r}, expected the name of a file beside the index"
             )

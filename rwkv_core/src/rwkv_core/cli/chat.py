@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     # Before anything reads from it, such as the question for a model: afterwards Python refuses.
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
-    rwkv = load_rwkv(args)
+    rwkv = load_rwkv(args, options)
     from rwkv_core.cli.chat_history import ChatHistory, history_file
     from rwkv_core.cli.chat_settings import Settings
     from rwkv_core.cli.conversation import Conversation

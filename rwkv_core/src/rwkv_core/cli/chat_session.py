@@ -31,7 +31,9 @@ HELP = '''\
 /help             this list
 /exit, /quit      end, as Ctrl-D does. Ctrl-C ends an answer, or clears the line.
 
-A line that ends with \\ goes on in the next one; so does a text between """ and """.'''
+A line that ends with \\ goes on in the next one; so does a text between """ and """.
+A paste of several lines is one message; put it between """ and """ where the terminal sends it
+line by line.'''
 
 
 class ChatSession:

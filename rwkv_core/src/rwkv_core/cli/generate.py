@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
         check_state_file(args.state)
     if args.save_state is not None:
         check_place(args.save_state)
-    rwkv = load_rwkv(args)
+    rwkv = load_rwkv(args, options)
     if args.state is not None:
         rwkv.load_state(args.state)
     began = time.perf_counter()

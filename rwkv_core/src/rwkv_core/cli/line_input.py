@@ -1,16 +1,21 @@
 """Reads lines for a chat: from a terminal, with editing and history, or from a pipe.
 
 GNU readline, where Python has it, takes a paste of several lines as one line with newlines in it.
-prompt_toolkit would everywhere, but takes 0.06 s to import and loses keys typed between prompts.
+libedit and a Python without either do not: there, lines that wait when one is read belong to it.
+prompt_toolkit has pastes everywhere, but takes 0.06 s to import and loses keys typed between
+prompts.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 ReadLine = Callable[[str], str]
+# Terminals send a paste at once, and people type no two lines within this.
+_PASTE_SECONDS = 0.02
 
 
 def line_reader(history: Sequence[str]) -> ReadLine:
@@ -24,8 +29,9 @@ def line_reader(history: Sequence[str]) -> ReadLine:
     if not sys.stdout.isatty():
         return _read_beside_stdout
     with suppress(ImportError):  # Windows has none
-        _set_up_readline(history)
-    return input
+        if _set_up_readline(history):
+            return input
+    return _read_paste
 
 
 def is_interactive() -> bool:
@@ -39,8 +45,31 @@ def _read_beside_stdout(prompt: str) -> str:
     return input()
 
 
-def _set_up_readline(history: Sequence[str]) -> None:
-    """Make `input` edit lines, with these to go back to."""
+def _read_paste(prompt: str) -> str:
+    """Read a line, and those that were pasted with it."""
+    lines = [input(prompt)]
+    while _has_more():
+        try:
+            lines.append(input())
+        except EOFError:
+            break
+    return "\n".join(lines)
+
+
+def _has_more() -> bool:
+    """Return whether the terminal has a line, or the beginning of one, that was not read."""
+    try:
+        import msvcrt
+    except ImportError:
+        import select
+
+        return bool(select.select([sys.stdin], [], [], _PASTE_SECONDS)[0])
+    time.sleep(_PASTE_SECONDS)
+    return bool(msvcrt.kbhit())  # type: ignore[attr-defined]
+
+
+def _set_up_readline(history: Sequence[str]) -> bool:
+    """Make `input` edit lines, with these to go back to. Returns whether it knows pastes."""
     import readline
 
     # Before 8.1 it is off by default.
@@ -49,3 +78,4 @@ def _set_up_readline(history: Sequence[str]) -> None:
     readline.parse_and_bind("tab: self-insert")
     for entry in history:
         readline.add_history(entry)
+    return "libedit" not in (readline.__doc__ or "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rwkv_core import bundled, plugins
 from rwkv_core.cli.completion import complete_with
@@ -119,8 +120,14 @@ def _load_model(args: argparse.Namespace, name: str) -> Model:
     return model
 
 
-def load_rwkv(args: argparse.Namespace) -> RWKV:
-    """The model that the arguments name, with its tokenizer."""
+def load_rwkv(args: argparse.Namespace, options: Mapping[str, Any] | None = None) -> RWKV:
+    """The model that the arguments name, with its tokenizer.
+
+    With `options`, those of `sampling_options`, it raises OptionError before the model is loaded if
+    that does not know one of their tokens.
+    """
+    from rwkv_core.generation.sampling import check_vocabulary
+    from rwkv_core.model_file import vocabulary_size
     from rwkv_core.rwkv import RWKV
     from rwkv_core.tokenizer import load_tokenizer
     from rwkv_core.tokenizer.search import tokenizer_before_load
@@ -128,5 +135,8 @@ def load_rwkv(args: argparse.Namespace) -> RWKV:
     backend_options(args.options)
     name = choose_model(args.model)
     # The tokenizer first: its mistakes show before a long download and load.
-    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else tokenizer_before_load(name)
+    given = load_tokenizer(args.tokenizer) if args.tokenizer else None
+    tokenizer = tokenizer_before_load(name, given)
+    if options is not None and (n_vocab := vocabulary_size(name)) is not None:
+        check_vocabulary(options["sampling"], options["stop_tokens"], n_vocab)
     return RWKV(_load_model(args, name), tokenizer=tokenizer)

@@ -130,6 +130,13 @@ def check_tokens(name: str, tokens: Collection[object]) -> None:
             raise OptionError(f"{name}: found {token!r}, expected token numbers >= 0")
 
 
+def check_vocabulary(sampling: Sampling, stop_tokens: Collection[int], n_vocab: int) -> None:
+    """Raise OptionError if one of the tokens that they name is not below `n_vocab`."""
+    steps.check_vocabulary("logit_bias", sampling.logit_bias.keys(), n_vocab)
+    steps.check_vocabulary("banned_tokens", sampling.banned_tokens, n_vocab)
+    steps.check_vocabulary("stop_tokens", stop_tokens, n_vocab)
+
+
 class TokenCounts:
     """How often each token occurs in a history that grows, such as one generation's.
 
@@ -206,9 +213,15 @@ def _checked_top(
 ) -> float:
     """The largest. Raises `error` if it, or any, is no number that can be drawn by."""
     top = float(scores.max())
-    if math.isnan(top) or top == math.inf:
+    if not is_drawable(top):
         raise error(f"{where} {top}, expected finite logits (or -inf): {advice}")
     return top
+
+
+def is_drawable(logits: Any) -> bool:
+    """Whether logits of any shape, or one, are finite or -inf, so that tokens can be drawn."""
+    top = float(np.max(logits))
+    return not math.isnan(top) and top < math.inf
 
 
 def adjusted(

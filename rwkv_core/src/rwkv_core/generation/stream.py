@@ -12,10 +12,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rwkv_core.errors import OptionError, StateError
-from rwkv_core.generation.sampling import Sampling, TokenCounts, check_tokens, is_whole, sample
-from rwkv_core.generation.sampling_filters import check_vocabulary
+from rwkv_core.errors import OptionError, RWKVError, StateError
+from rwkv_core.generation.sampling import (
+    Sampling,
+    TokenCounts,
+    check_tokens,
+    check_vocabulary,
+    is_drawable,
+    is_whole,
+    sample,
+)
 from rwkv_core.generation.stop_strings import encode_stop_strings
 from rwkv_core.generation.transcript import Transcript
 from rwkv_core.plugins.sampler import Processor
@@ -85,13 +93,11 @@ class Progress:
 OnProgress = Callable[[Progress], object]
 
 
-def _stop_tokens(tokens: Collection[int], n_vocab: int) -> frozenset[int]:
+def _stop_tokens(tokens: Collection[int]) -> frozenset[int]:
     if isinstance(tokens, str) or not isinstance(tokens, Collection):
         raise OptionError(f"stop_tokens: found {tokens!r}, expected a list of tokens")
     check_tokens("stop_tokens", tokens)
-    unique = frozenset(tokens)
-    check_vocabulary("stop_tokens", unique, n_vocab)
-    return unique
+    return frozenset(tokens)
 
 
 def _generator(model: Model, seed: Seed) -> np.random.Generator:
@@ -156,10 +162,9 @@ class GenerationStream:
         if on_progress is not None and not callable(on_progress):
             raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
         self._sampling = sampling or Sampling()
-        check_vocabulary("logit_bias", self._sampling.logit_bias.keys(), model.n_vocab)
-        check_vocabulary("banned_tokens", self._sampling.banned_tokens, model.n_vocab)
         stops = encode_stop_strings(stop_strings)
-        self._stop_tokens = _stop_tokens(stop_tokens, model.n_vocab)
+        self._stop_tokens = _stop_tokens(stop_tokens)
+        check_vocabulary(self._sampling, self._stop_tokens, model.n_vocab)
         if tokenizer.end_of_text is not None and not ignore_eos:
             self._stop_tokens |= {tokenizer.end_of_text}
         self._rng, self._processors = _generator(model, seed), processors
@@ -239,14 +244,34 @@ class GenerationStream:
 
     def _sample(self) -> int:
         transcript = self._transcript
-        return sample(
-            self._model.to_numpy(transcript.state.logits),
-            self._sampling,
-            transcript.tokens,
-            self._rng,
-            self._processors,
-            self._counts,
-        )
+        logits = self._model.to_numpy(transcript.state.logits)
+        try:
+            return sample(
+                logits,
+                self._sampling,
+                transcript.tokens,
+                self._rng,
+                self._processors,
+                self._counts,
+            )
+        except RWKVError:
+            self._check_state(logits)
+            raise
+
+    def _check_state(self, logits: NDArray[Any]) -> None:
+        """Raise StateError if no logits can be drawn by, and the state given is what is to blame.
+
+        It is if the tokens read since give good logits without it.
+        """
+        if is_drawable(logits):
+            return
+        tokens = self._transcript.tokens or [FIRST_TOKEN]
+        without, _ = self._model.forward(tokens)
+        if is_drawable(self._model.to_numpy(without)):
+            raise StateError(
+                "state: the model's logits after it are no finite numbers, and without it they "
+                "are: its values are damaged, or too large for this dtype; begin without it"
+            ) from None
 
     def _report(self, piece: str) -> None:
         if self._on_progress is None:

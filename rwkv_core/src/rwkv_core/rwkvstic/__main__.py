@@ -8,6 +8,7 @@ from rwkv_core import cli
 from rwkv_core.errors import OptionError
 from rwkv_core.model_file import model_files
 from rwkv_core.rwkvstic.asking import ask_for_model
+from rwkv_core.util.printable import printable
 
 _USAGE = """\
 usage: python -m rwkv_core.rwkvstic --pq [MODEL] [options of rwkv-core prequantize]
@@ -28,13 +29,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _prequantize(options: list[str]) -> int:
     if not _names_a_model(options):
-        files = [path for path in model_files(Path()) if path.suffix != ".pqth"]
+        found = model_files(Path())
+        files = [path for path in found if path.suffix != ".pqth"]
+        quantized = ", ".join(printable(str(path)) for path in found)
+        otherwise = f"only {quantized}, quantized already" if found else "none"
+        question = "What model do you want to quantize?"
         missing = "--pq: expected a model file after it"
         try:
-            options = [
-                ask_for_model("What model do you want to quantize?", missing, files),
-                *options,
-            ]
+            options = [ask_for_model(question, missing, files, otherwise), *options]
         except OptionError as error:
             print(f"rwkv-core: error: {error}", file=sys.stderr)
             return 2

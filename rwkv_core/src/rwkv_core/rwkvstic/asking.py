@@ -10,14 +10,16 @@ from rwkv_core.errors import OptionError
 from rwkv_core.util.printable import printable
 
 
-def ask_for_model(question: str, missing: str, files: Sequence[Path]) -> str:
+def ask_for_model(
+    question: str, missing: str, files: Sequence[Path], otherwise: str = "none"
+) -> str:
     """Return the one of `files` that the user picks from a numbered list.
 
     Raises OptionError, which begins with `missing` and names the files, where there is no terminal
-    to ask on, no file to offer or no answer.
+    to ask on, no file to offer or no answer. Without files it says `otherwise` in their place.
     """
     names = list(map(str, files))
-    here = ", ".join(map(printable, names)) or "none"
+    here = ", ".join(map(printable, names)) or otherwise
     error = OptionError(f"{missing} (in this folder: {here})")
     if not names or not _on_terminal():
         raise error

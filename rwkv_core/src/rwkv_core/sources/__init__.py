@@ -48,8 +48,9 @@ def _fetch(address: str) -> Path:
         return model
     place = hub.parse(address)
     if place is None:
-        return download.fetch(address, sha256)
-    return repository.with_shards(hub.fetch(place, sha256))
+        index = download.fetch(address, sha256)
+        return repository.with_shards(index, lambda _, name: download.fetch_part(address, name))
+    return repository.with_shards(hub.fetch(place, sha256), hub.beside)
 
 
 def fetch_beside(address: str, name: str) -> Path | None:

@@ -1,4 +1,9 @@
-"""Fetches a file over http(s) into a cache: resumed where it broke off, never left half-written."""
+"""Fetches a file over http(s) into a cache: resumed where it broke off, never left half-written.
+
+Done here since no client that was looked at makes sure that the parts of a resumed file are of one
+version: `http_get` of huggingface_hub 2.4 resumes without If-Range and compares sizes alone, and
+pooch 1.9 and fsspec 2026.9 begin again from the first byte.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from rwkv_core.errors import DownloadError
 from rwkv_core.sources.cache_file import digest_of, is_own, open_own, stamp_of
@@ -67,14 +72,22 @@ def fetch_beside(address: str, name: str) -> Path | None:
     file = _folder(address) / name
     if file.is_file():
         return file
-    parts = _split(address)
-    beside = parts._replace(path=parts.path.rpartition("/")[0] + f"/{name}").geturl()
     try:
-        return _fetch(beside, address, None, 1)
+        return _fetch(_beside(address, name), address, None, 1)
     except Unreachable:
         raise
     except DownloadError:
         return None
+
+
+def fetch_part(address: str, name: str) -> Path:
+    """As `fetch`, for the file `name` that the one at `address` needs beside it."""
+    return _fetch(_beside(address, name), address, None, RETRIES)
+
+
+def _beside(address: str, name: str) -> str:
+    parts = _split(address)
+    return parts._replace(path=parts.path.rpartition("/")[0] + f"/{quote(name)}").geturl()
 
 
 def _cache_name(path: str) -> str:

@@ -1,8 +1,9 @@
-"""Models of several files on the hub: repositories named without a file, and shards of an index."""
+"""Models of several files: repositories of the hub named without a file, and shards of an index."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from rwkv_core.checkpoint import folder, sharded
@@ -21,7 +22,7 @@ def fetch_repository(address: str) -> Path | None:
         place = hub.parse(f"{address.rstrip('/')}/{name}")
         assert place is not None
         try:
-            return with_shards(hub.fetch(place))
+            return with_shards(hub.fetch(place), hub.beside)
         except hub.NotInRepository:
             continue
         except DownloadError as error:
@@ -30,9 +31,12 @@ def fetch_repository(address: str) -> Path | None:
     raise DownloadError(f"{address}: holds none of {names}; {_EXPECTED}")
 
 
-def with_shards(path: Path) -> Path:
-    """`path`, after the shards that it needs, if it is an index, were fetched beside it."""
-    if path.name.endswith(sharded.SUFFIX):
+def with_shards(path: Path, fetch_beside: Callable[[Path, str], object]) -> Path:
+    """`path`, after the shards that it needs, if it is an index, were fetched beside it.
+
+    `fetch_beside` fetches the file of a name into the folder of `path`.
+    """
+    if sharded.is_index(path.name):
         for name in sharded.shard_names(path):
-            hub.beside(path, name)
+            fetch_beside(path, name)
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rwkv_core import bundled
 from rwkv_core.errors import DownloadError, TokenizerError
-from rwkv_core.model_file import open_model
+from rwkv_core.model_file import open_model, vocabulary_size
 from rwkv_core.sources import fetch_beside, hub, local_file
 from rwkv_core.tokenizer import Tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.world import FILE_NAME as WORLD
@@ -23,12 +23,19 @@ N_PILE = 50277
 _JSON = ("tokenizer.json", "20B_tokenizer.json")
 
 
-def tokenizer_before_load(model: str | os.PathLike[str]) -> Tokenizer | None:
+def tokenizer_before_load(
+    model: str | os.PathLike[str], given: Tokenizer | None = None
+) -> Tokenizer | None:
     """Return the tokenizer of a model that is not loaded yet; None if only loading tells which.
 
-    For an address, what lies beside it is fetched first, and the model's file after that. Raises
-    TokenizerError, and what opening a model raises.
+    That is `given`, or one that lies beside the model. For an address, what lies beside it is
+    fetched first, and the model's file after that. Raises TokenizerError, for one that does not
+    fit the model too, and what opening a model raises.
     """
+    if given is not None:
+        if (known := vocabulary_size(model)) is not None:
+            check_fits(given, known)
+        return given
     if model == bundled.NAME:
         return None
     fetch_tokenizers(model)

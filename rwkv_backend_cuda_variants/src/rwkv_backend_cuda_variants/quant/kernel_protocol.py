@@ -1,4 +1,4 @@
-"""What a kernel for quantized matrices is, and how the tensors of one travel as bytes."""
+"""The protocol of `cpu_kernels` and `triton_kernels`, and a kernel's tensors as bytes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.quant.kernels import TensorKernel, aligned_bytes, rounded_up
+from rwkv_backend_cuda_variants.quant.kernel_protocol import TensorKernel, aligned_bytes, rounded_up
 from rwkv_core.quantization import QuantizedMatrix
 
 # Rows that are repacked at a time, so that a large matrix needs little memory beside itself; a

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.quant.kernels import TensorKernel, aligned_bytes
+from rwkv_backend_cuda_variants.quant.kernel_protocol import TensorKernel, aligned_bytes
 from rwkv_backend_torch.cuda.weights import Weights
 from rwkv_backend_torch.ops import as_tensor
 from rwkv_core.errors import BackendError

@@ -1,0 +1,157 @@
+"""`numba`: for which processors it compiles, and how threads and processes go on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from numba_process import LOGITS, python
+
+pytest.importorskip("numba")
+pytest.importorskip("rwkv_backend_numpy")
+
+
+@pytest.mark.parametrize(("processor", "dtype"), [("haswell", "int4"), ("generic", "int8")])
+def test_other_processors_compute_the_same(tmp_path, processor, dtype):
+    """Without the vectors of this one: as the kernels would be compiled there."""
+    code = f"""
+        from rwkv_core.cli import main
+        main(["verify", "-b", "numba", "-o", "dtype={dtype}"])
+    """
+    found = python(code, folder=tmp_path, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
+    assert found.splitlines()[1].split()[:4] == ["numba", dtype, "cpu", "pass"]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder with the kernels that LOGITS takes, and what it prints."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return folder, python(LOGITS, folder=folder, NUMBA_NUM_THREADS="2")
+
+
+@pytest.mark.parametrize("n_threads", ["1", "3", "16"])
+def test_any_number_of_threads_gives_the_same_bits(kept, n_threads):
+    folder, expected = kept
+    assert python(LOGITS, folder=folder, NUMBA_NUM_THREADS=n_threads) == expected
+
+
+def test_kernels_are_kept_for_later_processes(kept):
+    folder, expected = kept
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")}
+    assert before
+    assert python(LOGITS, folder=folder) == expected
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")} == before
+
+
+def test_python_threads_do_not_disturb_each_other(kept):
+    code = """
+        from concurrent.futures import ThreadPoolExecutor
+        import numpy as np, rwkv_core
+        model = rwkv_core.load("prose", "numba", dtype="int8")
+        tokens = list(range(5))
+        expected = model.forward(tokens)[0]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: model.forward(tokens)[0], range(60)))
+        print(all(np.array_equal(logits, expected) for logits in found))
+    """
+    assert python(code, folder=kept[0]) == "True\n"
+
+
+def test_threads_that_sleep_are_woken_for_the_next_kernel(kept):
+    """One that is forgotten leaves the others to do its work, for as long as the process lives."""
+    code = """
+        import time
+        from rwkv_backend_numpy.numba.workers import _ASLEEP, Workers
+        for _ in range(20):
+            workers = Workers()
+            for _ in range(2):
+                deadline = time.monotonic() + 20
+                while workers.control[0, _ASLEEP, 0] < 3 and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                assert workers.control[0, _ASLEEP, 0] == 3
+                workers.wake()
+    """
+    python(code, folder=kept[0], NUMBA_NUM_THREADS="4")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_computes_with_threads_of_its_own(kept):
+    code = """
+        import os, signal, threading, rwkv_core
+        model = rwkv_core.load("prose", "numba", dtype="int8")
+        expected = model.forward([1])[0].tolist()
+        if os.fork() == 0:
+            signal.alarm(20)
+            same = model.forward([1])[0].tolist() == expected
+            print(same, len(threading.enumerate()), flush=True)
+            os._exit(0)
+        assert os.wait()[1] == 0
+    """
+    assert python(code, folder=kept[0], NUMBA_NUM_THREADS="3") == "True 3\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_process_forked_while_another_thread_computes_goes_on(kept):
+    code = """
+        import os, signal, threading, rwkv_core
+        model = rwkv_core.load("prose", "numba", dtype="int8")
+        model.forward([1])
+        over = threading.Event()
+
+        def compute():
+            while not over.is_set():
+                model.forward(list(range(100)))
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        for _ in range(5):
+            over.wait(0.02)
+            if os.fork() == 0:
+                signal.alarm(20)
+                model.forward([1])
+                os._exit(0)
+            print(os.wait()[1])
+        over.set()
+        thread.join()
+    """
+    assert python(code, folder=kept[0]) == "0\n" * 5
+
+
+def on_terminal(folder):
+    """What a terminal shows of a token, generated with kernels kept in `folder`."""
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    side, child = pty.openpty()
+    arguments = ["generate", "a", "-n", "1", "-m", "prose", "-b", "numba"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "rwkv_core", *arguments, "-o", "dtype=int8"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
+    ) as process:
+        os.close(child)
+        shown = b""
+        try:
+            while some := os.read(side, 4096):
+                shown += some
+        except OSError:  # Linux's way to say that the other side is closed.
+            pass
+        os.close(side)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+def test_a_terminal_shows_once_that_kernels_are_being_compiled(tmp_path):
+    assert on_terminal(tmp_path).count("compiling kernels") == 1
+    assert "compiling" not in on_terminal(tmp_path)
+
+
+def test_a_process_ends_while_threads_still_look_for_work(kept):
+    code = """
+        import rwkv_core
+        model = rwkv_core.load("prose", "numba", dtype="int8")
+        model.forward([1])
+    """
+    for _ in range(5):
+        python(code, folder=kept[0], NUMBA_NUM_THREADS="4")
