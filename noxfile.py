@@ -109,9 +109,13 @@ def third_party(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Of the READMEs: Python and console blocks, the first command and the tutorial, run."""
-    install(session, "./rwkv_core", "./rwkv_backend_numpy", *TEST_TOOLS)
-    pytest(session, "tests/docs")
+    """The programs and commands of the READMEs and of the pages under rwkv_core/docs, run."""
+    install(session, "./rwkv_core", "./rwkv_backend_numpy", "flask", *TEST_TOOLS)
+    # The others' descriptions, for the tables of options; they need no tensor library.
+    others = [f"./rwkv_backend_{name}" for name in BACKENDS if name != "numpy"]
+    session.install("--no-deps", *others)
+    # Pages differ in length: each test goes to the process that is free.
+    pytest(session, "tests/docs", "--dist", "load")
 
 
 @nox.session
