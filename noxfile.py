@@ -119,6 +119,18 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """The documentation site, into rwkv_core/build/site: built strictly, every link checked."""
+    install(session, "mkdocs-material", "mkdocstrings[python]", "pytest", "./rwkv_core")
+    config = ("--config-file", "rwkv_core/mkdocs.yml")
+    session.run("mkdocs", "build", "--strict", "-q", *config, env={"NO_MKDOCS_2_WARNING": "1"})
+    # The site is what is tested: this environment has no backend for tests/conftest.py.
+    folder = str(Path("rwkv_core/build/site").resolve())
+    tests = ("--confcutdir=tests/site", "tests/site")
+    session.run("python", "-m", "pytest", *tests, env={"SITE": folder})
+
+
+@nox.session
 def packaging(session: nox.Session) -> None:
     """The wheels, installed from nothing but themselves, do the main job."""
     session.install("build", "twine")
