@@ -4,13 +4,22 @@ Each backend is tested in an environment that has only that backend, which prove
 and the other backends do not need it.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import nox
 
-nox.options.error_on_missing_interpreters = True
+# A version of Python that this machine lacks is a session that is skipped.
+nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
+
+PYTHONS = ("3.11", "3.12", "3.13")
+PRESENT = f"{sys.version_info.major}.{sys.version_info.minor}"
+# pyenv has only the versions that are active on the path; the others come after them.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+OTHERS = [str(path) for python in PYTHONS for path in PYENV.glob(f"versions/{python}.*/bin")]
+os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *OTHERS])
 
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 # The other implementations, what draws the comparison with them, and what a backend needs for it.
@@ -59,6 +68,16 @@ def core(session: nox.Session) -> None:
     """rwkv-core with no backend at all."""
     install(session, "./rwkv_core[completion]", *TEST_TOOLS)
     pytest(session, *session.posargs)
+
+
+@nox.session(python=[version for version in PYTHONS if version != PRESENT])
+def python(session: nox.Session) -> None:
+    """The core with NumPy on the other versions of Python, those that this machine has."""
+    install(session, "./rwkv_core[completion]", "./rwkv_backend_numpy", *TEST_TOOLS)
+    # What a version changes: argparse's messages, pickles and zip files, entry points.
+    parts = ("cli/test_main.py", "cli/test_generate.py", "checkpoint", "plugins", "test_rwkv.py")
+    pytest(session, *(f"tests/{part}" for part in parts))
+    conformance(session, "numpy")
 
 
 @nox.session
@@ -121,7 +140,8 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def site(session: nox.Session) -> None:
     """The documentation site, into rwkv_core/build/site: built strictly, every link checked."""
-    install(session, "mkdocs-material", "mkdocstrings[python]", "pytest", "./rwkv_core")
+    # Ruff breaks the lines of long signatures.
+    install(session, "mkdocs-material", "mkdocstrings[python]", "ruff", "pytest", "./rwkv_core")
     config = ("--config-file", "rwkv_core/mkdocs.yml")
     session.run("mkdocs", "build", "--strict", "-q", *config, env={"NO_MKDOCS_2_WARNING": "1"})
     # The site is what is tested: this environment has no backend for tests/conftest.py.
@@ -132,10 +152,11 @@ def site(session: nox.Session) -> None:
 
 @nox.session
 def packaging(session: nox.Session) -> None:
-    """The wheels, installed from nothing but themselves, do the main job."""
+    """Wheels, built from the sdists, do the main job where nothing else is; they are typed."""
     session.install("build", "twine")
     dist = Path(session.create_tmp()).resolve() / "dist"
     for name in DISTRIBUTIONS:
+        # Builds an sdist, and the wheel from that.
         session.run("python", "-m", "build", "--outdir", str(dist), name, silent=True)
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     clean = dist.parent / "clean"
@@ -144,6 +165,7 @@ def packaging(session: nox.Session) -> None:
     wheels = [f"{core_wheel}[numpy]", str(numpy_wheel)]
     pip = str(clean / "bin" / "pip")
     session.run(pip, "install", "-q", "-c", "constraints.txt", *wheels, external=True)
-    install(session, *TEST_TOOLS)
+    install(session, "mypy", *TEST_TOOLS)
     # The clean environment is what is tested: this one has no rwkv_core for tests/conftest.py.
-    pytest(session, "--confcutdir=tests/packaging", "tests/packaging", CLEAN_ENV=str(clean))
+    tests = ("--confcutdir=tests/packaging", "tests/packaging")
+    pytest(session, *tests, CLEAN_ENV=str(clean), DIST=str(dist))
