@@ -4,13 +4,22 @@ Each backend is tested in an environment that has only that backend, which prove
 and the other backends do not need it.
 """
 
+import os
 import sys
 from pathlib import Path
 
 import nox
 
-nox.options.error_on_missing_interpreters = True
+# A version of Python that this machine lacks is a session that is skipped.
+nox.options.error_on_missing_interpreters = False
 nox.options.reuse_venv = "yes"
+
+PYTHONS = ("3.11", "3.12", "3.13")
+PRESENT = f"{sys.version_info.major}.{sys.version_info.minor}"
+# pyenv has only the versions that are active on the path; the others come after them.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+OTHERS = [str(path) for python in PYTHONS for path in PYENV.glob(f"versions/{python}.*/bin")]
+os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *OTHERS])
 
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 # The other implementations, what draws the comparison with them, and what a backend needs for it.
@@ -72,6 +81,16 @@ def core(session: nox.Session) -> None:
     pytest(session, *session.posargs)
 
 
+@nox.session(python=[version for version in PYTHONS if version != PRESENT])
+def python(session: nox.Session) -> None:
+    """The core with NumPy on the other versions of Python, those that this machine has."""
+    install(session, "./rwkv_core[completion]", "./rwkv_backend_numpy", *TEST_TOOLS)
+    # What a version changes: argparse's messages, pickles and zip files, entry points.
+    parts = ("cli/test_main.py", "cli/test_generate.py", "checkpoint", "plugins", "test_rwkv.py")
+    pytest(session, *(f"tests/{part}" for part in parts))
+    conformance(session, "numpy")
+
+
 @nox.session
 @nox.parametrize("distribution", list(BACKENDS), ids=list(BACKENDS))
 def backend(session: nox.Session, distribution: str) -> None:
@@ -123,17 +142,35 @@ def third_party(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Of the READMEs: Python and console blocks, the first command and the tutorial, run."""
-    install(session, "./rwkv_core", "./rwkv_backend_numpy", *TEST_TOOLS)
-    pytest(session, "tests/docs")
+    """The programs and commands of the READMEs and of the pages under rwkv_core/docs, run."""
+    install(session, "./rwkv_core", "./rwkv_backend_numpy", "flask", *TEST_TOOLS)
+    # The others' descriptions, for the tables of options; they need no tensor library.
+    others = [f"./rwkv_backend_{name}" for name in BACKENDS if name != "numpy"]
+    session.install("--no-deps", *others)
+    # Pages differ in length: each test goes to the process that is free.
+    pytest(session, "tests/docs", "--dist", "load")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation site, into rwkv_core/build/site: built strictly, every link checked."""
+    # Ruff breaks the lines of long signatures.
+    install(session, "mkdocs-material", "mkdocstrings[python]", "ruff", "pytest", "./rwkv_core")
+    config = ("--config-file", "rwkv_core/mkdocs.yml")
+    session.run("mkdocs", "build", "--strict", "-q", *config, env={"NO_MKDOCS_2_WARNING": "1"})
+    # The site is what is tested: this environment has no backend for tests/conftest.py.
+    folder = str(Path("rwkv_core/build/site").resolve())
+    tests = ("--confcutdir=tests/site", "tests/site")
+    session.run("python", "-m", "pytest", *tests, env={"SITE": folder})
 
 
 @nox.session
 def packaging(session: nox.Session) -> None:
-    """The wheels, installed from nothing but themselves, do the main job."""
+    """Wheels, built from the sdists, do the main job where nothing else is; they are typed."""
     session.install("build", "twine")
     dist = Path(session.create_tmp()).resolve() / "dist"
     for name in DISTRIBUTIONS:
+        # Builds an sdist, and the wheel from that.
         session.run("python", "-m", "build", "--outdir", str(dist), name, silent=True)
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     clean = dist.parent / "clean"
@@ -142,6 +179,7 @@ def packaging(session: nox.Session) -> None:
     wheels = [f"{core_wheel}[numpy]", str(numpy_wheel)]
     pip = str(clean / "bin" / "pip")
     session.run(pip, "install", "-q", "-c", "constraints.txt", *wheels, external=True)
-    install(session, *TEST_TOOLS)
+    install(session, "mypy", *TEST_TOOLS)
     # The clean environment is what is tested: this one has no rwkv_core for tests/conftest.py.
-    pytest(session, "--confcutdir=tests/packaging", "tests/packaging", CLEAN_ENV=str(clean))
+    tests = ("--confcutdir=tests/packaging", "tests/packaging")
+    pytest(session, *tests, CLEAN_ENV=str(clean), DIST=str(dist))

@@ -1,11 +1,18 @@
-"""The wheels in a clean environment (its folder is in CLEAN_ENV) do what a new user does first."""
+"""The wheels have every file; in a clean environment they do what a new user does first.
+
+DIST is the folder of the wheels, CLEAN_ENV that of the environment.
+"""
 
 import json
 import os
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
+DISTRIBUTIONS = sorted(path.parent.name for path in ROOT.glob("rwkv_*/pyproject.toml"))
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -16,6 +23,20 @@ def run(*command: str, cwd: Path) -> str:
     return subprocess.run(
         [path, *arguments], cwd=cwd, check=True, capture_output=True, text=True, timeout=120
     ).stdout
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_a_wheel_built_from_the_sdist_has_every_file(name: str) -> None:
+    if "DIST" not in os.environ:
+        pytest.skip("run by nox -s packaging")
+    (wheel,) = Path(os.environ["DIST"]).glob(f"{name}-*.whl")
+    source = ROOT / name / "src"
+    found = source.rglob("*")
+    files = [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
+    with zipfile.ZipFile(wheel) as opened:
+        packed = {one for one in opened.namelist() if ".dist-info/" not in one}
+    assert packed == {path.relative_to(source).as_posix() for path in files}
+    assert f"{name}/py.typed" in packed
 
 
 def test_the_main_job_runs(tmp_path: Path) -> None:

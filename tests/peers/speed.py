@@ -22,7 +22,7 @@ from typing import Any
 from contender_process import ContenderProcess, Failed
 from contenders import GROUPS, Contender, Files, all_contenders, write_files
 from machine import NumpyRates, describe
-from speed_report import README, RESULTS, write_report, write_summary
+from speed_report import PAGE, RESULTS, write_report, write_summary
 
 PREFILL, LONG_PREFILL = 256, 1024
 # A prompt is tried at growing lengths, as long as the next should take at most so many seconds.
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (args.output / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
         write_report(results, args.output)
     if args.output == RESULTS:
-        write_summary(results, README)
+        write_summary(results, PAGE)
     print((args.output / "speed.md").read_text())
 
 
@@ -84,8 +84,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output", type=Path, default=RESULTS, metavar="FOLDER",
-        help="for speed.json, speed.md and speed.png (default: results, beside this script, "
-        "and then a summary goes into the README)",
+        help="for speed.json, speed.md, speed.png and ratio.png (default: results, beside this "
+        "script, and then a summary goes into rwkv_core/docs/results.md)",
     )  # fmt: skip
     return parser.parse_args(arguments)
 

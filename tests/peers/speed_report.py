@@ -1,4 +1,4 @@
-"""The tables and the plot of what `speed.py` measured.
+"""The tables and the pictures of what `speed.py` measured.
 
 python tests/peers/speed_report.py [FOLDER]    # again, from the speed.json in it
 """
@@ -11,19 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ratio_picture import Row, comparable_peers, decode_rate, draw_ratios, prefill_rate
+
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "rwkv_core" / "docs" / "results.md"
 OURS, PEERS = "#2166ac", "#d6844b"
 # The usual prompt, and the long one; a contender may have been measured with a shorter one.
 _LENGTHS = (256, 1024)
 
-Row = dict[str, Any]
-
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Write speed.md and speed.png into `folder`."""
+    """Write speed.md, speed.png and ratio.png into `folder`."""
     (folder / "speed.md").write_text(markdown(results))
     draw(results, folder / "speed.png")
+    draw_ratios(results, folder / "ratio.png")
 
 
 def write_summary(results: dict[str, Any], page: Path) -> None:
@@ -43,7 +44,7 @@ def _summary(results: dict[str, Any]) -> str:
     for shape, rows in shapes.items():
         for row in _measured(rows):
             name = f"**{_label(row)}**" if row["ours"] else _label(row)
-            rates = f"{_rate(_decode(row))} \\| {_rate(_prefill(row))}"
+            rates = f"{_rate(decode_rate(row))} \\| {_rate(prefill_rate(row))}"
             found.setdefault(name, {})[shape] = rates
     lines = [header, ["---", *["---:"] * len(shapes)]]
     lines += [[name, *(rates.get(shape, "-") for shape in shapes)] for name, rates in found.items()]
@@ -89,17 +90,14 @@ def _table(rows: list[Row]) -> str:
     )  # fmt: skip
     lines = [header, ("---", "---", *["---:"] * (len(header) - 2))]
     shorter = False
-    # They come in the order of their groups, from most bits to fewest.
-    groups = list(dict.fromkeys(row["group"] for row in rows))
     for row in _measured(rows):
-        comparable = groups[: groups.index(row["group"]) + 1]
-        peers = [r for r in _measured(rows) if r["group"] in comparable and not r["ours"]]
+        peers = comparable_peers(row, rows)
         name = f"**{row['name']}**" if row["ours"] else row["name"]
         shorter |= _prefill_tokens(row) < _LENGTHS[0]
         lines.append(
             (
-                name, row["precision"], _rate(_decode(row)), _ratio(row, peers, _decode),
-                _prefill_cell(row), _ratio(row, peers, _prefill), _rate(_long_prefill(row)),
+                name, row["precision"], _rate(decode_rate(row)), _ratio(row, peers, decode_rate),
+                _prefill_cell(row), _ratio(row, peers, prefill_rate), _rate(_long_prefill(row)),
                 f"{row['load_seconds']:.1f}", _megabytes(row["peak_bytes"]),
             )
         )  # fmt: skip
@@ -116,14 +114,6 @@ def _label(row: Row) -> str:
     return f"{row['name']} {row['precision']}"
 
 
-def _decode(row: Row) -> float:
-    return row["decode"]["tokens_per_second"]
-
-
-def _prefill(row: Row) -> float:
-    return row["prefill"][0]["tokens_per_second"]
-
-
 def _prefill_tokens(row: Row) -> int:
     return row["prefill"][0]["tokens"]
 
@@ -135,7 +125,7 @@ def _long_prefill(row: Row) -> float | None:
 
 def _prefill_cell(row: Row) -> str:
     tokens = _prefill_tokens(row)
-    return _rate(_prefill(row)) + (f" \\* {tokens}" if tokens < _LENGTHS[0] else "")
+    return _rate(prefill_rate(row)) + (f" \\* {tokens}" if tokens < _LENGTHS[0] else "")
 
 
 def _ratio(row: Row, peers: list[Row], of: Callable[[Row], float]) -> str:
@@ -162,8 +152,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 0.27 * sum(heights) + 0.9), layout="constrained")
     axes = figure.subplots(len(shapes), 2, squeeze=False, height_ratios=heights)
     for (shape, rows), pair in zip(shapes.items(), axes, strict=True):
-        _draw_bars(pair[0], rows, _decode, f"{shape}: decode, tokens/s")
-        _draw_bars(pair[1], rows, _prefill, f"{shape}: prefill of 256, tokens/s")
+        _draw_bars(pair[0], rows, decode_rate, f"{shape}: decode, tokens/s")
+        _draw_bars(pair[1], rows, prefill_rate, f"{shape}: prefill of 256, tokens/s")
         pair[1].set_yticklabels([])
     machine = results["machine"]
     figure.suptitle(
@@ -198,4 +188,4 @@ if __name__ == "__main__":
     found = json.loads((at / "speed.json").read_text())
     write_report(found, at)
     if at == RESULTS:
-        write_summary(found, README)
+        write_summary(found, PAGE)

@@ -12,6 +12,7 @@ pytest.importorskip("rwkv")
 pytest.importorskip("transformers")
 image = pytest.importorskip("matplotlib.image")
 
+import ratio_picture  # noqa: E402
 import speed  # noqa: E402
 import speed_report  # noqa: E402
 
@@ -63,6 +64,31 @@ def test_the_page_and_the_plot_are_written(results: dict[str, Any], tmp_path: Pa
     assert (tmp_path / "speed.md").read_text() == speed_report.markdown(results)
     height, width, _ = image.imread(tmp_path / "speed.png").shape
     assert width > 1000 and height > 100
+
+
+def test_the_picture_compares_each_precision_with_peers_of_as_many_bits(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    four_bits = {"precision": "int4", "group": "8 and 4 bits"}
+    results["shapes"]["169M"] += [
+        row("numba", True, 240, 550) | four_bits,
+        row("small", False, 30, 400) | {"precision": "q8", "group": "8 and 4 bits"},
+    ]
+    found = ratio_picture.ratios(results["shapes"]["169M"])
+    assert found == [("float32", 2.5, 1.2), ("int4", 8.0, 1.1)]
+    said = ratio_picture.title(found, ["rwkv", "small"])
+    assert "decodes 2.5 to 8.0 times as fast as rwkv or small" in said
+    assert "reads prompts 1.1 to 1.2 times as fast" in said
+    ratio_picture.draw_ratios(results, tmp_path / "ratio.png")
+    assert image.imread(tmp_path / "ratio.png").shape[1] > 800
+
+
+def test_without_peers_there_is_no_picture_of_ratios(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    results["shapes"]["169M"] = results["shapes"]["169M"][:1]
+    speed_report.write_report(results, tmp_path)
+    assert not (tmp_path / "ratio.png").exists() and (tmp_path / "speed.png").exists()
 
 
 def test_a_page_gets_the_summary_between_its_marks(results: dict[str, Any], tmp_path: Path) -> None:

