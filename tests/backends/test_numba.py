@@ -213,5 +213,15 @@ def test_the_shipped_models_perplexity_is_kept(bits):
 def test_small_models_do_not_wait_for_kernels_unless_an_option_asks(model_file, tmp_path):
     write_pth(tmp_path / "large.pth", random_weights(1, 320, 25_000))
     assert rwkv_core.load(model_file).backend == "numpy"
+    assert rwkv_core.load(model_file, dtype="float32").backend == "numpy"
     assert rwkv_core.load(model_file, dtype="int8").backend == "numba"
+    assert rwkv_core.load(model_file, dtype="int4", group_size=16).backend == "numba"
     assert rwkv_core.load(tmp_path / "large.pth").backend == "numba"
+
+
+def test_without_a_name_the_best_backend_that_has_the_dtype_is_taken(model_file):
+    for path in (model_file, "prose"):
+        model = rwkv_core.load(path, dtype="float64")
+        assert model.backend == "numpy" and model.ops.dtype == "float64"
+    with pytest.raises(rwkv_core.OptionError, match="dtype: found .float65., expected one of: fl"):
+        rwkv_core.load(model_file, dtype="float65")

@@ -29,14 +29,14 @@ TOKENS = [i * 31 % 250 for i in range(600)]
 SHAPE = Config(3, 64, 256, 262, RWKV4)
 WEIGHTS = SHAPE.weights().values()
 VARIANTS = [
-    {"bits": 8},
-    {"bits": 4},
-    {"bits": 4, "group_size": 32},
+    {"dtype": "int8"},
+    {"dtype": "int4"},
+    {"dtype": "int4", "group_size": 32},
     # Too small for the 4-bit kernel, so that codes take a byte each.
-    {"bits": 4, "chunksize": 4},
+    {"dtype": "int4", "chunksize": 4},
 ]
 variants = pytest.mark.parametrize("options", VARIANTS, ids=str)
-all_bits = pytest.mark.parametrize("bits", [8, 4])
+both = pytest.mark.parametrize("dtype", ["int8", "int4"])
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +123,9 @@ def test_plan_never_exceeds_the_target(path, options, share):
     assert len(set(seen)) == 1 and seen[0][0] == seen[0][1] <= limit * GB
 
 
-@all_bits
-def test_each_matrix_is_copied_ahead_and_once_a_token(path, bits):
-    model = load(path, target=target(path, 0.3, bits=bits), bits=bits)
+@both
+def test_each_matrix_is_copied_ahead_and_once_a_token(path, dtype):
+    model = load(path, target=target(path, 0.3, dtype=dtype), dtype=dtype)
     slots = model.ops.store.slots
     model.forward([1])
     before = slots.copied
@@ -138,14 +138,14 @@ def test_each_matrix_is_copied_ahead_and_once_a_token(path, bits):
 
 
 @pytest.mark.parametrize("group_size", [16, 32, 64])
-@all_bits
-def test_the_plan_is_for_the_bits_and_groups_that_a_file_has(path, tmp_path, bits, group_size):
-    file = rwkv_core.prequantize(path, tmp_path / "m.pqth", bits=bits, group_size=group_size)
-    quantized_here = {"bits": bits, "group_size": group_size}
+@both
+def test_the_plan_is_for_the_dtype_and_groups_that_a_file_has(path, tmp_path, dtype, group_size):
+    file = rwkv_core.prequantize(path, tmp_path / "m.pqth", int(dtype[3:]), group_size)
+    quantized_here = {"dtype": dtype, "group_size": group_size}
     least = target(path, 0, **quantized_here)
     # Whatever the options would have been, for what is quantized here.
-    for other in (8, 4):
-        model = load(file, target=least, bits=other)
+    for other in ("int8", "int4"):
+        model = load(file, target=least, dtype=other)
         here = load(path, target=least, **quantized_here)
         assert model.ops.store.resident_bytes == here.ops.store.resident_bytes <= least * GB
         found, expected = (m.to_numpy(m.forward(TOKENS)[0]) for m in (model, here))
@@ -169,25 +169,25 @@ def test_matrices_larger_than_planned_are_cut_and_the_target_is_kept():
             assert deviation(found, x @ matrix.dequantize().T) < 0.015
 
 
-@all_bits
-def test_a_matrix_larger_than_a_slot_comes_in_blocks_of_rows(bits):
-    ops = quant_ops(bits=bits, target=20_000 / GB)
+@both
+def test_a_matrix_larger_than_a_slot_comes_in_blocks_of_rows(dtype):
+    ops = quant_ops(dtype=dtype, target=20_000 / GB)
     ops.matrix(np.ones((64, 64), np.float32))
     array = np.random.default_rng(0).normal(size=(501, 64)).astype(np.float32)
     matrix, x = ops.matrix(array), np.ones((1, 3, 64), np.float32)
     assert len(matrix._placed.on_host) > 1
-    exact = quant_ops(bits=bits, target=1)
+    exact = quant_ops(dtype=dtype, target=1)
     expected = exact.matmul(exact.matrix(array), exact.vector(x))
     np.testing.assert_array_equal(ops.matmul(matrix, ops.vector(x)), expected)
     assert ops.store.resident_bytes <= 20_000
 
 
-@all_bits
-def test_a_bench_runs_within_the_target(path, bits):
+@both
+def test_a_bench_runs_within_the_target(path, dtype):
     for share in (0, 1.5):
-        options = {"bits": bits, "target": target(path, share, bits=bits)}
+        options = {"dtype": dtype, "target": target(path, share, dtype=dtype)}
         report = bench(str(path), "torch-quant", options, lengths=[4], rounds=1)
-        assert report.dtype == f"int{bits}" and report.decode.tokens_per_second > 0
+        assert report.dtype == dtype and report.decode.tokens_per_second > 0
 
 
 def left() -> int:
@@ -195,7 +195,7 @@ def left() -> int:
 
 
 def test_a_model_let_go_and_one_that_fails_leave_nothing(path, tmp_path):
-    limit = target(path, 0.5, bits=4)
+    limit = target(path, 0.5, dtype="int4")
     weights = random_weights(SHAPE.n_layer, SHAPE.n_embd, SHAPE.n_vocab)
     weights["blocks.2.ffn.value.weight"][3, 4] = np.nan
     write_pth(tmp_path / "damaged.pth", weights)
@@ -204,13 +204,13 @@ def test_a_model_let_go_and_one_that_fails_leave_nothing(path, tmp_path):
     gc.disable()
     try:
         before = left()
-        model = load(path, bits=4, target=limit)
+        model = load(path, dtype="int4", target=limit)
         model.forward([1, 2, 3])
         assert left() > before
         del model
         assert left() == before
         with pytest.raises(rwkv_core.CheckpointError, match="NaN"):
-            load(tmp_path / "damaged.pth", bits=4, target=limit)
+            load(tmp_path / "damaged.pth", dtype="int4", target=limit)
         assert left() == before
     finally:
         gc.enable()
@@ -221,7 +221,7 @@ def test_a_model_let_go_and_one_that_fails_leave_nothing(path, tmp_path):
     [
         ("target=0", "found 0 GB, expected at least 0.0"),
         ("target=-1", "found -1.0, expected GB"),
-        ("target=0.0001 bits=4", "found 0.0001 GB, expected at least 0.0"),
+        ("target=0.0001 dtype=int4", "found 0.0001 GB, expected at least 0.0"),
         ("target=much", "found 'much', expected float"),
         ("target=0.004 chunksize=7", "chunksize: found 7, expected a divisor"),
         ("pin_memory=perhaps", "found 'perhaps', expected bool"),

@@ -60,8 +60,8 @@ def test_list_backends_as_json(backend, capsys):
         "quantized_bits", "options",
     ]  # fmt: skip
     options = {option["name"]: option for option in rows[backend]["options"]}
-    precision = options.get("dtype") or options["bits"]
-    assert precision["type"] == ("str" if "dtype" in options else "int")
+    precision = options["dtype"]
+    assert precision["type"] == "str"
     assert precision["default"] in precision["choices"] and precision["help"]
 
 

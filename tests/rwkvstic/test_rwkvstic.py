@@ -307,6 +307,21 @@ def test_options_without_a_meaning_are_ignored_and_unknown_ones_refused(model_fi
         RWKV(model_file, NUMPY, dtype=ml_dtypes.bfloat16)
 
 
+@needs("torch-quant")
+def test_quantized_matrices_have_bits_and_take_no_dtype_of_floats(model_file):
+    models = [
+        RWKV(model_file, TORCH_QUANT, useGPU=False, **options).rwkv.model
+        for options in ({"dtype": ml_dtypes.bfloat16}, {"bits": 4}, {"dtype": "int4"})
+    ]
+    assert [model.ops.dtype for model in models] == ["int8", "int4", "int4"]
+
+
+@needs("numpy")
+def test_without_a_mode_the_dtype_chooses_the_backend(model_file):
+    model = RWKV(model_file, dtype=np.float64).rwkv.model
+    assert model.ops.dtype == "float64"
+
+
 @needs("torch")
 def test_a_gpu_that_is_not_there_is_a_warning(model_file):
     import torch

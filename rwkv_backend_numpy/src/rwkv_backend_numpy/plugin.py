@@ -38,7 +38,7 @@ _NUMBA = Backend(
             "dtype",
             str,
             "float32",
-            "type of the matrices; those of a prequantized file keep their bits",
+            "type of the matrices; those of a prequantized file keep their own",
             ("float32", "bfloat16", "int8", "int4"),
         ),
         Option(

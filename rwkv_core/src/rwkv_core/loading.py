@@ -41,8 +41,9 @@ def load(
         model: a checkpoint (.pth, .pqth, .safetensors, rwkv.cpp .bin: told from the content): its
             path, its address (hf://owner/repo/file, http or https), or "prose" for the small model
             that ships with rwkv-core.
-        backend: a name from `list_backends()`; None takes the best one ready on this machine for
-            a model of this size, and with a warning the next one where that fails to start.
+        backend: a name from `list_backends()`; None takes the best one ready on this machine that
+            takes the options, for a model of this size, and with a warning the next one where that
+            fails to start.
         on_progress: called with the bytes read so far and in all, after each tensor.
         lora: LoRA weights to merge into the model: a file of RWKV-LM-LoRA's, or PEFT's file or
             folder.

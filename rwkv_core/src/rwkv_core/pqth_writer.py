@@ -14,10 +14,11 @@ from rwkv_core.checkpoint import Checkpoint, check_tensor, diagnose, sharded
 from rwkv_core.checkpoint.formats import HEAD_BYTES
 from rwkv_core.checkpoint.pqth import FORMAT, PARTS, metadata
 from rwkv_core.checkpoint.safetensors_writer import SafetensorsWriter
+from rwkv_core.dtypes import GROUP_SIZE
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
 from rwkv_core.loading import fingerprint_of
 from rwkv_core.model_file import open_model
-from rwkv_core.quantization import GROUP_SIZE, check_group_size, quantize
+from rwkv_core.quantization import check_group_size, quantize
 from rwkv_core.sources import local_file
 from rwkv_core.util.atomic_write import atomic_write
 

@@ -10,7 +10,7 @@ from rwkv_core.architectures.published import published_configs
 from rwkv_core.backends.tensor_ops import MAX_TOKENS
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 
-_FLOAT32 = 4
+_FLOAT32 = round(BYTES_PER_WEIGHT["float32"])
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,7 @@ def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
         name,
         config,
         counts.total,
-        {
-            dtype: round(counts.matrices * size) + fixed
-            for dtype, size in BYTES_PER_WEIGHT.items()
-            if dtype != "float64"
-        },
+        {dtype: round(counts.matrices * size) + fixed for dtype, size in BYTES_PER_WEIGHT.items()},
         (config.empty_state().size + config.n_vocab) * _FLOAT32,
         MAX_TOKENS * widest * _FLOAT32,
     )

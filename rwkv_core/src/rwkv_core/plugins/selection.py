@@ -84,25 +84,37 @@ def list_plugins() -> list[PluginInfo]:
     return list(registry().plugins)
 
 
-def default_backend(n_bytes: int | None = None) -> str:
-    """The best ready backend for a model of `n_bytes`; None is a large one.
+def default_backend(n_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> str:
+    """The best ready backend that takes `options`, for a model of `n_bytes`; None is a large one.
 
-    Raises BackendError if there is none.
+    Raises BackendError if none is ready, and OptionError if none takes the options.
     """
-    return _by_score(n_bytes)[0]
+    return _best_first(n_bytes, options or {})[0]
 
 
-def _by_score(n_bytes: int | None = None) -> list[str]:
+def _best_first(n_bytes: int | None, options: Mapping[str, Any]) -> list[str]:
+    """The ready backends that take `options`, with that for a model of `n_bytes` first."""
     rows = list_backends()
     ready = [row for row in rows if row.status == "ready"]
-    if ready:
-        ready.sort(
-            key=lambda row: (n_bytes is None or n_bytes >= row.min_bytes, row.score, row.name),
-            reverse=True,
-        )
-        return [row.name for row in ready]
-    broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
-    raise BackendError(f"no backend is ready here; {install_recommended()}{plugin_limit()}{broken}")
+    if not ready:
+        broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
+        advice = f"{install_recommended()}{plugin_limit()}{broken}"
+        raise BackendError(f"no backend is ready here; {advice}")
+    ready.sort(key=lambda row: (row.score, row.name), reverse=True)
+    able, refusals = [], []
+    for row in ready:
+        try:
+            resolve_options(registry().offers["rwkv_backends"][row.name].item, options)
+            able.append(row)
+        except OptionError as refusal:
+            refusals.append(refusal)
+    if not able:
+        raise refusals[0]
+    quick = [row for row in ready if n_bytes is None or n_bytes >= row.min_bytes]
+    # Of options that the backend for this size lacks, those that take them are left, by score.
+    if quick and quick[0] in able:
+        able.sort(key=lambda row: row not in quick)
+    return [row.name for row in able]
 
 
 def start_backend(
@@ -110,14 +122,12 @@ def start_backend(
 ) -> tuple[str, TensorOps]:
     """Start backend `name`; None starts the best one, and the next one where that fails.
 
-    With no options, the best one is the best for a model of `n_bytes`. Returns its name too. A
-    backend that was passed over is a BackendWarning. Raises as `tensor_ops` does, for None of the
-    best one.
+    The best one is `default_backend(n_bytes, options)`. Returns its name too. A backend that failed
+    to start is a BackendWarning. Raises as `tensor_ops` does, for None of the best one.
     """
     if name is not None:
         return name, tensor_ops(name, options)
-    # Options are meant for the backend that `list_backends` puts first.
-    names = _by_score(None if options else n_bytes)
+    names = _best_first(n_bytes, options)
     try:
         return names[0], tensor_ops(names[0], options)
     except OptionError as error:
@@ -139,7 +149,7 @@ def start_backend(
 
 def check_backend(name: str | None, options: Mapping[str, Any]) -> None:
     """Raise what `start_backend` would, as far as it can be told without starting anything."""
-    _ready(_by_score()[0] if name is None else name, options)
+    _ready(default_backend(None, options) if name is None else name, options)
 
 
 def _ready(name: str, options: Mapping[str, Any]) -> tuple[Offer, dict[str, Any]]:
