@@ -11,7 +11,7 @@ SOURCE = Path(rwkv_core.__file__).parent
 ORDER = [
     {"errors", "util"}, {"weights", "dtypes", "bundled"}, {"quantization"}, {"backends"},
     {"architectures"}, {"state"}, {"checkpoint"}, {"plugins"}, {"sources"}, {"model_file"},
-    {"tokenizer"}, {"model"}, {"loading"}, {"pqth_writer"}, {"generation"}, {"rwkv"},
+    {"tokenizer"}, {"model"}, {"loading"}, {"generation"}, {"rwkv"},
     {"evaluation"}, {"bench"}, {"conformance"}, {"cli"}, {"rwkvstic"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}

@@ -23,15 +23,16 @@ from safetensors.numpy import save_file
 import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
+from rwkv_core import Lora
 from rwkv_core.architectures.base import Config
 from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.checkpoint import diagnose, open_checkpoint
+from rwkv_core.checkpoint.fingerprint import fingerprint_of
 from rwkv_core.cli import main
 from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
 from rwkv_core.evaluation.random_model import write_random_model
-from rwkv_core.loading import fingerprint_of
 from rwkv_core.quantization import quantize
 
 MATRIX = "blocks.1.ffn.value.weight"
@@ -381,13 +382,11 @@ def test_a_lora_is_merged_before(model: Path, tmp_path: Path) -> None:
         "blocks.0.att.key.lora_B": np.full((64, 2), 0.5, np.float32),
     }
     write_pth(tmp_path / "lora.pth", lora)
-    path = rwkv_core.prequantize(model, lora=tmp_path / "lora.pth", lora_alpha=4)
-    merged = rwkv_core.load(model, lora=tmp_path / "lora.pth", lora_alpha=4)
+    path = rwkv_core.prequantize(model, lora=Lora(tmp_path / "lora.pth", 4))
+    merged = rwkv_core.load(model, lora=Lora(tmp_path / "lora.pth", 4))
     assert rwkv_core.load(path).fingerprint == merged.fingerprint
     with pytest.raises(OptionError, match="is a file that is read"):
-        rwkv_core.prequantize(
-            model, tmp_path / "lora.pth", lora=tmp_path / "lora.pth", lora_alpha=4
-        )
+        rwkv_core.prequantize(model, tmp_path / "lora.pth", lora=Lora(tmp_path / "lora.pth", 4))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

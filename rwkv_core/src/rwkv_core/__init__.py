@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkv_core.backends.descriptor import Backend, BackendInfo, Option, Status
     from rwkv_core.backends.tensor_ops import CONTRACT, TensorOps
+    from rwkv_core.checkpoint.lora import Lora
     from rwkv_core.errors import (
         BackendError,
         BackendWarning,
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     from rwkv_core.generation.stream import Generated, GenerationStream, Progress
     from rwkv_core.loading import load
     from rwkv_core.model import Model
+    from rwkv_core.model_file import prequantize
     from rwkv_core.plugins import list_backends, list_plugins
     from rwkv_core.plugins.hookspecs import hookimpl
     from rwkv_core.plugins.sampler import Sampler
-    from rwkv_core.pqth_writer import prequantize
     from rwkv_core.rwkv import RWKV
     from rwkv_core.state import State
     from rwkv_core.tokenizer import Tokenizer
@@ -52,10 +53,11 @@ _HOME = {
     ),
     "generation.stream": ("Generated", "GenerationStream", "Progress"),
     "plugins.hookspecs": ("hookimpl",),
+    "checkpoint.lora": ("Lora",),
     "loading": ("load",),
     "model": ("Model",),
+    "model_file": ("prequantize",),
     "plugins": ("list_backends", "list_plugins"),
-    "pqth_writer": ("prequantize",),
     "rwkv": ("RWKV",),
     "plugins.sampler": ("Sampler",),
     "generation.sampling": ("Sampling",),
@@ -76,6 +78,7 @@ __all__ = [
     "DownloadError",
     "Generated",
     "GenerationStream",
+    "Lora",
     "Model",
     "Option",
     "OptionError",

@@ -13,15 +13,16 @@ from rwkv_core import bundled
 from rwkv_core.errors import OptionError
 from rwkv_core.generation.samplers import started
 from rwkv_core.generation.sampling import Sampling, check_tokens
-from rwkv_core.generation.stream import Generated, GenerationStream, OnProgress, Seed
+from rwkv_core.generation.stream import Generated, GenerationStream, OnToken, Seed
 from rwkv_core.generation.transcript import read
 from rwkv_core.loading import load
-from rwkv_core.model import Model, OnCount
+from rwkv_core.model import Model
 from rwkv_core.plugins.sampler import Processor
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.search import find_tokenizer, tokenizer_before_load
 from rwkv_core.util.one_thread import one_thread_at_a_time
+from rwkv_core.util.progress import OnProgress
 
 if TYPE_CHECKING:
     import tokenizers
@@ -55,7 +56,7 @@ class RWKV:
         Arguments:
             model: a Model, or what `load` takes: a model file's path or address, or "prose" for
                 the shipped one.
-            backend, backend_options: as for `load`, which takes lora and lora_alpha too.
+            backend, backend_options: as for `load`, which takes lora too.
             tokenizer: a Tokenizer, one of the `tokenizers` library, or a file's path or address;
                 None takes the one beside the model file, for a Pile model else the hub's.
 
@@ -82,7 +83,7 @@ class RWKV:
         return f"RWKV({self.model!r}, has read {read})"
 
     def load_context(
-        self, context: str | Sequence[int], *, on_progress: OnCount | None = None
+        self, context: str | Sequence[int], *, on_progress: OnProgress | None = None
     ) -> None:
         """Read text, or tokens, after what has been read already. Empty ones change nothing.
 
@@ -110,7 +111,7 @@ class RWKV:
         stop_tokens: Collection[int] = (),
         ignore_eos: bool = False,
         seed: Seed = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnToken | None = None,
         processors: Sequence[Processor | str] = (),
         sampling: Sampling | None = None,
         **sampling_options: Any,
@@ -160,7 +161,7 @@ class RWKV:
         stop_tokens: Collection[int] = (),
         ignore_eos: bool = False,
         seed: Seed = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnToken | None = None,
         processors: Sequence[Processor | str] = (),
         sampling: Sampling | None = None,
         **sampling_options: Any,

@@ -14,6 +14,7 @@ from rwkv_core.cli.model_arguments import (
     add_tokenizer_argument,
     backend_options,
     load_rwkv,
+    lora_of,
 )
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
@@ -108,8 +109,7 @@ def _compare(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
             group_size=group_size,
             context=args.context,
             max_tokens=args.max_tokens,
-            lora=args.lora,
-            lora_alpha=args.lora_alpha,
+            lora=lora_of(args),
             on_load=progress,
             **backend_options(args.options),
         )

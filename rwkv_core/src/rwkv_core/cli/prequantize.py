@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from rwkv_core.cli.model_arguments import add_lora_arguments, filled
+from rwkv_core.cli.model_arguments import add_lora_arguments, filled, lora_of
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import cleanup_on_signal
 from rwkv_core.cli.table import readable_bytes
@@ -33,17 +33,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rwkv_core.pqth_writer import prequantize
+    from rwkv_core.model_file import prequantize
 
     with cleanup_on_signal(), progress_line("quantizing") as progress:
         path = prequantize(
-            args.model,
-            args.output,
-            args.bits,
-            args.group_size,
-            progress,
-            args.lora,
-            args.lora_alpha,
+            args.model, args.output, args.bits, args.group_size, progress, lora_of(args)
         )
     print(f"{printable(path)}: {args.bits} bits, {readable_bytes(os.path.getsize(path))}")
     return 0

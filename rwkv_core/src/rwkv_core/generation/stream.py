@@ -82,7 +82,7 @@ class Progress:
         return f"Progress({self.current} of {self.total}, progress={piece}, output={output})"
 
 
-OnProgress = Callable[[Progress], object]
+OnToken = Callable[[Progress], object]
 
 
 def _stop_tokens(tokens: Collection[int], n_vocab: int) -> frozenset[int]:
@@ -127,7 +127,7 @@ class GenerationStream:
         stop_tokens: Collection[int] = (),
         ignore_eos: bool = False,
         seed: Seed = None,
-        on_progress: OnProgress | None = None,
+        on_progress: OnToken | None = None,
         processors: Sequence[Processor] = (),
     ) -> None:
         """Check the arguments; the first token is read when the first piece is asked for.

@@ -7,6 +7,7 @@ from typing import Any
 
 from rwkv_core import plugins
 from rwkv_core.backends.descriptor import Option
+from rwkv_core.checkpoint.lora import Lora
 from rwkv_core.dtypes import QUANTIZED_BITS
 from rwkv_core.errors import OptionError
 from rwkv_core.rwkvstic.agnostic.backends import ON_MPS, backend_of
@@ -56,6 +57,8 @@ def backend_and_options(
     # The rank is in the LoRA's shapes; 0 was rwkvstic's way to have none.
     if given.pop("lora_r", 1) == 0:
         given.pop("lora_alpha", None)
+    if "lora_alpha" in given:
+        given["lora"] = Lora(given.get("lora"), given.pop("lora_alpha"))
     for ignored in _MEANINGLESS:
         given.pop(ignored, None)
     translated = {}
