@@ -12,7 +12,7 @@ ORDER = [
     {"errors", "util"}, {"weights", "dtypes", "bundled"}, {"quantization"}, {"backends"},
     {"architectures"}, {"state"}, {"checkpoint"}, {"plugins"}, {"sources"}, {"model_file"},
     {"tokenizer"}, {"model"}, {"loading"}, {"generation"}, {"rwkv"},
-    {"evaluation"}, {"bench"}, {"conformance"}, {"cli"}, {"rwkvstic"}, {"__main__"},
+    {"rwkvstic"}, {"evaluation"}, {"bench"}, {"conformance"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 

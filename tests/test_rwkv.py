@@ -22,8 +22,7 @@ from forced_tokens import (
 )
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core import RWKV, OptionError, State, StateError, TokenizerError
-from rwkv_core.generation.sampling import Sampling
+from rwkv_core import RWKV, OptionError, Sampling, State, StateError, TokenizerError
 from rwkv_core.generation.stream import Progress
 from rwkv_core.tokenizer import load_tokenizer
 

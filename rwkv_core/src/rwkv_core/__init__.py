@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         StateError,
         TokenizerError,
     )
-    from rwkv_core.generation.sampling import Sampling
+    from rwkv_core.generation.sampling_parameters import Sampling
     from rwkv_core.generation.stream import Generated, GenerationStream, Progress
     from rwkv_core.loading import load
     from rwkv_core.model import Model
@@ -60,7 +60,7 @@ _HOME = {
     "plugins": ("list_backends", "list_plugins"),
     "rwkv": ("RWKV",),
     "plugins.sampler": ("Sampler",),
-    "generation.sampling": ("Sampling",),
+    "generation.sampling_parameters": ("Sampling",),
     "state": ("State",),
     "backends.tensor_ops": ("CONTRACT", "TensorOps"),
     "tokenizer": ("Tokenizer",),

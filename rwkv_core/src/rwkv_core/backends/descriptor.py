@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.util.printable import printable
+from rwkv_core.util.spelling import did_you_mean
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -225,11 +225,10 @@ def resolve_options(offer: HasOptions, given: Mapping[str, Any]) -> dict[str, An
     known = {option.name: option for option in offer.options}
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}? It" if close else "it"
+            question = did_you_mean(name, known)
             raise OptionError(
                 f"{type(offer).__name__.lower()} {offer.name} has no option {name!r}; "
-                f"{hint} takes: {', '.join(known) or 'none'}"
+                f"{f'{question} It' if question else 'it'} takes: {', '.join(known) or 'none'}"
             )
     return {
         name: option.parse(given[name]) if name in given else option.default

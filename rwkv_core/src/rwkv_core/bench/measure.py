@@ -18,7 +18,7 @@ from rwkv_core.bench.timing import in_turn, seconds
 from rwkv_core.bench.yardsticks import bare_products, matrix_bytes, stream_for
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import OptionError
-from rwkv_core.generation.sampling import Sampling
+from rwkv_core.generation.sampling_parameters import Sampling
 from rwkv_core.loading import load
 from rwkv_core.model import Model
 from rwkv_core.rwkv import RWKV

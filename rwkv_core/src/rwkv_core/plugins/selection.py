@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 import warnings
@@ -30,6 +29,7 @@ from rwkv_core.plugins.install_advice import (
 )
 from rwkv_core.plugins.installed import GROUP, normal
 from rwkv_core.util.printable import one_line, printable
+from rwkv_core.util.spelling import did_you_mean
 
 __all__ = [
     "GROUP", "check_backend", "default_backend", "list_backends", "list_plugins", "offered",
@@ -227,11 +227,9 @@ def why_not(name: str) -> str:
     if name in extras:
         advice = f"install it with: {install_extra(name)}"
     else:
-        close = difflib.get_close_matches(name, [*extras, *(row.name for row in rows)], 1)
-        advice = (
-            f"{f'did you mean {close[0]}? ' if close else ''}the project's own come with: "
-            f"{install_extra(RECOMMENDED)} (extras: {', '.join(extras)})"
-        )
+        question = did_you_mean(name, [*extras, *(row.name for row in rows)])
+        own = f"the project's own come with: {install_extra(RECOMMENDED)}"
+        advice = f"{question} {own} (extras: {', '.join(extras)})".lstrip()
     return f"no backend {name!r} is installed (ready here: {ready}{plugin_limit()}); {advice}"
 
 
