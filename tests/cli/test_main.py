@@ -57,7 +57,7 @@ def test_list_backends_as_json(backend, capsys):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows[backend]) == [
         "name", "distribution", "version", "contract", "status", "device", "summary", "reason",
-        "quantized_bits", "options",
+        "quantized_dtypes", "options",
     ]  # fmt: skip
     options = {option["name"]: option for option in rows[backend]["options"]}
     precision = options["dtype"]

@@ -85,7 +85,7 @@ _QUANT = Backend(
         _PIN_MEMORY,
     ),
     requires=("torch",),
-    quantized_bits=(8, 4),
+    quantized_dtypes=("int8", "int4"),
 )
 
 

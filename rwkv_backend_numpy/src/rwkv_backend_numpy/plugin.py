@@ -49,7 +49,7 @@ _NUMBA = Backend(
         ),
     ),
     requires=("numba",),
-    quantized_bits=(8, 4),
+    quantized_dtypes=("int8", "int4"),
 )
 
 

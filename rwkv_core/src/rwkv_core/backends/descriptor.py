@@ -106,8 +106,8 @@ class Backend:
 
     `contract` is the `rwkv_core.CONTRACT` that the backend was built for, `requires` the pip
     requirements that a user may still have to install, and `status` a function that takes well
-    under 10 ms and imports no tensor library. `quantized_bits` are the widths (8, 4) at which it
-    multiplies with the matrices of prequantized files as they are, without restoring them first.
+    under 10 ms and imports no tensor library. `quantized_dtypes` are those ("int8", "int4") of
+    prequantized files whose matrices it multiplies with as they are, without restoring them first.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Backend:
     status: Callable[[], Status]
     options: tuple[Option, ...] = ()
     requires: tuple[str, ...] = ()
-    quantized_bits: tuple[int, ...] = ()
+    quantized_dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class BackendInfo:
     reason: str
     score: float = 0.0
     options: tuple[Option, ...] = ()
-    quantized_bits: tuple[int, ...] = ()
+    quantized_dtypes: tuple[str, ...] = ()
     min_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -165,9 +165,9 @@ def check_backend(backend: Backend) -> None:
     _expect("requires", backend.requires, tuple)
     for requirement in backend.requires:
         _expect("requires", requirement, str)
-    _expect("quantized_bits", backend.quantized_bits, tuple)
-    for bits in backend.quantized_bits:
-        _expect("quantized_bits", bits, int)
+    _expect("quantized_dtypes", backend.quantized_dtypes, tuple)
+    for dtype in backend.quantized_dtypes:
+        _expect("quantized_dtypes", dtype, str)
     check_options(backend.options)
 
 

@@ -56,7 +56,7 @@ def _row(name: str, offer: Offer) -> BackendInfo:
     return BackendInfo(
         name, offer.source.distribution, offer.source.version, backend.contract, word,
         status.device, backend.summary, reason, status.score, backend.options,
-        backend.quantized_bits, status.min_bytes,
+        backend.quantized_dtypes, status.min_bytes,
     )  # fmt: skip
 
 
