@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from importlib import metadata
 from typing import Any
 
 from rwkv_core.backends.descriptor import (
@@ -28,6 +27,7 @@ from rwkv_core.plugins.install_advice import (
     install_recommended,
 )
 from rwkv_core.plugins.installed import GROUP, normal
+from rwkv_core.util.distributions import installed_version
 from rwkv_core.util.printable import one_line, printable
 from rwkv_core.util.spelling import did_you_mean
 
@@ -63,10 +63,7 @@ def _row(name: str, offer: Offer) -> BackendInfo:
 def _is_installed(requirement: str) -> bool:
     """Whether a distribution is there, in whatever version: "torch", "torch>=2.8"."""
     name = re.match(r"[\w.-]+", requirement)
-    try:
-        return name is not None and bool(metadata.version(name[0]))
-    except metadata.PackageNotFoundError:
-        return False
+    return name is not None and installed_version(name[0]) is not None
 
 
 def list_backends() -> list[BackendInfo]:
