@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import rwkv_core
+from model_results import divergence_of_prose
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.cli import main
@@ -197,16 +198,7 @@ def test_a_matrix_takes_its_bits_and_no_more(dtype, size):
 
 @all_bits
 def test_the_shipped_models_perplexity_is_kept(bits):
-    """On what the model itself expects, exp(divergence) is what its perplexity grows by."""
-    exact = rwkv_core.RWKV("prose", backend="numba")
-    exact.load_context("The old man looked at the sea and")
-    tokens = exact.generate(200, temperature=1.0, seed=1).tokens
-    quantized = rwkv_core.load("prose", "numba", dtype=f"int{bits}")
-    rows = []
-    for model in (exact.model, quantized):
-        logits = model.to_numpy(model.forward(tokens, all_logits=True)[0]).astype(np.float64)
-        rows.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    divergence = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(-1).mean()
+    divergence = divergence_of_prose(("numba", "float32"), ("numba", f"int{bits}"))
     assert 0 < divergence < {8: 0.001, 4: 0.03}[bits]
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("rwkv_backend_cuda_variants.quant.ops")
 torch = pytest.importorskip("torch")
 
 import rwkv_core  # noqa: E402
+from model_results import divergence_of_prose  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
@@ -215,16 +216,7 @@ def test_a_matrix_takes_its_bits_and_no_more(bits, bytes_per_weight):
 
 @all_bits
 def test_the_shipped_models_perplexity_is_kept(bits):
-    """On what the model itself expects, exp(divergence) is what its perplexity grows by."""
-    exact = rwkv_core.RWKV("prose", backend="torch")
-    exact.load_context("The old man looked at the sea and")
-    tokens = exact.generate(200, temperature=1.0, seed=1).tokens
-    quantized = rwkv_core.load("prose", "torch-quant", dtype=f"int{bits}")
-    rows = []
-    for model in (exact.model, quantized):
-        logits = model.to_numpy(model.forward(tokens, all_logits=True)[0]).astype(np.float64)
-        rows.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    divergence = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(-1).mean()
+    divergence = divergence_of_prose(("torch", "float32"), ("torch-quant", f"int{bits}"))
     assert 0 < divergence < {8: 0.001, 4: 0.03}[bits]
 
 

@@ -11,6 +11,7 @@ pytest.importorskip("rwkv_backend_cuda_variants.quant.ops")
 
 import rwkv_core  # noqa: E402
 from byte_tokenizer import write_byte_tokenizer  # noqa: E402
+from model_results import results  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
 from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
@@ -65,16 +66,6 @@ def target(path: Path, share: float, **options) -> float:
     return least + share * (most - least)
 
 
-def results(model: rwkv_core.Model) -> list[np.ndarray]:
-    """Logits and states of a prompt of two chunks, single tokens, all logits, and a batch."""
-    found = [model.forward(TOKENS)]
-    for token in TOKENS[:3]:
-        found.append(model.forward([token], found[-1][1]))
-    found.append(model.forward(TOKENS[:40], all_logits=True))
-    found.append(model.forward([TOKENS[:9], TOKENS[9:18]]))
-    return [model.to_numpy(array) for pair in found for array in pair]
-
-
 def deviation(found: np.ndarray, expected: np.ndarray) -> float:
     """Root mean square of the difference, as a share of the expected values'."""
     return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
@@ -84,11 +75,13 @@ def deviation(found: np.ndarray, expected: np.ndarray) -> float:
 def test_results_are_the_same_whatever_stays(path, options):
     all_stay = load(path, target=1, **options)
     assert all_stay.ops.store.slots is None
-    expected = results(all_stay)
+    expected = results(all_stay, TOKENS)
     for share in (0, 0.5, 0.95):
         model = load(path, target=target(path, share, **options), **options)
         assert model.ops.store.slots.n_bytes
-        assert all(np.array_equal(a, b) for a, b in zip(results(model), expected, strict=True))
+        assert all(
+            np.array_equal(a, b) for a, b in zip(results(model, TOKENS), expected, strict=True)
+        )
     # Other kernels at 8 bits, the same at 4.
     without = load(path, **options)
     logits = without.to_numpy(without.forward(TOKENS)[0])

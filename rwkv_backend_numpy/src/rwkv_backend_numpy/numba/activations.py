@@ -78,9 +78,9 @@ def _to_bfloat16(kind: Any, x: Floats, row: Any, sums: Floats) -> Any:
     for i in range(x.size):
         one = bits[i]
         # NaN stays NaN.
-        quiet = np.uint16(np.uint32(one | np.uint32(1 << 22)) >> np.uint32(16))
+        quiet = np.uint32(np.uint32(one | np.uint32(1 << 22)) >> np.uint32(16))
         number = np.uint32(one & np.uint32(0x7FFFFFFF)) <= np.uint32(0x7F800000)
-        row[i] = float32_to_bfloat16(one) if number else quiet
+        row[i] = np.uint16(float32_to_bfloat16(one) if number else quiet)
     return np.float32(1)
 
 

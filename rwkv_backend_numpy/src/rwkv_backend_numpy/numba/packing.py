@@ -116,7 +116,7 @@ def _put_float32(panel: NDArray[Any], column: int, row: int, value: np.float32) 
 
 def _put_bfloat16(panel: NDArray[Any], column: int, row: int, value: np.float32) -> None:
     rounded = float32_to_bfloat16(np.float32(value).view(np.uint32))
-    panel[(column // 2 * ROWS + row) * 2 + column % 2] = rounded
+    panel[(column // 2 * ROWS + row) * 2 + column % 2] = np.uint16(rounded)
 
 
 @compiled

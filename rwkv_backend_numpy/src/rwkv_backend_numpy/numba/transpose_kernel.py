@@ -58,7 +58,7 @@ def _words(b: ir.IRBuilder, kind: Any, source: Any, row: Any) -> Any:
     halves = [_float32(b, source, b.gep(row, [I64(start)])) for start in (0, n_bytes)]
     n = 2 * ROWS
     both = b.shuffle_vector(*halves, ir.Constant(vector(I32, n), list(range(n))))
-    return b.bitcast(rounded(b, both), vector(I32, ROWS))
+    return b.bitcast(b.trunc(rounded(b, both), vector(I16, n)), vector(I32, ROWS))
 
 
 def _float32(b: ir.IRBuilder, source: Any, pointer: Any) -> Any:
