@@ -93,6 +93,12 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
+def address(web: Hub) -> str:
+    """Of a file outside the hub."""
+    return web.address.replace("127.0.0.1", "localhost") + "/file.bin"
+
+
+@pytest.fixture
 def install_plugin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Path]]:

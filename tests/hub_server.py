@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 COMMIT = "c0ffee" * 6 + "c0ff"
+DATA = np.random.default_rng(0).bytes(300_000)
+SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 @dataclass
@@ -52,8 +57,8 @@ class Hub:
     """The files it serves, by path, its faults, and the requests it got."""
 
     def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.files = {"/file.bin": DATA}
+        self.repositories = {"owner/repo": {"model.pth": DATA, "sub/a b.pth": DATA[:10]}}
         self.tokens: dict[str, str] = {}
         self.faults = Faults()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -202,3 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 304:
             self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def left_over(folder: Path) -> list[str]:
+    """The partial files below a folder, in a cache of whichever client."""
+    paths = folder.rglob("*")
+    return [p.name for p in paths if "partial" in p.name or p.suffix == ".incomplete"]

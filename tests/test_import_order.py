@@ -17,8 +17,8 @@ PAGE = ROOT / "rwkv_core" / "docs" / "architecture.md"
 ORDER = [
     {"errors", "util"}, {"weights", "dtypes", "bundled"}, {"quantization"}, {"backends"},
     {"architectures"}, {"state"}, {"checkpoint"}, {"plugins"}, {"sources"}, {"model_file"},
-    {"tokenizer"}, {"model"}, {"loading"}, {"pqth_writer"}, {"generation"}, {"rwkv"},
-    {"evaluation"}, {"bench"}, {"conformance"}, {"cli"}, {"rwkvstic"}, {"__main__"},
+    {"tokenizer"}, {"model"}, {"loading"}, {"generation"}, {"rwkv"},
+    {"rwkvstic"}, {"evaluation"}, {"bench"}, {"conformance"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 

@@ -1,5 +1,6 @@
 """RWKV: streams, interrupts and errors leave a running state that is known; bad input, the old."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,7 @@ from forced_tokens import (
 )
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core import RWKV, OptionError, State, StateError, TokenizerError
-from rwkv_core.generation.sampling import Sampling
+from rwkv_core import RWKV, OptionError, Sampling, State, StateError, TokenizerError
 from rwkv_core.generation.stream import Progress
 from rwkv_core.tokenizer import load_tokenizer
 
@@ -320,3 +320,14 @@ def test_what_a_notebook_shows_of_each_object_fits_two_lines(rwkv: RWKV) -> None
         assert repr(thing).startswith(f"{type(thing).__name__}(")
         assert len(repr(thing)) <= 160 and repr(thing).isprintable()
     assert "200 tokens" in repr(out) and rwkv.model.backend in repr(rwkv)
+
+
+def test_generate_and_stream_show_all_that_they_take():
+    generate, stream = (inspect.signature(one) for one in (RWKV.generate, RWKV.stream))
+    assert generate.parameters == stream.parameters
+    assert (generate.return_annotation, stream.return_annotation) == (
+        "Generated", "GenerationStream",
+    )  # fmt: skip
+    shown = list(generate.parameters)
+    assert shown[:2] == ["self", "max_tokens"]
+    assert {"stop_strings", "seed", "sampling", *inspect.signature(Sampling).parameters} < {*shown}

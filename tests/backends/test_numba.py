@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import rwkv_core
+from model_results import divergence_of_prose
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.cli import main
@@ -197,21 +198,22 @@ def test_a_matrix_takes_its_bits_and_no_more(dtype, size):
 
 @all_bits
 def test_the_shipped_models_perplexity_is_kept(bits):
-    """On what the model itself expects, exp(divergence) is what its perplexity grows by."""
-    exact = rwkv_core.RWKV("prose", backend="numba")
-    exact.load_context("The old man looked at the sea and")
-    tokens = exact.generate(200, temperature=1.0, seed=1).tokens
-    quantized = rwkv_core.load("prose", "numba", dtype=f"int{bits}")
-    rows = []
-    for model in (exact.model, quantized):
-        logits = model.to_numpy(model.forward(tokens, all_logits=True)[0]).astype(np.float64)
-        rows.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    divergence = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(-1).mean()
+    divergence = divergence_of_prose(("numba", "float32"), ("numba", f"int{bits}"))
     assert 0 < divergence < {8: 0.001, 4: 0.03}[bits]
 
 
 def test_small_models_do_not_wait_for_kernels_unless_an_option_asks(model_file, tmp_path):
     write_pth(tmp_path / "large.pth", random_weights(1, 320, 25_000))
     assert rwkv_core.load(model_file).backend == "numpy"
+    assert rwkv_core.load(model_file, dtype="float32").backend == "numpy"
     assert rwkv_core.load(model_file, dtype="int8").backend == "numba"
+    assert rwkv_core.load(model_file, dtype="int4", group_size=16).backend == "numba"
     assert rwkv_core.load(tmp_path / "large.pth").backend == "numba"
+
+
+def test_without_a_name_the_best_backend_that_has_the_dtype_is_taken(model_file):
+    for path in (model_file, "prose"):
+        model = rwkv_core.load(path, dtype="float64")
+        assert model.backend == "numpy" and model.ops.dtype == "float64"
+    with pytest.raises(rwkv_core.OptionError, match=r"found 'float65', expected one of: fl"):
+        rwkv_core.load(model_file, dtype="float65")

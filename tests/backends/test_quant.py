@@ -12,6 +12,7 @@ pytest.importorskip("rwkv_backend_cuda_variants.quant.ops")
 torch = pytest.importorskip("torch")
 
 import rwkv_core  # noqa: E402
+from model_results import divergence_of_prose  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
@@ -60,7 +61,7 @@ def test_any_shape_and_groups_are_multiplied_with(bits, shape, n_rows):
     rng = np.random.default_rng(0)
     matrix = quantize(random_matrix(rng, (n_out, n_in)), bits, group_size)
     x = rng.normal(size=(1, n_rows, n_in)).astype(np.float32)
-    ops = quant_ops(bits=bits)
+    ops = quant_ops(dtype=f"int{bits}")
     found = product(ops, ops.quantized_matrix(matrix), x)
     # bfloat16 rounds by 0.3% in all, one more rounding to 8 bits by 0.7%.
     assert deviation(found, x @ matrix.dequantize().T) < 0.015
@@ -91,7 +92,7 @@ def test_nothing_saturates():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @all_bits
 def test_an_activation_that_is_no_number_is_not_hidden(bits, value):
-    ops = quant_ops(bits=bits)
+    ops = quant_ops(dtype=f"int{bits}")
     matrix = ops.matrix(random_matrix(np.random.default_rng(0), (32, 64)))
     x = np.ones((1, 2, 64), np.float32)
     x[0, 0, 5] = value
@@ -131,16 +132,16 @@ def test_a_prequantized_file_gives_the_logits_of_its_restored_matrices(
 
 
 def test_a_file_keeps_its_bits(model_file, tmp_path):
-    """The option is for what is quantized here: 4 bits in the file are 4 bits, whatever it says."""
+    """The option is for what is quantized here: int4 in the file is int4, whatever it says."""
     path = rwkv_core.prequantize(model_file, tmp_path / "m.pqth", bits=4)
-    models = [rwkv_core.load(path, "torch-quant", bits=bits) for bits in (8, 4)]
+    models = [rwkv_core.load(path, "torch-quant", dtype=dtype) for dtype in ("int8", "int4")]
     assert [model.ops.dtype for model in models] == ["int4", "int4"]
     assert np.array_equal(*(model.to_numpy(model.forward(TOKENS)[0]) for model in models))
 
 
 @all_bits
 def test_bench_counts_the_bits(capsys, bits):
-    arguments = ["--shape", "1x256", "--rounds", "1", "--prefill", "3", "-o", f"bits={bits}"]
+    arguments = ["--shape", "1x256", "--rounds", "1", "--prefill", "3", "-o", f"dtype=int{bits}"]
     assert main(["bench", "-b", "torch-quant", *arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["dtype"] == f"int{bits}"
@@ -151,7 +152,7 @@ def test_bench_counts_the_bits(capsys, bits):
 
 @all_bits
 def test_a_row_of_a_batch_and_a_prompt_token_by_token_are_the_same(model_file, bits):
-    model = rwkv_core.load(model_file, "torch-quant", bits=bits)
+    model = rwkv_core.load(model_file, "torch-quant", dtype=f"int{bits}")
     whole = model.to_numpy(model.forward(TOKENS, all_logits=True)[0])
     batch = model.to_numpy(model.forward([TOKENS, TOKENS[::-1]], all_logits=True)[0])
     state, singles = None, []
@@ -163,11 +164,11 @@ def test_a_row_of_a_batch_and_a_prompt_token_by_token_are_the_same(model_file, b
 
 
 def test_chunksize_is_the_number_of_groups_in_a_row(model_file):
-    by_chunks = rwkv_core.load(model_file, "torch-quant", bits=4, chunksize=4)
+    by_chunks = rwkv_core.load(model_file, "torch-quant", dtype="int4", chunksize=4)
     # 64 wide; the matrix of 256 columns then has groups of 64, so the two are not all alike.
     matrix = random_matrix(np.random.default_rng(0), (32, 64))
     x = np.random.default_rng(1).normal(size=(1, 1, 64))
-    of_16 = quant_ops(bits=4, group_size=16)
+    of_16 = quant_ops(dtype="int4", group_size=16)
     assert np.array_equal(
         product(by_chunks.ops, by_chunks.ops.matrix(matrix), x),
         product(of_16, of_16.matrix(matrix), x),
@@ -177,14 +178,15 @@ def test_chunksize_is_the_number_of_groups_in_a_row(model_file):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("bits=5", "bits"),
+        ("dtype=int5", "option dtype: found 'int5', expected one of: int8, int4"),
+        ("bits=4", "has no option 'bits'"),
         ("group_size=48", "group_size: found 48, expected a divisor"),
         ("group_size=0", "group_size: found 0, expected at least 1"),
         ("chunksize=-1", "chunksize: found -1, expected at least 1"),
         ("chunksize=7", "chunksize: found 7, expected a divisor"),
         ("group_size=64 chunksize=4", "group_size and chunksize: found both"),
         ("device=meta", "option device: "),
-        ("dtype=float16", "has no option 'dtype'"),
+        ("dtype=float16", "option dtype: found 'float16', expected one of: int8, int4"),
     ],
 )
 def test_a_bad_option_is_one_line(model_file, capsys, options, message):
@@ -203,7 +205,7 @@ def test_a_matrix_takes_its_bits_and_no_more(bits, bytes_per_weight):
 
     rng = np.random.default_rng(0)
     array = rng.integers(-99, 99, (4096, 4096), np.int8).astype(np.float16)
-    ops = quant_ops(bits=bits)
+    ops = quant_ops(dtype=f"int{bits}")
     ops.matrix(array[:64])
     before = resident()
     matrices = [ops.matrix(array) for _ in range(6)]
@@ -214,34 +216,25 @@ def test_a_matrix_takes_its_bits_and_no_more(bits, bytes_per_weight):
 
 @all_bits
 def test_the_shipped_models_perplexity_is_kept(bits):
-    """On what the model itself expects, exp(divergence) is what its perplexity grows by."""
-    exact = rwkv_core.RWKV("prose", backend="torch")
-    exact.load_context("The old man looked at the sea and")
-    tokens = exact.generate(200, temperature=1.0, seed=1).tokens
-    quantized = rwkv_core.load("prose", "torch-quant", bits=bits)
-    rows = []
-    for model in (exact.model, quantized):
-        logits = model.to_numpy(model.forward(tokens, all_logits=True)[0]).astype(np.float64)
-        rows.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
-    divergence = (np.exp(rows[0]) * (rows[0] - rows[1])).sum(-1).mean()
+    divergence = divergence_of_prose(("torch", "float32"), ("torch-quant", f"int{bits}"))
     assert 0 < divergence < {8: 0.001, 4: 0.03}[bits]
 
 
 @all_bits
 def test_a_text_is_generated_from_the_command_line(capsys, bits):
-    arguments = ["-n", "20", "--temperature", "0", "-o", f"bits={bits}"]
+    arguments = ["-n", "20", "--temperature", "0", "-o", f"dtype=int{bits}"]
     assert main(["generate", "The sea was", "-m", "prose", "-b", "torch-quant", *arguments]) == 0
     assert len(capsys.readouterr().out) > 30
 
 
 @all_bits
-def test_verify_checks_each_width(capsys, bits):
-    assert main(["verify", "-b", "torch-quant", "-o", f"bits={bits}"]) == 0
+def test_verify_checks_a_dtype(capsys, bits):
+    assert main(["verify", "-b", "torch-quant", "-o", f"dtype=int{bits}"]) == 0
     (row,) = capsys.readouterr().out.splitlines()[1:]
     assert row.split()[:4] == ["torch-quant", f"int{bits}", "cpu", "pass"]
 
 
-@pytest.mark.parametrize("options", [{}, {"bits": 4}, {"target": 1}])
+@pytest.mark.parametrize("options", [{}, {"dtype": "int4"}, {"target": 1}])
 def test_a_default_device_of_the_caller_s_is_the_caller_s_alone(small_model, options):
     expected = rwkv_core.load(small_model, "torch-quant", **options)
     with torch.device("meta"):

@@ -11,6 +11,7 @@ pytest.importorskip("rwkv_backend_cuda_variants.quant.ops")
 
 import rwkv_core  # noqa: E402
 from byte_tokenizer import write_byte_tokenizer  # noqa: E402
+from model_results import results  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
 from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
@@ -29,14 +30,14 @@ TOKENS = [i * 31 % 250 for i in range(600)]
 SHAPE = Config(3, 64, 256, 262, RWKV4)
 WEIGHTS = SHAPE.weights().values()
 VARIANTS = [
-    {"bits": 8},
-    {"bits": 4},
-    {"bits": 4, "group_size": 32},
+    {"dtype": "int8"},
+    {"dtype": "int4"},
+    {"dtype": "int4", "group_size": 32},
     # Too small for the 4-bit kernel, so that codes take a byte each.
-    {"bits": 4, "chunksize": 4},
+    {"dtype": "int4", "chunksize": 4},
 ]
 variants = pytest.mark.parametrize("options", VARIANTS, ids=str)
-all_bits = pytest.mark.parametrize("bits", [8, 4])
+both = pytest.mark.parametrize("dtype", ["int8", "int4"])
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +66,6 @@ def target(path: Path, share: float, **options) -> float:
     return least + share * (most - least)
 
 
-def results(model: rwkv_core.Model) -> list[np.ndarray]:
-    """Logits and states of a prompt of two chunks, single tokens, all logits, and a batch."""
-    found = [model.forward(TOKENS)]
-    for token in TOKENS[:3]:
-        found.append(model.forward([token], found[-1][1]))
-    found.append(model.forward(TOKENS[:40], all_logits=True))
-    found.append(model.forward([TOKENS[:9], TOKENS[9:18]]))
-    return [model.to_numpy(array) for pair in found for array in pair]
-
-
 def deviation(found: np.ndarray, expected: np.ndarray) -> float:
     """Root mean square of the difference, as a share of the expected values'."""
     return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
@@ -84,11 +75,13 @@ def deviation(found: np.ndarray, expected: np.ndarray) -> float:
 def test_results_are_the_same_whatever_stays(path, options):
     all_stay = load(path, target=1, **options)
     assert all_stay.ops.store.slots is None
-    expected = results(all_stay)
+    expected = results(all_stay, TOKENS)
     for share in (0, 0.5, 0.95):
         model = load(path, target=target(path, share, **options), **options)
         assert model.ops.store.slots.n_bytes
-        assert all(np.array_equal(a, b) for a, b in zip(results(model), expected, strict=True))
+        assert all(
+            np.array_equal(a, b) for a, b in zip(results(model, TOKENS), expected, strict=True)
+        )
     # Other kernels at 8 bits, the same at 4.
     without = load(path, **options)
     logits = without.to_numpy(without.forward(TOKENS)[0])
@@ -123,9 +116,9 @@ def test_plan_never_exceeds_the_target(path, options, share):
     assert len(set(seen)) == 1 and seen[0][0] == seen[0][1] <= limit * GB
 
 
-@all_bits
-def test_each_matrix_is_copied_ahead_and_once_a_token(path, bits):
-    model = load(path, target=target(path, 0.3, bits=bits), bits=bits)
+@both
+def test_each_matrix_is_copied_ahead_and_once_a_token(path, dtype):
+    model = load(path, target=target(path, 0.3, dtype=dtype), dtype=dtype)
     slots = model.ops.store.slots
     model.forward([1])
     before = slots.copied
@@ -138,14 +131,14 @@ def test_each_matrix_is_copied_ahead_and_once_a_token(path, bits):
 
 
 @pytest.mark.parametrize("group_size", [16, 32, 64])
-@all_bits
-def test_the_plan_is_for_the_bits_and_groups_that_a_file_has(path, tmp_path, bits, group_size):
-    file = rwkv_core.prequantize(path, tmp_path / "m.pqth", bits=bits, group_size=group_size)
-    quantized_here = {"bits": bits, "group_size": group_size}
+@both
+def test_the_plan_is_for_the_dtype_and_groups_that_a_file_has(path, tmp_path, dtype, group_size):
+    file = rwkv_core.prequantize(path, tmp_path / "m.pqth", int(dtype[3:]), group_size)
+    quantized_here = {"dtype": dtype, "group_size": group_size}
     least = target(path, 0, **quantized_here)
     # Whatever the options would have been, for what is quantized here.
-    for other in (8, 4):
-        model = load(file, target=least, bits=other)
+    for other in ("int8", "int4"):
+        model = load(file, target=least, dtype=other)
         here = load(path, target=least, **quantized_here)
         assert model.ops.store.resident_bytes == here.ops.store.resident_bytes <= least * GB
         found, expected = (m.to_numpy(m.forward(TOKENS)[0]) for m in (model, here))
@@ -169,25 +162,25 @@ def test_matrices_larger_than_planned_are_cut_and_the_target_is_kept():
             assert deviation(found, x @ matrix.dequantize().T) < 0.015
 
 
-@all_bits
-def test_a_matrix_larger_than_a_slot_comes_in_blocks_of_rows(bits):
-    ops = quant_ops(bits=bits, target=20_000 / GB)
+@both
+def test_a_matrix_larger_than_a_slot_comes_in_blocks_of_rows(dtype):
+    ops = quant_ops(dtype=dtype, target=20_000 / GB)
     ops.matrix(np.ones((64, 64), np.float32))
     array = np.random.default_rng(0).normal(size=(501, 64)).astype(np.float32)
     matrix, x = ops.matrix(array), np.ones((1, 3, 64), np.float32)
     assert len(matrix._placed.on_host) > 1
-    exact = quant_ops(bits=bits, target=1)
+    exact = quant_ops(dtype=dtype, target=1)
     expected = exact.matmul(exact.matrix(array), exact.vector(x))
     np.testing.assert_array_equal(ops.matmul(matrix, ops.vector(x)), expected)
     assert ops.store.resident_bytes <= 20_000
 
 
-@all_bits
-def test_a_bench_runs_within_the_target(path, bits):
+@both
+def test_a_bench_runs_within_the_target(path, dtype):
     for share in (0, 1.5):
-        options = {"bits": bits, "target": target(path, share, bits=bits)}
+        options = {"dtype": dtype, "target": target(path, share, dtype=dtype)}
         report = bench(str(path), "torch-quant", options, lengths=[4], rounds=1)
-        assert report.dtype == f"int{bits}" and report.decode.tokens_per_second > 0
+        assert report.dtype == dtype and report.decode.tokens_per_second > 0
 
 
 def left() -> int:
@@ -195,7 +188,7 @@ def left() -> int:
 
 
 def test_a_model_let_go_and_one_that_fails_leave_nothing(path, tmp_path):
-    limit = target(path, 0.5, bits=4)
+    limit = target(path, 0.5, dtype="int4")
     weights = random_weights(SHAPE.n_layer, SHAPE.n_embd, SHAPE.n_vocab)
     weights["blocks.2.ffn.value.weight"][3, 4] = np.nan
     write_pth(tmp_path / "damaged.pth", weights)
@@ -204,13 +197,13 @@ def test_a_model_let_go_and_one_that_fails_leave_nothing(path, tmp_path):
     gc.disable()
     try:
         before = left()
-        model = load(path, bits=4, target=limit)
+        model = load(path, dtype="int4", target=limit)
         model.forward([1, 2, 3])
         assert left() > before
         del model
         assert left() == before
         with pytest.raises(rwkv_core.CheckpointError, match="NaN"):
-            load(tmp_path / "damaged.pth", bits=4, target=limit)
+            load(tmp_path / "damaged.pth", dtype="int4", target=limit)
         assert left() == before
     finally:
         gc.enable()
@@ -221,7 +214,7 @@ def test_a_model_let_go_and_one_that_fails_leave_nothing(path, tmp_path):
     [
         ("target=0", "found 0 GB, expected at least 0.0"),
         ("target=-1", "found -1.0, expected GB"),
-        ("target=0.0001 bits=4", "found 0.0001 GB, expected at least 0.0"),
+        ("target=0.0001 dtype=int4", "found 0.0001 GB, expected at least 0.0"),
         ("target=much", "found 'much', expected float"),
         ("target=0.004 chunksize=7", "chunksize: found 7, expected a divisor"),
         ("pin_memory=perhaps", "found 'perhaps', expected bool"),

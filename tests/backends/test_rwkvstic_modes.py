@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 import rwkv_core
@@ -10,7 +12,7 @@ from conftest import READY
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.errors import OptionError
-from rwkv_core.rwkvstic import RWKV, TORCH
+from rwkv_core.rwkvstic import RWKV, TORCH, TORCH_QUANT
 from rwkv_core.rwkvstic.agnostic.backends import Backends
 from rwkv_core.rwkvstic.options import dtype_name
 from rwkvstic_snippets import LOADING, run
@@ -65,6 +67,21 @@ def test_a_librarys_own_dtypes_are_known(library, names):
 
 def needs(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(name not in READY, reason=f"{name} is not ready here")
+
+
+@needs("torch-quant")
+def test_quantized_matrices_have_bits_and_take_no_dtype_of_floats(model_file):
+    models = [
+        RWKV(model_file, TORCH_QUANT, useGPU=False, **options).rwkv.model
+        for options in ({"dtype": ml_dtypes.bfloat16}, {"bits": 4}, {"dtype": "int4"})
+    ]
+    assert [model.ops.dtype for model in models] == ["int8", "int4", "int4"]
+
+
+@needs("numpy")
+def test_without_a_mode_the_dtype_chooses_the_backend(model_file):
+    model = RWKV(model_file, dtype=np.float64).rwkv.model
+    assert model.ops.dtype == "float64"
 
 
 @needs("torch")

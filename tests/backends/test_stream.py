@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 stream = pytest.importorskip("rwkv_backend_cuda_variants.stream.ops")
 
 import rwkv_core  # noqa: E402
+from model_results import results  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
 from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
@@ -49,17 +50,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(path: Path) -> dict[str, list[np.ndarray]]:
     """What `torch` makes of it, by dtype."""
-    return {dtype: results(rwkv_core.load(path, "torch", dtype=dtype)) for dtype in DTYPES}
-
-
-def results(model: rwkv_core.Model) -> list[np.ndarray]:
-    """Logits and states of a prompt of two chunks, single tokens, all logits, and a batch."""
-    found = [model.forward(TOKENS)]
-    for token in TOKENS[:3]:
-        found.append(model.forward([token], found[-1][1]))
-    found.append(model.forward(TOKENS[:40], all_logits=True))
-    found.append(model.forward([TOKENS[:9], TOKENS[9:18]]))
-    return [model.to_numpy(array) for pair in found for array in pair]
+    return {dtype: results(rwkv_core.load(path, "torch", dtype=dtype), TOKENS) for dtype in DTYPES}
 
 
 def equal(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
@@ -70,13 +61,13 @@ def equal(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_are_torchs_bit_for_bit(path, expected, dtype, share):
     model = rwkv_core.load(path, "torch-stream", dtype=dtype, target=target(share, dtype))
-    assert equal(results(model), expected[dtype])
+    assert equal(results(model, TOKENS), expected[dtype])
     assert (model.ops.store.slots is None) == (share > 1)
 
 
 def test_without_a_target_on_a_cpu_all_stays(path, expected):
     model = rwkv_core.load(path, "torch-stream")
-    assert equal(results(model), expected["float32"])
+    assert equal(results(model, TOKENS), expected["float32"])
     assert model.ops.store.slots is None
 
 
@@ -203,8 +194,8 @@ def test_models_and_sequences_take_turns(path, expected):
         torch.testing.assert_close(found, reference[model], rtol=1e-2, atol=0.2)
     assert torch.equal(logits[one, 0], logits[one, 1])
     assert one.ops.store.slots.late == 1
-    assert equal(results(one), expected["float32"])
-    assert equal(results(other), expected["bfloat16"])
+    assert equal(results(one, TOKENS), expected["float32"])
+    assert equal(results(other, TOKENS), expected["bfloat16"])
 
 
 def test_threads_in_one_model_do_not_disturb_each_other(path):
@@ -275,7 +266,7 @@ def test_after_an_error_in_a_product_it_goes_on(path, expected, monkeypatch):
             model.forward([1, 2])
     with pytest.raises(RuntimeError):
         model.ops.matmul(model.parameters.blocks[0].time.key, torch.ones(1, 1, 31))
-    assert equal(results(model), expected["float32"])
+    assert equal(results(model, TOKENS), expected["float32"])
 
 
 @pytest.fixture

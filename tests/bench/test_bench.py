@@ -76,9 +76,7 @@ def test_a_shape_that_is_none_is_refused(text):
 
 def test_a_report_counts_the_bytes_and_operations(random_file, backend):
     stages = []
-    report = bench(
-        str(random_file), backend, {}, lengths=[5, 9], rounds=2, on_progress=stages.append
-    )
+    report = bench(str(random_file), backend, {}, lengths=[5, 9], rounds=2, on_stage=stages.append)
     counts = SHAPE.count_parameters()
     assert (report.backend, report.parameters) == (backend, counts.total)
     assert report.load_seconds > 0 and report.peak_memory > 2**20
@@ -119,8 +117,7 @@ def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, back
     counts = SHAPE.count_parameters()
     for dtype in ("float32", "bfloat16", "int8", "int4"):
         try:
-            options = Combination(backend, dtype).options()
-            model = rwkv_core.load(random_file, backend, **options)
+            model = rwkv_core.load(random_file, backend, dtype=dtype)
         except OptionError:
             continue  # has no such dtype
         n_bytes = bench_decode(model, rounds=1).bytes_per_token - counts.vectors * 4
@@ -272,7 +269,7 @@ def threads_of_a_bench(stage):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores can be given here")
 def test_threads_are_the_librarys_variables_and_the_cores(random_file):
     with pytest.raises(BackendError, match=r"^1 of 1(\n|$)"):
-        bench_alone(Combination(threads=1), str(random_file), {}, on_progress=threads_of_a_bench)
+        bench_alone(Combination(threads=1), str(random_file), {}, on_stage=threads_of_a_bench)
 
 
 def end(stage):
@@ -281,7 +278,7 @@ def end(stage):
 
 def test_a_process_that_ends_is_an_error(random_file):
     with pytest.raises(BackendError, match="ended with status 3"):
-        bench_alone(Combination(), str(random_file), {}, on_progress=end)
+        bench_alone(Combination(), str(random_file), {}, on_stage=end)
 
 
 @pytest.mark.parametrize("threads", ["0", "100000"])

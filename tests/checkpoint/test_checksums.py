@@ -11,9 +11,10 @@ import pytest
 import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
+from rwkv_core import Lora
 from rwkv_core.checkpoint import open_checkpoint
 from rwkv_core.errors import CheckpointError
-from rwkv_core.pqth_writer import prequantize
+from rwkv_core.model_file import prequantize
 
 RAMP = np.arange(12, dtype=np.float32)
 
@@ -43,7 +44,7 @@ def test_prequantize_and_lora_check_what_they_read(tmp_path: Path) -> None:
     write_pth(tmp_path / "lora.pth", {f"blocks.0.att.key.lora_{k}": a for k, a in factors.items()})
     damage(tmp_path / "lora.pth", factors["B"].tobytes())
     with pytest.raises(CheckpointError, match="lora_B fail the file's checksum"):
-        prequantize(tmp_path / "m.pth", lora=tmp_path / "lora.pth", lora_alpha=2)
+        prequantize(tmp_path / "m.pth", lora=Lora(tmp_path / "lora.pth", 2))
     damage(tmp_path / "m.pth", weights["head.weight"].tobytes())
     with pytest.raises(CheckpointError, match=r"head\.weight fail the file's checksum"):
         prequantize(tmp_path / "m.pth")

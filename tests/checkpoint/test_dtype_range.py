@@ -8,10 +8,10 @@ import pytest
 import rwkv_core
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core import OptionError
+from rwkv_core import OptionError, Sampling
 from rwkv_core.evaluation.perplexity import score
-from rwkv_core.generation.sampling import Sampling, sample
-from rwkv_core.pqth_writer import prequantize
+from rwkv_core.generation.sampling import sample
+from rwkv_core.model_file import prequantize
 from rwkv_core.tokenizer import load_tokenizer
 
 

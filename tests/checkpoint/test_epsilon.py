@@ -13,8 +13,7 @@ from hub_server import Hub
 from pth_writer import write_pth
 from rwkv_core.conformance import reference
 from rwkv_core.errors import CheckpointError
-from rwkv_core.model_file import open_model
-from rwkv_core.pqth_writer import prequantize
+from rwkv_core.model_file import open_model, prequantize
 
 TOKENS = [3, 1, 4, 1, 5]
 

@@ -10,6 +10,7 @@ import rwkv_core
 from byte_tokenizer import write_byte_tokenizer
 from pth_writer import write_pth
 from random_model import random_weights
+from rwkv_core import Lora
 from rwkv_core.checkpoint import open_checkpoint
 from rwkv_core.cli import main
 from rwkv_core.errors import (
@@ -87,7 +88,7 @@ def logits(model: rwkv_core.Model) -> np.ndarray:
 @pytest.mark.needs_backend
 def test_a_merged_model_is_that_of_merge_lora(folder, backend):
     expected = rwkv_core.load(folder / "merged.pth", backend)
-    found = rwkv_core.load(folder / "base.pth", backend, lora=folder / "lora.pth", lora_alpha=ALPHA)
+    found = rwkv_core.load(folder / "base.pth", backend, lora=Lora(folder / "lora.pth", ALPHA))
     np.testing.assert_allclose(logits(found), logits(expected), atol=1e-5)
 
 
@@ -95,7 +96,7 @@ def test_a_merged_model_is_that_of_merge_lora(folder, backend):
 def test_tensors_are_told_as_they_are_read(folder, weights, lora, files):
     base, beside = files
     expected = merged(weights, lora)
-    with open_model(folder / base, lora=beside and folder / beside, lora_alpha=ALPHA) as model:
+    with open_model(folder / base, lora=Lora(beside and folder / beside, ALPHA)) as model:
         assert list(model.tensors) == list(weights)
         for name, info in model.tensors.items():
             array = model.read(name)
@@ -112,7 +113,7 @@ def test_a_base_of_another_type_is_not_rounded(tmp_path, dtype):
     lora = {name: array.astype(dtype) for name, array in factors(weights).items()}
     write_pth(tmp_path / "base.pth", weights)
     write_pth(tmp_path / "lora.pth", lora)
-    with open_model(tmp_path / "base.pth", lora=tmp_path / "lora.pth", lora_alpha=8) as model:
+    with open_model(tmp_path / "base.pth", lora=Lora(tmp_path / "lora.pth", 8)) as model:
         found = model.read(f"{KEY}.weight")
         assert found.dtype == (np.float64 if dtype == np.float64 else np.float32)
         a, b = (lora[f"{KEY}.lora_{part}"].astype(np.float64) for part in "AB")
@@ -127,7 +128,7 @@ def test_names_of_transformers_and_with_a_weight_at_their_end(tmp_path, folder, 
         if ".ffn." not in name
     }
     write_pth(tmp_path / "lora.pth", renamed)
-    with open_model(folder / "base.pth", lora=tmp_path / "lora.pth", lora_alpha=ALPHA) as model:
+    with open_model(folder / "base.pth", lora=Lora(tmp_path / "lora.pth", ALPHA)) as model:
         found = model.read(f"{KEY}.weight")
         np.testing.assert_array_equal(found, merged(weights, lora)[f"{KEY}.weight"])
 
@@ -136,9 +137,9 @@ def test_names_of_transformers_and_with_a_weight_at_their_end(tmp_path, folder, 
 def test_states_of_the_base_and_of_another_alpha_are_refused(folder):
     load = rwkv_core.load
     base = load(folder / "base.pth")
-    with_lora = load(folder / "base.pth", lora=folder / "lora.pth", lora_alpha=ALPHA)
-    combined = load(folder / "combined.pth", lora_alpha=ALPHA)
-    stronger = load(folder / "base.pth", lora=folder / "lora.pth", lora_alpha=2 * ALPHA)
+    with_lora = load(folder / "base.pth", lora=Lora(folder / "lora.pth", ALPHA))
+    combined = load(folder / "combined.pth", lora=Lora(alpha=ALPHA))
+    stronger = load(folder / "base.pth", lora=Lora(folder / "lora.pth", 2 * ALPHA))
     state = with_lora.empty_state()
     combined.check_state(state)
     for other in (base, stronger):
@@ -151,7 +152,7 @@ def test_another_lora_of_the_same_tensors_is_another_model(tmp_path, folder, wei
     prints = set()
     for seed in (1, 2):
         write_pth(tmp_path / f"{seed}.pth", factors(weights, seed))
-        model = rwkv_core.load(folder / "base.pth", lora=tmp_path / f"{seed}.pth", lora_alpha=1)
+        model = rwkv_core.load(folder / "base.pth", lora=Lora(tmp_path / f"{seed}.pth", 1))
         prints.add(model.fingerprint)
     assert len(prints) == 2
 
@@ -166,7 +167,7 @@ def refusal_of(folder: Path, path: Path, alpha: object = None) -> str:
     """As `refusal`, for a LoRA that is written already."""
     with (
         pytest.raises(RWKVError) as caught,
-        open_model(folder / "base.pth", lora=path, lora_alpha=alpha) as model,
+        open_model(folder / "base.pth", lora=Lora(path, alpha)) as model,
     ):
         for name in model.tensors:
             model.read(name)
@@ -230,22 +231,22 @@ def test_a_sum_that_overflows_is_refused(tmp_path, folder, weights):
     large = {name: array * np.float32(1e20) for name, array in factors(weights).items()}
     write_pth(tmp_path / "large.pth", large)
     with pytest.raises(CheckpointError, match="NaN or infinite"):
-        rwkv_core.load(folder / "base.pth", lora=tmp_path / "large.pth", lora_alpha=32)
+        rwkv_core.load(folder / "base.pth", lora=Lora(tmp_path / "large.pth", 32))
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39, "32", True])
 def test_an_alpha_that_is_no_number_is_refused(folder, lora, alpha):
-    assert "lora_alpha: found" in refusal(folder, lora, alpha)
+    assert "LoRA alpha: found" in refusal(folder, lora, alpha)
 
 
 def test_a_lora_without_its_alpha_is_refused(folder, lora):
-    assert "lora_alpha: not given" in refusal(folder, lora, None)
+    assert "LoRA alpha: not given" in refusal(folder, lora, None)
 
 
 def test_an_alpha_without_lora_is_refused(folder):
     with (
-        pytest.raises(OptionError, match="given without lora"),
-        open_model(folder / "base.pth", lora_alpha=32),
+        pytest.raises(OptionError, match="given without the path of a LoRA"),
+        open_model(folder / "base.pth", lora=Lora(alpha=32)),
     ):
         pass
 
@@ -253,20 +254,20 @@ def test_an_alpha_without_lora_is_refused(folder):
 def test_lora_weights_in_the_base_and_beside_it_are_refused(folder):
     with (
         pytest.raises(CheckpointError, match="of its own"),
-        open_model(folder / "combined.pth", lora=folder / "lora.pth", lora_alpha=32),
+        open_model(folder / "combined.pth", lora=Lora(folder / "lora.pth", 32)),
     ):
         pass
 
 
 def test_a_combined_file_asks_for_its_alpha(folder, capsys):
     assert main(["generate", "a", "-n", "1", "-m", str(folder / "combined.pth")]) == 2
-    assert "not merged yet" in (error := capsys.readouterr().err) and "lora_alpha" in error
+    assert "not merged yet" in (error := capsys.readouterr().err) and "--lora-alpha" in error
 
 
 def test_a_missing_lora_file_is_named(folder):
     with (
         pytest.raises(CheckpointError, match=r"nowhere\.pth: no such file"),
-        open_model(folder / "base.pth", lora=folder / "nowhere.pth", lora_alpha=1),
+        open_model(folder / "base.pth", lora=Lora(folder / "nowhere.pth", 1)),
     ):
         pass
 
@@ -276,7 +277,7 @@ def test_a_quantized_model_takes_no_lora(tmp_path, folder):
     assert main(["prequantize", str(folder / "base.pth"), "--group-size", "32", *output]) == 0
     with (
         pytest.raises(CheckpointError, match="is quantized, and a LoRA cannot be merged"),
-        open_model(tmp_path / "base.pqth", lora=folder / "lora.pth", lora_alpha=ALPHA),
+        open_model(tmp_path / "base.pqth", lora=Lora(folder / "lora.pth", ALPHA)),
     ):
         pass
 
@@ -291,13 +292,13 @@ def test_prequantize_merges(tmp_path, folder, capsys):
         for name in (f"{KEY}.weight", "ln_out.weight", "head.weight"):
             np.testing.assert_array_equal(found.read(name), expected.read(name))
     assert main(["prequantize", str(folder / "base.pth"), *lora[:2]]) == 2
-    assert "lora_alpha: not given" in capsys.readouterr().err
+    assert "LoRA alpha: not given" in capsys.readouterr().err
 
 
 @pytest.mark.needs_backend
 def test_a_lora_may_be_an_address(folder):
     with pytest.raises(DownloadError, match=r"ftp://host/lora\.pth: expected a path"):
-        rwkv_core.load(folder / "base.pth", lora="ftp://host/lora.pth", lora_alpha=1)
+        rwkv_core.load(folder / "base.pth", lora=Lora("ftp://host/lora.pth", 1))
 
 
 def test_both_files_are_closed_after_a_refusal(folder):
@@ -307,7 +308,7 @@ def test_both_files_are_closed_after_a_refusal(folder):
         base.read("emb.weight")
     with (
         pytest.raises(RuntimeError),
-        open_model(folder / "base.pth", lora=folder / "lora.pth", lora_alpha=1) as model,
+        open_model(folder / "base.pth", lora=Lora(folder / "lora.pth", 1)) as model,
     ):
         raise RuntimeError
     for name in (f"{KEY}.weight", "ln_out.weight", "emb.weight"):
@@ -329,8 +330,8 @@ def test_the_command_line_merges(folder, capsys):
 def test_the_command_line_refuses_in_one_line(folder, capsys):
     base = ["generate", "a", "-m", str(folder / "base.pth")]
     for arguments, message in (
-        (["--lora", str(folder / "lora.pth")], "lora_alpha: not given"),
-        (["--lora-alpha", "32"], "given without lora"),
+        (["--lora", str(folder / "lora.pth")], "LoRA alpha: not given"),
+        (["--lora-alpha", "32"], "given without the path of a LoRA"),
         (["--lora", str(folder / "base.pth"), "--lora-alpha", "32"], "is no LoRA"),
         (["--lora-alpha", "much"], "invalid float value"),
         (["-o", "lora=x.pth"], "--lora"),
@@ -342,7 +343,17 @@ def test_the_command_line_refuses_in_one_line(folder, capsys):
 
 @pytest.mark.needs_backend
 def test_an_rwkv_takes_a_lora(folder):
-    files = {"lora": folder / "lora.pth", "lora_alpha": ALPHA}
+    files = {"lora": Lora(folder / "lora.pth", ALPHA)}
     rwkv = rwkv_core.RWKV(folder / "base.pth", **files)
     assert rwkv.model.fingerprint == rwkv_core.load(folder / "base.pth", **files).fingerprint
     assert rwkv.model.fingerprint != rwkv_core.load(folder / "base.pth").fingerprint
+
+
+def test_a_path_stands_for_a_lora_whose_alpha_is_beside_it(folder):
+    with (
+        pytest.raises(OptionError, match="LoRA alpha: not given"),
+        open_model(folder / "base.pth", lora=str(folder / "lora.pth")),
+    ):
+        pass
+    with pytest.raises(CheckpointError, match="path: found a int, expected"):
+        rwkv_core.load(folder / "base.pth", lora=3)

@@ -10,6 +10,7 @@ from test_lora import ADAPTED, ALPHA, KEY, N_VOCAB, RANK, factors, merged, refus
 
 from pth_writer import write_pth
 from random_model import random_weights
+from rwkv_core import Lora
 from rwkv_core.model_file import open_model
 
 
@@ -60,7 +61,7 @@ def test_an_adapter_of_peft_is_merged_by_its_configuration(
                 model.read(f"{adapted}.weight"), expected[f"{adapted}.weight"]
             )
         assert (model.read("ln_out.weight") == 1).all()
-    with open_model(folder / "base.pth", lora=peft, lora_alpha=2 * ALPHA) as model:
+    with open_model(folder / "base.pth", lora=Lora(peft, 2 * ALPHA)) as model:
         stronger = merged(weights, factors(weights), 2 * ALPHA)
         np.testing.assert_array_equal(model.read(f"{KEY}.weight"), stronger[f"{KEY}.weight"])
 
@@ -98,7 +99,7 @@ def test_a_whole_peft_model_that_is_not_merged(tmp_path, weights):
     adapter = factors(weights)
     whole |= {f"base_model.model.{name}.default.weight": array for name, array in adapter.items()}
     write_pth(tmp_path / "m.pth", whole)
-    with open_model(tmp_path / "m.pth", lora_alpha=ALPHA) as model:
+    with open_model(tmp_path / "m.pth", lora=Lora(alpha=ALPHA)) as model:
         expected = merged(weights, adapter)[f"{KEY}.weight"]
         np.testing.assert_array_equal(model.read(f"{KEY}.weight"), expected)
 
@@ -139,8 +140,8 @@ def test_another_kind_of_adapter_is_named_by_its_tensors(tmp_path, folder, weigh
         ("BONE", {"peft_type": "BONE"}),
         ("LOHA", {"peft_type": "LOHA"}),
         ("alpha_pattern", {"alpha_pattern": {"key": 4}}),
-        ("lora_alpha: found 'much'", {"lora_alpha": "much"}),
-        ("lora_alpha: not given", {"lora_alpha": None}),
+        ("LoRA alpha: found 'much'", {"lora_alpha": "much"}),
+        ("LoRA alpha: not given", {"lora_alpha": None}),
     ],
 )
 def test_a_configuration_that_is_no_plain_lora_s_is_refused(

@@ -15,11 +15,10 @@ from hub_server import Hub
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.checkpoint import diagnose, open_checkpoint
+from rwkv_core.checkpoint.fingerprint import fingerprint_of
 from rwkv_core.checkpoint.folder import model_bytes
 from rwkv_core.errors import CheckpointError, DownloadError
-from rwkv_core.loading import fingerprint_of
-from rwkv_core.model_file import model_files
-from rwkv_core.pqth_writer import prequantize
+from rwkv_core.model_file import model_files, prequantize
 from rwkv_core.sources import local_file
 
 INDEX = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bin.index.json"}

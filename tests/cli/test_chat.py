@@ -7,12 +7,12 @@ import sys
 import pytest
 
 import rwkv_core
+from rwkv_core import Sampling
 from rwkv_core.cli import main
 from rwkv_core.cli.chat_settings import Settings
 from rwkv_core.cli.chat_transcript import ChatTranscript
 from rwkv_core.cli.conversation import Conversation
 from rwkv_core.errors import OptionError, StateError
-from rwkv_core.generation.sampling import Sampling
 
 pytestmark = pytest.mark.needs_backend
 

@@ -14,6 +14,7 @@ import pytest
 import rwkv_core
 from rwkv_core import plugins
 from rwkv_core.cli import BUILTIN_COMMANDS, main
+from rwkv_core.generation.sampling_parameters import PARAMETERS
 
 PROGRAM = [sys.executable, "-c", "import sys; from rwkv_core.cli import main; sys.exit(main())"]
 
@@ -57,11 +58,11 @@ def test_list_backends_as_json(backend, capsys):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows[backend]) == [
         "name", "distribution", "version", "contract", "status", "device", "summary", "reason",
-        "quantized_bits", "options",
+        "quantized_dtypes", "options",
     ]  # fmt: skip
     options = {option["name"]: option for option in rows[backend]["options"]}
-    precision = options.get("dtype") or options["bits"]
-    assert precision["type"] == ("str" if "dtype" in options else "int")
+    precision = options["dtype"]
+    assert precision["type"] == "str"
     assert precision["default"] in precision["choices"] and precision["help"]
 
 
@@ -315,3 +316,12 @@ def test_a_plugins_text_does_not_steer_the_terminal(install_plugin, capsys):
     assert main(["list-backends"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "broken-plugin broken - RuntimeError: oh\ufffd[2J no" in shown
+
+
+def test_each_parameter_of_sampling_is_an_argument_with_its_help(capsys):
+    for command in ("generate", "chat"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        out = " ".join(capsys.readouterr().out.split())
+        for parameter in PARAMETERS:
+            assert f"{parameter.flag} {parameter.metavar} {parameter.help}" in out

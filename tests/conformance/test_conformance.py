@@ -14,7 +14,8 @@ import pytest
 
 from conformance_faults.plugin import FAULTS, RIGHT
 from rwkv_core.conformance import reference
-from rwkv_core.conformance.closeness import OTHERS, TOLERANCES, assert_close
+from rwkv_core.conformance.closeness import assert_close
+from rwkv_core.dtypes import BYTES_PER_WEIGHT, tolerance_of
 from rwkv_core.evaluation.verify import deviation
 
 RunSuite = Callable[..., subprocess.CompletedProcess[str]]
@@ -161,5 +162,5 @@ def test_tolerances_are_too_tight_for_a_slip_in_one_layer(slip: str) -> None:
     tokens = np.random.default_rng(1).integers(0, reference.SMALL.n_vocab, 40).tolist()
     right = reference.run(reference.random_weights(), tokens).logits
     wrong = reference.run(slips()[slip], tokens).logits
-    loosest = max(OTHERS.model, *(tolerance.model for tolerance in TOLERANCES.values()))
+    loosest = max(tolerance_of(dtype).model for dtype in (*BYTES_PER_WEIGHT, "of another"))
     assert deviation(wrong, right) > 1.5 * loosest

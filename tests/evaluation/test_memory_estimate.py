@@ -9,6 +9,7 @@ from rwkv_core.architectures.base import Config
 from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.backends.offload_plan import model_bytes, plan_offload
 from rwkv_core.cli import main
+from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.evaluation import memory_estimate
 
 
@@ -66,7 +67,7 @@ def test_vram_of_a_file_as_json_is_in_bytes(small_model, capsys):
     assert (row["model"], row["n_layer"], row["n_embd"], row["n_ffn"]) == (
         str(small_model), 2, 32, 128,
     )  # fmt: skip
-    assert set(row["weights"]) == {"float32", "float16", "bfloat16", "int8", "int4"}
+    assert set(row["weights"]) == set(BYTES_PER_WEIGHT)
     # The file is of float32, the embedding in it too.
     assert row["weights"]["float32"] == 4 * row["parameters"]
 

@@ -72,9 +72,8 @@ def odd(install_plugin, fault="", status=READY):
 def test_every_backend_passes_with_its_default_dtype(backend):
     row = next(row for row in rwkv_core.list_backends() if row.name == backend)
     options = {option.name: option.default for option in row.options}
-    name = "dtype" if "dtype" in options else "bits"
-    dtype = options[name] if name == "dtype" else f"int{options[name]}"
-    (check,) = verify(backend, {name: options[name]})
+    dtype = options["dtype"]
+    (check,) = verify(backend, {"dtype": dtype})
     assert (check.backend, check.dtype, check.status) == (backend, dtype, "pass")
     assert check.error <= check.tolerance
 

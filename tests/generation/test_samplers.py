@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkv_core import RWKV, OptionError, plugins
+from rwkv_core import RWKV, OptionError, Sampling, plugins
 from rwkv_core.generation.samplers import find_sampler, started
-from rwkv_core.generation.sampling import Sampling, sample
+from rwkv_core.generation.sampling import sample
 
 COUNTING = """
 import rwkv_core

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rwkv_core import OptionError, RWKVError
+from rwkv_core import OptionError, RWKVError, Sampling
 from rwkv_core.generation import sampling_filters as steps
-from rwkv_core.generation.sampling import Sampling, TokenCounts, sample
+from rwkv_core.generation.sampling import TokenCounts, sample
 
 # Few distinct values among many tokens: ties are common.
 LOGITS = st.one_of(

@@ -66,8 +66,8 @@ STEPS = [
     conformance("torch-split", "devices=cuda:0,cuda:0"),
     speed("169M", "torch", "dtype=bfloat16"),
     speed("1.5B", "torch", "dtype=bfloat16"),
-    speed("1.5B", "torch-quant", "bits=8"),
-    speed("1.5B", "torch-quant", "bits=4"),
+    speed("1.5B", "torch-quant", "dtype=int8"),
+    speed("1.5B", "torch-quant", "dtype=int4"),
     speed("7B", "torch", "dtype=bfloat16"),
     conformance("jax"),
 ]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import rwkv_core
 from peers import Rwkv, Transformers, transformers_config, transformers_names
 from pth_writer import write_pth
-from rwkv_core.bench import Combination, parse_shape
+from rwkv_core.bench import parse_shape
 from rwkv_core.evaluation.random_model import write_random_model
 
 # What a contender is compared with is in its own group; only one group is in memory at a time.
@@ -90,8 +90,7 @@ class Ours(Contender):
     ours = True
 
     def _load(self, model: str | Path) -> rwkv_core.Model:
-        options = Combination(self.name, self.precision).options()
-        return rwkv_core.load(model, self.name, **options)
+        return rwkv_core.load(model, self.name, dtype=self.precision)
 
     def prepare(self) -> None:
         self._load("prose")

@@ -264,6 +264,23 @@ def test_a_backend_that_starts_slowly_is_the_default_of_large_models_only(
     assert found == ["strong", "strong", "quick"]
 
 
+def test_without_a_name_the_best_backend_that_takes_the_options_is_chosen(
+    install_plugin: Callable[..., Path],
+) -> None:
+    quick = good("quick", status="lambda: Status(True, score=1e8)")
+    install_plugin("quick", quick.replace('("a", "b")', '("a", "c")'))
+    install_plugin("weak", good("weak", status="lambda: Status(True, score=1e7)"))
+    status = "lambda: Status(True, score=1e9, min_bytes=1000)"
+    install_plugin("strong", good("strong", status=status))
+    chosen = plugins.default_backend
+    assert chosen(None, {"kind": "c"}) == chosen(999, {"kind": "c"}) == "quick"
+    assert (chosen(1000, {"kind": "a"}), chosen(999, {"kind": "a"})) == ("strong", "quick")
+    # What the quick one lacks is worth the wait for the strongest of those that have it.
+    assert chosen(999, {"kind": "b"}) == "strong"
+    with pytest.raises(OptionError, match="strong has no option 'dept'; did you mean depth"):
+        chosen(None, {"dept": 1})
+
+
 def test_the_environment_names_the_allowed_plugins(
     install_plugin: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

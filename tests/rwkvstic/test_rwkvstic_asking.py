@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.pqth_writer import prequantize
+from rwkv_core.model_file import prequantize
 from rwkv_core.rwkvstic import RWKV
 from rwkv_core.rwkvstic.agnostic.backends import Backends
 

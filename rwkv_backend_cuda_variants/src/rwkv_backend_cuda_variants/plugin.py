@@ -64,12 +64,18 @@ _QUANT = Backend(
     contract=2,
     status=_status,
     options=(
-        Option("bits", int, 8, "bits a weight; a prequantized file keeps its own", (8, 4)),
+        Option(
+            "dtype",
+            str,
+            "int8",
+            "type of the matrices; those of a prequantized file keep their own",
+            ("int8", "int4"),
+        ),
         Option(
             "group_size",
             int,
             None,
-            "weights of a row that share a scale; by default 64, and the row at 8 bits on a CPU",
+            "weights of a row that share a scale; by default 64, and the row in int8 on a CPU",
         ),
         Option("chunksize", int, None, "groups in a row, in place of group_size"),
         replace(RUNTIME_DTYPE, help="type of vectors and of the state; by default float32"),
@@ -79,7 +85,7 @@ _QUANT = Backend(
         _PIN_MEMORY,
     ),
     requires=("torch",),
-    quantized_bits=(8, 4),
+    quantized_dtypes=("int8", "int4"),
 )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rwkv_backend_jax.devices import Placement, chosen_devices
 from rwkv_core.backends import scans
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
+from rwkv_core.util.aligned import aligned_empty
 from rwkv_core.util.float16 import assign
 
 
@@ -152,10 +153,7 @@ class JaxOps(TensorOps):
 
 def _copied(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """A copy in `dtype` at an address that XLA takes over as it is on a CPU, not copying again."""
-    dtype = jnp.dtype(dtype)
-    buffer = np.empty(array.size * dtype.itemsize + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
-    copy = buffer[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
+    copy = aligned_empty(array.shape, jnp.dtype(dtype))
     assign(copy, array)
     return copy
 

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping
 from glob import glob
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import rwkv_core
 from rwkv_core import Backend, Option, Status, TensorOps
 from rwkv_core.backends.descriptor import DTYPE, RUNTIME_DTYPE
+from rwkv_core.util.distributions import installed_version
 
 _CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 _KINDS = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
@@ -16,12 +16,12 @@ _KINDS = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 
 def jax_status() -> Status:
     """What JAX would find here, told from its distributions and the drivers' device files."""
-    if not (_installed("jax") and _installed("jaxlib")):
+    if not (installed_version("jax") and installed_version("jaxlib")):
         return Status(available=False, reason="jax is not installed")
     found = {"cpu": Status(available=True, device="cpu", score=12.0)}
-    if _installed("libtpu") and (glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*")):
+    if installed_version("libtpu") and (glob("/dev/accel[0-9]*") or glob("/dev/vfio/[0-9]*")):
         found["tpu"] = Status(available=True, device="tpu", score=400.0)
-    if os.path.exists("/dev/nvidiactl") and any(map(_installed, _CUDA_PLUGINS)):
+    if os.path.exists("/dev/nvidiactl") and any(map(installed_version, _CUDA_PLUGINS)):
         found["gpu"] = Status(available=True, device="gpu", score=400.0)
     # The user's choice and order; a platform of a plugin that is not known here JAX itself finds.
     platforms = [name for name in os.environ.get("JAX_PLATFORMS", "").split(",") if name]
@@ -34,14 +34,6 @@ def jax_status() -> Status:
         reason=f"JAX_PLATFORMS is {','.join(platforms)!r}, which JAX does not have here; unset it, "
         "or set it to cpu",
     )
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 _JAX = Backend(

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rwkv_core.util.aligned import ALIGNMENT, aligned_empty
+
 _N_BYTES = 2**26
-_CACHE_LINE = 64
 
 
 class Arena:
@@ -29,8 +30,8 @@ class Arena:
         n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         if self._used + n_bytes > self._slab.size:
             # What is left of the slab before is not touched, and so takes no memory.
-            self._slab = np.empty(max(_N_BYTES, n_bytes + _CACHE_LINE), np.uint8)
-            self._used = -self._slab.ctypes.data % _CACHE_LINE
+            self._slab = aligned_empty((max(_N_BYTES - ALIGNMENT, n_bytes),), np.uint8)
+            self._used = 0
         piece = self._slab[self._used : self._used + n_bytes]
-        self._used += n_bytes + -n_bytes % _CACHE_LINE
+        self._used += n_bytes + -n_bytes % ALIGNMENT
         return piece.view(dtype).reshape(shape)

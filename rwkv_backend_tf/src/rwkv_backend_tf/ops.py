@@ -19,13 +19,13 @@ from rwkv_backend_tf import array_api
 from rwkv_core.backends import scans
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.errors import BackendError
+from rwkv_core.util.aligned import aligned_empty
 from rwkv_core.util.float16 import assign
 
 _CPU, _GPU = "/CPU:0", "/GPU:0"
 # By device, function, and types and shapes of its arguments, which are all that a program depends
 # on: models with matrices of different types share what they do to vectors.
 _compiled: dict[Any, Compiled] = {}
-_ALIGNMENT = 64  # bytes, Eigen's largest
 
 
 class Matrix(NamedTuple):
@@ -226,11 +226,7 @@ def _host_tensor(array: NDArray[Any], dtype: str) -> tf.Tensor:
     By DLPack, since tf.constant would copy the copy, and the two, freed and taken in turn, leave
     the heap in holes that add up to the size of the model.
     """
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    n_bytes = array.size * kind.itemsize
-    buffer = np.empty(n_bytes + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    copy = buffer[start : start + n_bytes].view(kind).reshape(array.shape)
+    copy = aligned_empty(array.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     assign(copy, array)
     if dtype == "bfloat16":  # which DLPack's side of NumPy does not know
         return tf.bitcast(_from_dlpack(copy.view(np.int16)), tf.bfloat16)

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import rwkv_core
 from rwkv_core import Backend, Option, Status, TensorOps
 from rwkv_core.backends.descriptor import DTYPE, RUNTIME_DTYPE
+from rwkv_core.util.distributions import installed_version
 
 # Distributions that bring the module `tensorflow`; the first are its builds without a GPU.
 _CPU_BUILDS = ("tensorflow-cpu", "tensorflow-intel", "tf-nightly-cpu")
@@ -16,20 +16,12 @@ _BUILDS = (*_CPU_BUILDS, "tensorflow", "tensorflow-macos", "tf-nightly")
 
 def tf_status() -> Status:
     """What TensorFlow would find here, told from its distribution and the driver's device file."""
-    build = next(filter(_installed, _BUILDS), None)
+    build = next(filter(installed_version, _BUILDS), None)
     if build is None:
         return Status(available=False, reason="tensorflow is not installed")
     if build not in _CPU_BUILDS and os.path.exists("/dev/nvidiactl"):
         return Status(available=True, device="gpu", score=300.0)
     return Status(available=True, device="cpu", score=12.0)
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 _TF = Backend(

@@ -3,19 +3,18 @@
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import rwkv_core
 from rwkv_core import Backend, Option, Status, TensorOps
 from rwkv_core.backends.descriptor import DTYPE, RUNTIME_DTYPE
+from rwkv_core.util.distributions import installed_version
 
 
 def torch_status() -> Status:
     """What torch would find here, told from the driver's device files and torch's version."""
-    try:
-        torch_version = version("torch")
-    except PackageNotFoundError:
+    torch_version = installed_version("torch")
+    if torch_version is None:
         return Status(available=False, reason="torch is not installed")
     if "+cpu" not in torch_version and os.path.exists("/dev/nvidiactl"):
         return Status(available=True, device="cuda", score=500.0)

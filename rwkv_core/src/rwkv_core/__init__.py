@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rwkv_core.backends.descriptor import Backend, BackendInfo, Option, Status
     from rwkv_core.backends.tensor_ops import CONTRACT, TensorOps
+    from rwkv_core.checkpoint.lora import Lora
     from rwkv_core.errors import (
         BackendError,
         BackendWarning,
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
         StateError,
         TokenizerError,
     )
-    from rwkv_core.generation.sampling import Sampling
+    from rwkv_core.generation.sampling_parameters import Sampling
     from rwkv_core.generation.stream import Generated, GenerationStream, Progress
     from rwkv_core.loading import load
     from rwkv_core.model import Model
+    from rwkv_core.model_file import prequantize
     from rwkv_core.plugins import list_backends, list_plugins
     from rwkv_core.plugins.hookspecs import hookimpl
     from rwkv_core.plugins.sampler import Sampler
-    from rwkv_core.pqth_writer import prequantize
     from rwkv_core.rwkv import RWKV
     from rwkv_core.state import State
     from rwkv_core.tokenizer import Tokenizer
@@ -52,13 +53,14 @@ _HOME = {
     ),
     "generation.stream": ("Generated", "GenerationStream", "Progress"),
     "plugins.hookspecs": ("hookimpl",),
+    "checkpoint.lora": ("Lora",),
     "loading": ("load",),
     "model": ("Model",),
+    "model_file": ("prequantize",),
     "plugins": ("list_backends", "list_plugins"),
-    "pqth_writer": ("prequantize",),
     "rwkv": ("RWKV",),
     "plugins.sampler": ("Sampler",),
-    "generation.sampling": ("Sampling",),
+    "generation.sampling_parameters": ("Sampling",),
     "state": ("State",),
     "backends.tensor_ops": ("CONTRACT", "TensorOps"),
     "tokenizer": ("Tokenizer",),
@@ -76,6 +78,7 @@ __all__ = [
     "DownloadError",
     "Generated",
     "GenerationStream",
+    "Lora",
     "Model",
     "Option",
     "OptionError",

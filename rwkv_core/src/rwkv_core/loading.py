@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import traceback
@@ -14,25 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core import plugins
-from rwkv_core.architectures.base import Config
 from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.checkpoint import Checkpoint, diagnose
 from rwkv_core.checkpoint.dtype_range import check_range
+from rwkv_core.checkpoint.fingerprint import fingerprint_of
+from rwkv_core.checkpoint.lora import Lora
 from rwkv_core.checkpoint.validation import check_tensor
-from rwkv_core.model import Model, OnCount
+from rwkv_core.model import Model
 from rwkv_core.model_file import open_model
 from rwkv_core.util import forks
 from rwkv_core.util.addresses import scheme_of
 from rwkv_core.util.malloc import keep_freed_memory
+from rwkv_core.util.progress import OnProgress
 from rwkv_core.weights import Weight
 
 
 def load(
     model: str | os.PathLike[str],
     backend: str | None = None,
-    on_progress: OnCount | None = None,
-    lora: str | os.PathLike[str] | None = None,
-    lora_alpha: float | None = None,
+    on_progress: OnProgress | None = None,
+    lora: Lora | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Model:
     """Load a model file onto a backend.
@@ -41,14 +41,11 @@ def load(
         model: a checkpoint (.pth, .pqth, .safetensors, rwkv.cpp .bin: told from the content): its
             path, its address (hf://owner/repo/file, http or https), or "prose" for the small model
             that ships with rwkv-core.
-        backend: a name from `list_backends()`; None takes the best one ready on this machine for
-            a model of this size, and with a warning the next one where that fails to start.
+        backend: a name from `list_backends()`; None takes the best one ready on this machine that
+            takes the options, for a model of this size, and with a warning the next one where that
+            fails to start.
         on_progress: called with the bytes read so far and in all, after each tensor.
-        lora: LoRA weights to merge into the model: a file of RWKV-LM-LoRA's, or PEFT's file or
-            folder.
-        lora_alpha: the alpha that they were trained with; PEFT keeps it in adapter_config.json,
-            RWKV-LM-LoRA's file does not hold it. Without `lora` it merges the LoRA weights in the
-            model's own file.
+        lora: LoRA weights to merge into the model; a path stands for `Lora(path)`.
         options: the backend's own, such as dtype="bfloat16"; `list_backends()` describes them.
 
     Raises CheckpointError for the file, BackendError for the backend, OptionError for an option.
@@ -56,7 +53,7 @@ def load(
     try:
         # The caller's np.seterr is for the caller's own arithmetic.
         with np.errstate(all="ignore"):
-            return _load(model, backend, on_progress, lora, lora_alpha, options)
+            return _load(model, backend, on_progress, lora, options)
     except BaseException as error:
         # Whoever keeps the error would keep what its frames hold: the matrices loaded so far.
         traceback.clear_frames(error.__traceback__)
@@ -66,16 +63,15 @@ def load(
 def _load(
     model: str | os.PathLike[str],
     backend: str | None,
-    on_progress: OnCount | None,
-    lora: str | os.PathLike[str] | None,
-    lora_alpha: float | None,
+    on_progress: OnProgress | None,
+    lora: Lora | str | os.PathLike[str] | None,
     options: dict[str, Any],
 ) -> Model:
     if isinstance(model, str) and scheme_of(model):
         # Before gigabytes are fetched.
         plugins.check_backend(backend, options)
     keep_freed_memory()
-    with open_model(model, lora, lora_alpha) as checkpoint, ThreadPoolExecutor(1) as pool:
+    with open_model(model, lora) as checkpoint, ThreadPoolExecutor(1) as pool:
         config = diagnose(checkpoint)
         name, ops = plugins.start_backend(backend, options, sum(_sizes(checkpoint).values()))
         forks.check_threads(ops.threaded_library)
@@ -105,7 +101,7 @@ class _Reader:
     """Hands the tensors of a checkpoint to a backend, one at a time."""
 
     def __init__(
-        self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnCount | None, pool: Executor
+        self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnProgress | None, pool: Executor
     ) -> None:
         self._checkpoint, self._ops, self._on_progress = checkpoint, ops, on_progress
         self._pool = pool
@@ -161,10 +157,9 @@ class _Reader:
         make = self._ops.low_rank_matrix
         if len(weight.shape) == 2:
             return self._made(weight.name, lambda array: make(array.T), self._ops.dtype)
-        several = self._made(
+        return self._made(
             weight.name, lambda array: tuple(make(one.T) for one in array), self._ops.dtype
         )
-        return several
 
     def _vector(self, weight: Weight) -> Any:
         """Return it as one row. `diagnose` has checked its values."""
@@ -176,19 +171,3 @@ class _Reader:
         check_range(f"{weight.name} of {self._checkpoint.path}", row, self._ops.runtime_dtype)
         self._count(weight.name)
         return self._ops.vector(row)
-
-
-def fingerprint_of(checkpoint: Checkpoint, config: Config) -> str:
-    """Sixteen hex digits over a sample of every tensor's values, whatever kind of file holds them.
-
-    Without tensors that are transformed at load: rwkv.cpp's files hold them transformed, equal but
-    for rounding. A prequantized file has the fingerprint of the model that it was made from.
-    """
-    if checkpoint.fingerprint is not None:
-        return checkpoint.fingerprint
-    digest = hashlib.sha256(repr(tuple(config.sizes.values())).encode())
-    weights = config.weights()
-    for name in sorted(checkpoint.tensors):
-        if name not in weights or weights[name].transform is None:
-            digest.update(checkpoint.sample(name).astype("<f4").tobytes())
-    return digest.hexdigest()[:16]

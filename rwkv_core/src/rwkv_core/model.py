@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.state import State, kind_of, short_repr
 from rwkv_core.util import forks
+from rwkv_core.util.progress import OnProgress
 
 Tokens = Sequence[int] | Sequence[Sequence[int]] | NDArray[np.integer[Any]]
-OnCount = Callable[[int, int], object]
 
 
 class Model:
@@ -70,7 +70,7 @@ class Model:
         tokens: Tokens,
         state: State | None = None,
         all_logits: bool = False,
-        on_progress: OnCount | None = None,
+        on_progress: OnProgress | None = None,
     ) -> tuple[Any, State]:
         """Read tokens, continuing from `state` (None: from nothing).
 

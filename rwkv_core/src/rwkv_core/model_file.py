@@ -1,4 +1,5 @@
-"""Finds and opens model files, in whatever place and format, with a LoRA merged if one is given."""
+"""Model files in whatever place and format: finds and opens them, with a LoRA merged if one is
+given, and prequantizes them."""
 
 from __future__ import annotations
 
@@ -8,23 +9,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rwkv_core import plugins
 from rwkv_core.backends.tensor_ops import EPSILON
 from rwkv_core.checkpoint import (
     BUILTIN_FORMATS,
     Checkpoint,
     CheckpointFormat,
+    diagnose,
     epsilon,
     folder,
     open_checkpoint,
+    sharded,
 )
 from rwkv_core.checkpoint.adapters import CONFIG_NAME, AdapterConfig, adapter_config
 from rwkv_core.checkpoint.config_file import read_config
 from rwkv_core.checkpoint.formats import HEAD_BYTES, matching_format
-from rwkv_core.checkpoint.lora import LoraCheckpoint, holds_lora
+from rwkv_core.checkpoint.lora import Lora, LoraCheckpoint, holds_lora
+from rwkv_core.checkpoint.pqth_writer import SUFFIX, check_quantizable, write_pqth
+from rwkv_core.dtypes import GROUP_SIZE
 from rwkv_core.errors import CheckpointError, DownloadError, OptionError
 from rwkv_core.sources import fetch_beside, local_file
 from rwkv_core.util.addresses import scheme_of
+from rwkv_core.util.progress import OnProgress
 
 
 def known_formats() -> list[CheckpointFormat]:
@@ -39,38 +47,36 @@ def known_formats() -> list[CheckpointFormat]:
 @contextmanager
 def open_model(
     model: str | os.PathLike[str],
-    lora: str | os.PathLike[str] | None = None,
-    lora_alpha: float | None = None,
+    lora: Lora | str | os.PathLike[str] | None = None,
 ) -> Iterator[Checkpoint]:
     """A model's file, opened for a `with` statement, as one of the layer norm epsilon 1e-5.
 
     Arguments:
-        model, lora: as `local_file` takes them: paths or addresses.
-        lora_alpha: the alpha that the LoRA was trained with; None takes that of the
-            adapter_config.json beside it, which PEFT writes. Without `lora` the file's own LoRA
-            weights are merged: a training saves the two in one file too.
+        model: as `local_file` takes it: a path or an address.
+        lora: as for `load`.
 
     Raises what `local_file`, `open_checkpoint` and `LoraCheckpoint` do, and OptionError for an
     alpha without LoRA weights or the other way round.
     """
     path = local_file(model)
-    lora_path = None if lora is None else local_file(lora)
+    place = lora.path if isinstance(lora, Lora) else lora
+    lora = local_lora(lora) or Lora()
     formats = known_formats()
     with open_checkpoint(path, formats) as base:
-        if lora is not None and lora_path is not None:
-            with open_checkpoint(lora_path, formats) as weights:
-                config = _adapter_config(lora, weights.path)
-                alpha = _alpha(config, lora_alpha)
+        if lora.path is not None and place is not None:
+            with open_checkpoint(lora.path, formats) as weights:
+                config = _adapter_config(place, weights.path)
+                alpha = _alpha(config, lora.alpha)
                 merged = LoraCheckpoint(base, weights, alpha, config.by_root_of_rank)
                 yield _rescaled(model, merged)
-        elif lora_alpha is None:
+        elif lora.alpha is None:
             yield _rescaled(model, base)
         elif holds_lora(base):
-            yield _rescaled(model, LoraCheckpoint(base, base, lora_alpha))
+            yield _rescaled(model, LoraCheckpoint(base, base, lora.alpha))
         else:
             raise OptionError(
-                f"lora_alpha: given without lora, and {base.path} holds no LoRA weights of its "
-                "own; expected lora, the file with them"
+                f"LoRA alpha: given without the path of a LoRA, and {base.path} holds no LoRA "
+                "weights of its own; expected the file with them"
             )
 
 
@@ -82,6 +88,14 @@ def vocabulary_size(model: str | os.PathLike[str]) -> int | None:
     with open_model(model) as checkpoint:
         embedding = checkpoint.tensors.get("emb.weight")
     return None if embedding is None or len(embedding.shape) != 2 else embedding.shape[0]
+
+
+def local_lora(lora: Lora | str | os.PathLike[str] | None) -> Lora | None:
+    """`lora` with its path on this machine, fetched as `local_file` does; None for None."""
+    if lora is None:
+        return None
+    path, alpha = lora if isinstance(lora, Lora) else (lora, None)
+    return Lora(None if path is None else local_file(path), alpha)
 
 
 def _rescaled(model: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoint:
@@ -132,8 +146,8 @@ def _alpha(config: AdapterConfig, given: float | None) -> Any:
         return given
     if config.alpha is None:
         raise OptionError(
-            "lora_alpha: not given beside lora; expected the alpha that the LoRA was trained with, "
-            f"which its file does not hold (PEFT keeps it in an {CONFIG_NAME} beside it)"
+            "LoRA alpha: not given; expected the alpha that the LoRA was trained with, which its "
+            f"file does not hold (PEFT keeps it in an {CONFIG_NAME} beside it)"
         )
     return config.alpha
 
@@ -157,3 +171,52 @@ def _looks_like_a_model(path: Path, formats: Sequence[CheckpointFormat]) -> bool
     except OSError:
         return False
     return matching_format(path, head, formats)[0] is not None
+
+
+@np.errstate(all="ignore")
+def prequantize(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    bits: int = 8,
+    group_size: int = GROUP_SIZE,
+    on_progress: OnProgress | None = None,
+    lora: Lora | str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write `model` with its matrices in 8 or 4 bits to a file that loads on every backend.
+
+    Arguments:
+        model, lora: as for `load`.
+        output: None writes a .pqth beside the model's file; for one that is no path of the
+            user's, such as "prose", into the current folder.
+        bits: 8 or 4 bits a weight, and 32 bits a group of weights (see `quantize`).
+        group_size: weights of a row that share a scale and an offset.
+        on_progress: called with the bytes of the model read so far and in all.
+
+    Returns the file's path. Raises CheckpointError for a model that is damaged or quantized already
+    and for a file that cannot be written, OptionError for an option. A failure leaves no new file,
+    and an old one of that name as it was.
+    """
+    source = local_file(model)
+    lora = local_lora(lora)
+    with open_model(source, lora) as checkpoint:
+        target = _default_output(model, checkpoint.path) if output is None else Path(output)
+        config = diagnose(checkpoint)
+        check_quantizable(checkpoint, config, bits, group_size)
+        read = [checkpoint.path, *([Path(lora.path)] if lora and lora.path is not None else [])]
+        if any(_same_file(path, target) for path in read):
+            raise OptionError(f"output: {target} is a file that is read; name another")
+        write_pqth(checkpoint, config, target, bits, group_size, on_progress)
+    return target
+
+
+def _default_output(model: str | os.PathLike[str], source: Path) -> Path:
+    own = Path(model) in (source, source.parent)
+    name = sharded.name_of_model(source.name)
+    return (source.with_name(name) if own else Path(name)).with_suffix(SUFFIX)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkv_core.dtypes import GROUP_SIZE, QUANTIZED_BITS
 from rwkv_core.errors import OptionError
 from rwkv_core.util.float16 import assign
 from rwkv_core.util.threads import available_threads
 
-BITS = (8, 4)
-GROUP_SIZE = 64
 # The largest weight taken; sums of its kind stay well inside float32.
 _MAX_WEIGHT = 1e30
 # Weights that a thread takes: so many that NumPy's loops, which run side by side, take longer than
@@ -46,6 +45,11 @@ class QuantizedMatrix:
     codes: NDArray[np.uint8]
     scales: NDArray[Any]
     offsets: NDArray[Any]
+
+    @property
+    def dtype(self) -> str:
+        """ "int8" or "int4"."""
+        return f"int{self.bits}"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,7 +118,7 @@ def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> Qu
 
 def check_group_size(width: int, bits: int, group_size: int) -> None:
     """Raises OptionError unless rows of `width` weights can be cut into such groups."""
-    if not isinstance(bits, int) or bits not in BITS:
+    if not isinstance(bits, int) or bits not in QUANTIZED_BITS.values():
         raise OptionError(f"bits: found {bits!r}, expected 8 or 4")
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
         raise OptionError(f"group size: found {group_size!r}, expected a whole number, 1 or more")

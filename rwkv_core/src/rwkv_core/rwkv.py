@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from rwkv_core import bundled
 from rwkv_core.errors import OptionError
-from rwkv_core.generation.samplers import started
-from rwkv_core.generation.sampling import Sampling, check_tokens
-from rwkv_core.generation.stream import Generated, GenerationStream, OnProgress, Seed
+from rwkv_core.generation.sampling_parameters import Sampling, check_tokens
+from rwkv_core.generation.stream import Generated, GenerationStream
 from rwkv_core.generation.transcript import read
 from rwkv_core.loading import load
-from rwkv_core.model import Model, OnCount
-from rwkv_core.plugins.sampler import Processor
+from rwkv_core.model import Model
 from rwkv_core.state import State
 from rwkv_core.tokenizer import Tokenizer, as_tokenizer, check_fits, load_tokenizer
 from rwkv_core.tokenizer.search import find_tokenizer, tokenizer_before_load
 from rwkv_core.util.one_thread import one_thread_at_a_time
+from rwkv_core.util.progress import OnProgress
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _generation_arguments(
+    of: Callable[Concatenate[GenerationStream, Model, Tokenizer, State, P], None],
+) -> Callable[[Callable[..., R]], Callable[Concatenate[RWKV, P], R]]:
+    """Decorate a method that passes on the arguments of `of`, all but the model, tokenizer, state.
+
+    Type checkers and `help()` then show these, and each parameter of sampling.
+    """
+    given = list(inspect.signature(of).parameters.values())
+    kept = [one for one in given[4:] if one.kind is not Parameter.VAR_KEYWORD]
+    chosen = [
+        Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.annotation)
+        for one in inspect.signature(Sampling).parameters.values()
+    ]
+
+    def decorate(method: Callable[..., R]) -> Callable[Concatenate[RWKV, P], R]:
+        own = inspect.signature(method)
+        method.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[given[0], *kept, *chosen]
+        )
+        return method
+
+    return decorate
 
 
 @one_thread_at_a_time(
@@ -55,7 +82,7 @@ class RWKV:
         Arguments:
             model: a Model, or what `load` takes: a model file's path or address, or "prose" for
                 the shipped one.
-            backend, backend_options: as for `load`, which takes lora and lora_alpha too.
+            backend, backend_options: as for `load`, which takes lora too.
             tokenizer: a Tokenizer, one of the `tokenizers` library, or a file's path or address;
                 None takes the one beside the model file, for a Pile model else the hub's.
 
@@ -82,7 +109,7 @@ class RWKV:
         return f"RWKV({self.model!r}, has read {read})"
 
     def load_context(
-        self, context: str | Sequence[int], *, on_progress: OnCount | None = None
+        self, context: str | Sequence[int], *, on_progress: OnProgress | None = None
     ) -> None:
         """Read text, or tokens, after what has been read already. Empty ones change nothing.
 
@@ -102,45 +129,18 @@ class RWKV:
         if tokens:
             self._state = read(self.model, self.tokenizer, state, tokens, on_progress)
 
-    def generate(
-        self,
-        max_tokens: int,
-        *,
-        stop_strings: Sequence[str] = (),
-        stop_tokens: Collection[int] = (),
-        ignore_eos: bool = False,
-        seed: Seed = None,
-        on_progress: OnProgress | None = None,
-        processors: Sequence[Processor | str] = (),
-        sampling: Sampling | None = None,
-        **sampling_options: Any,
-    ) -> Generated:
+    @_generation_arguments(GenerationStream.__init__)
+    def generate(self, max_tokens: int, **options: Any) -> Generated:
         """Continue by at most `max_tokens` tokens, or to the end of the document.
 
         Ctrl-C, and the stop button of a notebook, end it after the last whole token: the running
         state is then that of the text so far, `last` holds that text, and KeyboardInterrupt is
         raised, so that a loop over prompts and the cell it is in end too.
 
-        Arguments:
-            sampling_options: temperature, top_p and the other attributes of `Sampling`.
-            sampling: a Sampling that these start from.
-            processors: functions (logits [V], tokens so far) -> logits, or samplers by name, such
-                as "mirostat:tau=3"; `rwkv-core list-plugins` lists them.
-            stop_strings, stop_tokens, ignore_eos, seed, on_progress: see `GenerationStream`.
-
-        Raises OptionError for an argument. The running state moves on when the call returns.
+        Arguments: see `GenerationStream`. Raises OptionError for one. The running state moves on
+        when the call returns.
         """
-        running = self.stream(
-            max_tokens,
-            stop_strings=stop_strings,
-            stop_tokens=stop_tokens,
-            ignore_eos=ignore_eos,
-            seed=seed,
-            on_progress=on_progress,
-            processors=processors,
-            sampling=sampling,
-            **sampling_options,
-        )
+        running = self.stream(max_tokens, **options)
         try:
             result = running.run()
         except KeyboardInterrupt:
@@ -152,36 +152,15 @@ class RWKV:
         self.get_state()
         return result
 
-    def stream(
-        self,
-        max_tokens: int,
-        *,
-        stop_strings: Sequence[str] = (),
-        stop_tokens: Collection[int] = (),
-        ignore_eos: bool = False,
-        seed: Seed = None,
-        on_progress: OnProgress | None = None,
-        processors: Sequence[Processor | str] = (),
-        sampling: Sampling | None = None,
-        **sampling_options: Any,
-    ) -> GenerationStream:
+    @_generation_arguments(GenerationStream.__init__)
+    def stream(self, max_tokens: int, **options: Any) -> GenerationStream:
         """As `generate`, as an iterator over pieces of text; its `result` is the Generated.
 
         To stop early, leave the loop, by Ctrl-C too: the running state is then that of the pieces
         received, and `last` holds them.
         """
         running = GenerationStream(
-            self.model,
-            self.tokenizer,
-            self.get_state(),
-            max_tokens,
-            sampling=_sampling(sampling, sampling_options),
-            stop_strings=stop_strings,
-            stop_tokens=stop_tokens,
-            ignore_eos=ignore_eos,
-            seed=seed,
-            on_progress=on_progress,
-            processors=started(processors),
+            self.model, self.tokenizer, self.get_state(), max_tokens, **options
         )
         self._stream = running
         return running
@@ -228,18 +207,3 @@ def _tokenizer_of(model: Model) -> Path:
     if model.fingerprint == bundled.FINGERPRINT:
         return bundled.TOKENIZER
     return find_tokenizer(model.path, model.n_vocab)
-
-
-def _sampling(base: Sampling | None, options: dict[str, Any]) -> Sampling:
-    if base is not None and not isinstance(base, Sampling):
-        raise OptionError(
-            f"sampling: found a {type(base).__name__}, expected a Sampling; "
-            "or pass the options by name, as in generate(100, top_p=0.5)"
-        )
-    known = [field.name for field in fields(Sampling)]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-            raise OptionError(f"unknown option {name!r}; {hint}")
-    return replace(base or Sampling(), **options)

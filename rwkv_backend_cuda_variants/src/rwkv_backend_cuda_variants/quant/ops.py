@@ -17,8 +17,9 @@ from rwkv_backend_cuda_variants.quant.cpu_kernels import kernel_for
 from rwkv_backend_cuda_variants.quant.kernel_protocol import Kernel
 from rwkv_backend_torch.cuda.weights import Weights
 from rwkv_backend_torch.ops import TorchOps
+from rwkv_core.dtypes import GROUP_SIZE, QUANTIZED_BITS
 from rwkv_core.errors import BackendError, OptionError
-from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, group_size_for, quantize
+from rwkv_core.quantization import QuantizedMatrix, group_size_for, quantize
 
 
 class QuantOps(TorchOps):
@@ -26,7 +27,7 @@ class QuantOps(TorchOps):
 
     def __init__(
         self,
-        bits: int,
+        dtype: str,
         group_size: int | None,
         chunksize: int | None,
         runtime_dtype: str | None,
@@ -46,8 +47,8 @@ class QuantOps(TorchOps):
         for name, value in (("group_size", group_size), ("chunksize", chunksize)):
             if value is not None and value < 1:
                 raise OptionError(f"option {name}: found {value}, expected at least 1")
-        self.dtype = f"int{bits}"
-        self._bits, self._group_size, self._chunks = bits, group_size, chunksize
+        self.dtype = dtype
+        self._bits, self._group_size, self._chunks = QUANTIZED_BITS[dtype], group_size, chunksize
 
     def matrix(self, array: NDArray[Any]) -> Kernel:
         group_size = self._group_size_for(array.shape[1])
@@ -69,18 +70,24 @@ class QuantOps(TorchOps):
         return math.gcd(width, GROUP_SIZE)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Kernel:
-        # A file keeps its bits, whatever the option says for what is quantized here.
-        self.dtype = f"int{matrix.bits}"
+        # A file keeps its dtype, whatever the option says for what is quantized here.
+        self.dtype = matrix.dtype
         if self._device.type == "cuda":
             from rwkv_backend_cuda_variants.quant.triton_kernels import TritonMatrix
 
             return TritonMatrix(matrix, self._device)
         return kernel_for(matrix)
 
+    def low_rank_matrix(self, array: NDArray[Any]) -> Tensor:
+        # A CPU multiplies by float32 as it is, and by 16 bits after widening them.
+        return self._place(array, "float32" if self._device.type == "cpu" else "bfloat16")
+
     def weights(self, matrix: Kernel) -> Weights | None:
         read = getattr(matrix, "weights", None)
         return None if read is None else read()
 
-    def matmul(self, matrix: Kernel, x: Tensor) -> Tensor:
+    def matmul(self, matrix: Kernel | Tensor, x: Tensor) -> Tensor:
+        if isinstance(matrix, Tensor):
+            return super().matmul(matrix, x)
         y = matrix.product(x.reshape(-1, x.shape[-1]).float())
         return y.to(x.dtype).view(*x.shape[:-1], -1)

@@ -52,7 +52,7 @@ class StreamedQuantOps(QuantOps):
     embed = TensorOps.embed
 
     def prepare(self, weights: Sequence[Weight]) -> None:
-        # What stays is chosen when the first matrix comes: a file keeps its own bits and groups.
+        # What stays is chosen when the first matrix comes: a file keeps its own dtype and groups.
         self._weights = weights
 
     def matrix(self, array: NDArray[Any]) -> StreamedMatrix:
@@ -60,7 +60,7 @@ class StreamedQuantOps(QuantOps):
         return super().matrix(array)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> StreamedMatrix:
-        self.dtype = f"int{matrix.bits}"
+        self.dtype = matrix.dtype
         self._plan(matrix.bits, lambda width: matrix.group_size)
         kernel = self._kernel(matrix.bits, matrix.group_size)
         kernels: list[TensorKernel] = []

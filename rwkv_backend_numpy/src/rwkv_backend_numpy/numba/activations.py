@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rwkv_backend_numpy.numba.llvm_vectors import HAS_BFLOAT16_PRODUCTS
 from rwkv_backend_numpy.numba.panels import BFLOAT16, INT4, INT8, Kind
+from rwkv_backend_numpy.numba.short_floats import float32_to_bfloat16
 from rwkv_backend_numpy.numba.work_sharing import inner
 
 Floats = NDArray[np.float32]
@@ -76,13 +77,10 @@ def _to_bfloat16(kind: Any, x: Floats, row: Any, sums: Floats) -> Any:
     bits = x.view(np.uint32)
     for i in range(x.size):
         one = bits[i]
-        # To the nearest, and halfway to the even one; NaN, which that could carry over, is left.
-        odd = np.uint32(np.uint32(one >> np.uint32(16)) & np.uint32(1))
-        rounded = np.uint32(one + np.uint32(odd + np.uint32(0x7FFF)))
+        # NaN stays NaN.
+        quiet = np.uint32(np.uint32(one | np.uint32(1 << 22)) >> np.uint32(16))
         number = np.uint32(one & np.uint32(0x7FFFFFFF)) <= np.uint32(0x7F800000)
-        row[i] = np.uint16(
-            np.uint32(rounded if number else one | np.uint32(1 << 22)) >> np.uint32(16)
-        )
+        row[i] = np.uint16(float32_to_bfloat16(one) if number else quiet)
     return np.float32(1)
 
 

@@ -28,7 +28,7 @@ REORDERED = {"reassoc", "contract"}
 def _digest_of_sources() -> str:
     # The rows of the state are the architecture's.
     own = sorted(Path(__file__).parent.glob("*.py"))
-    sources = [*own, *(Path(version.__file__) for version in (rwkv4, rwkv7))]
+    sources = [*own, *(Path(str(version.__file__)) for version in (rwkv4, rwkv7))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

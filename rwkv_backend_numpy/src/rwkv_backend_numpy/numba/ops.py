@@ -21,19 +21,22 @@ from rwkv_backend_numpy.numba.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matr
 from rwkv_backend_numpy.numba.products import product
 from rwkv_backend_numpy.numpy_ops import NumpyOps
 from rwkv_core.backends.tensor_ops import WKVState
+from rwkv_core.dtypes import GROUP_SIZE, QUANTIZED_BITS
 from rwkv_core.errors import OptionError
-from rwkv_core.quantization import GROUP_SIZE, QuantizedMatrix, quantize
+from rwkv_core.quantization import QuantizedMatrix, quantize
 
 Floats = NDArray[np.float32]
 
-_BITS = {"int8": 8, "int4": 4}
 # Of each architecture, what packs a model for a token's kernel.
-_ONE_TOKEN = {"rwkv4": rwkv4_packed.packed_model, "rwkv7": rwkv7_packed.packed_model}
+_ONE_TOKEN: dict[str, Callable[..., Any]] = {
+    "rwkv4": rwkv4_packed.packed_model,
+    "rwkv7": rwkv7_packed.packed_model,
+}
 
 
 class NumbaOps(NumpyOps):
     def __init__(self, dtype: str, group_size: int | None) -> None:
-        if group_size is not None and dtype not in _BITS:
+        if group_size is not None and dtype not in QUANTIZED_BITS:
             raise OptionError(
                 f"option group_size: found it with dtype {dtype}, it is of dtype int8 and int4"
             )
@@ -45,15 +48,15 @@ class NumbaOps(NumpyOps):
         self._arena = Arena()
 
     def matrix(self, array: NDArray[Any]) -> Matrix:
-        if self._chosen in _BITS:
+        if bits := QUANTIZED_BITS.get(self._chosen):
             group_size = self._group_size or math.gcd(array.shape[1], GROUP_SIZE)
-            return self.quantized_matrix(quantize(array, _BITS[self._chosen], group_size))
+            return self.quantized_matrix(quantize(array, bits, group_size))
         kind = BFLOAT16 if self._chosen == "bfloat16" else FLOAT32
         return float_matrix(array, kind, self._arena)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
-        # A file keeps its bits, whatever the option says for what is quantized here.
-        self.dtype = "float32" if matrix.group_size % DEPTH else f"int{matrix.bits}"
+        # A file keeps its dtype, whatever the option says for what is quantized here.
+        self.dtype = "float32" if matrix.group_size % DEPTH else matrix.dtype
         if matrix.group_size % DEPTH:
             return float_matrix(matrix.dequantize(), FLOAT32, self._arena)
         return code_matrix(matrix, self._arena)

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from rwkv_backend_numpy.arena import Arena
 from rwkv_backend_numpy.numba.compiled import compiled
 from rwkv_backend_numpy.numba.panels import DEPTH, INT4, INT8, LINE, ROWS, Kind, Matrix
+from rwkv_backend_numpy.numba.short_floats import float16_to_float32, float32_to_bfloat16
 from rwkv_backend_numpy.numba.transpose_kernel import put_square
 from rwkv_backend_numpy.numba.work_sharing import Counters, take_range
 from rwkv_core.quantization import QuantizedMatrix
@@ -101,14 +102,7 @@ def _as_float32(value: Any) -> Any:
         return lambda value: value
     if value == types.uint16:
         return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
-    return _float16
-
-
-def _float16(value: np.int16) -> Any:
-    # By its bits, as not every processor converts it.
-    sign = np.int32(np.int32(value) & np.int32(-0x80000000))
-    rest = np.int32(np.int32(np.int32(value) & np.int32(0x7FFF)) << np.int32(13))
-    return np.int32(sign | rest).view(np.float32) * np.float32(2.0**112)
+    return lambda value: float16_to_float32(value)
 
 
 @overload(put, strict=False)
@@ -121,11 +115,8 @@ def _put_float32(panel: NDArray[Any], column: int, row: int, value: np.float32) 
 
 
 def _put_bfloat16(panel: NDArray[Any], column: int, row: int, value: np.float32) -> None:
-    bits = np.float32(value).view(np.uint32)
-    # To the nearest, and halfway to the even one.
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    bits = np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF)))
-    panel[(column // 2 * ROWS + row) * 2 + column % 2] = np.uint16(bits >> np.uint32(16))
+    rounded = float32_to_bfloat16(np.float32(value).view(np.uint32))
+    panel[(column // 2 * ROWS + row) * 2 + column % 2] = np.uint16(rounded)
 
 
 @compiled

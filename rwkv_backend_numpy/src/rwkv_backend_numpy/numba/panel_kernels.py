@@ -40,6 +40,7 @@ from rwkv_backend_numpy.numba.llvm_vectors import (
     vector,
 )
 from rwkv_backend_numpy.numba.panels import DEPTH, LINE, ROWS
+from rwkv_backend_numpy.numba.short_floats import FLOAT16_SCALE, small_floats
 
 # Bytes ahead of their use that lines are asked for where a processor, busy multiplying, does not
 # get as far ahead by itself.
@@ -209,7 +210,7 @@ def _of_groups(
             y = fused(b, b.sitofp(product, none.type), scales, b.load(total))
             b.store(fused(b, offsets, spread(b, x_sum, ROWS), y), total)
     own = loaded(b, _pointer(b, panel), none.type)
-    shift = filled(F32, ROWS, 2.0**112)  # what `_small_floats` lack
+    shift = filled(F32, ROWS, FLOAT16_SCALE)
     y = []
     for i, total in enumerate(totals):
         unit = spread(b, loaded(b, _pointer(b, units, I64(4 * i)), F32), ROWS)
@@ -218,13 +219,8 @@ def _of_groups(
 
 
 def _small_floats(b: ir.IRBuilder, address: Any, start: int) -> Any:
-    """16 float16, times 2**-112, as float32: not every processor converts them, but every one
-    shifts their bits."""
-    halves = loaded(b, _pointer(b, address, I64(start)), vector(I16, ROWS))
-    # The sign's copies are left out again but for the first.
-    bits = b.shl(b.sext(halves, vector(I32, ROWS)), filled(I32, ROWS, 13))
-    bits = b.and_(bits, filled(I32, ROWS, 0x8FFFFFFF))
-    return b.bitcast(bits, vector(F32, ROWS))
+    """16 float16 that lie there, times 2**-112."""
+    return small_floats(b, loaded(b, _pointer(b, address, I64(start)), vector(I16, ROWS)))
 
 
 def _pointer(b: ir.IRBuilder, address: Any, offset: Any = None) -> Any:

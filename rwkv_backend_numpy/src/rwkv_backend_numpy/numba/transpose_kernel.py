@@ -24,8 +24,7 @@ from rwkv_backend_numpy.numba.llvm_vectors import (
     vector,
 )
 from rwkv_backend_numpy.numba.panels import LINE, ROWS
-
-_SIGN, _REST = 0x80000000, 0x0FFFE000
+from rwkv_backend_numpy.numba.short_floats import FLOAT16_SCALE, rounded, small_floats
 
 
 @intrinsic
@@ -59,11 +58,7 @@ def _words(b: ir.IRBuilder, kind: Any, source: Any, row: Any) -> Any:
     halves = [_float32(b, source, b.gep(row, [I64(start)])) for start in (0, n_bytes)]
     n = 2 * ROWS
     both = b.shuffle_vector(*halves, ir.Constant(vector(I32, n), list(range(n))))
-    # To the nearest, and halfway to the even one.
-    odd = b.and_(b.lshr(both, filled(I32, n, 16)), filled(I32, n, 1))
-    rounded = b.add(both, b.add(odd, filled(I32, n, 0x7FFF)))
-    short = b.trunc(b.lshr(rounded, filled(I32, n, 16)), vector(I16, n))
-    return b.bitcast(short, vector(I32, ROWS))
+    return b.bitcast(b.trunc(rounded(b, both), vector(I16, n)), vector(I32, ROWS))
 
 
 def _float32(b: ir.IRBuilder, source: Any, pointer: Any) -> Any:
@@ -73,12 +68,8 @@ def _float32(b: ir.IRBuilder, source: Any, pointer: Any) -> Any:
     bits = loaded(b, pointer, vector(I16, ROWS))
     if source == types.uint16:
         return b.shl(b.zext(bits, vector(I32, ROWS)), filled(I32, ROWS, 16))
-    # Of float16, by its bits, as not every processor converts it.
-    wide = b.sext(bits, vector(I32, ROWS))
-    sign = b.and_(wide, filled(I32, ROWS, _SIGN))
-    rest = b.and_(b.shl(wide, filled(I32, ROWS, 13)), filled(I32, ROWS, _REST))
-    small = b.bitcast(b.or_(sign, rest), vector(F32, ROWS))
-    return b.bitcast(b.fmul(small, filled(F32, ROWS, 2.0**112)), vector(I32, ROWS))
+    wide = b.fmul(small_floats(b, bits), filled(F32, ROWS, FLOAT16_SCALE))
+    return b.bitcast(wide, vector(I32, ROWS))
 
 
 def _transposed(b: ir.IRBuilder, rows: list[Any]) -> list[Any]:

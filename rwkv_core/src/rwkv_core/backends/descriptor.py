@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.util.printable import printable
+from rwkv_core.util.spelling import did_you_mean
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -106,8 +106,8 @@ class Backend:
 
     `contract` is the `rwkv_core.CONTRACT` that the backend was built for, `requires` the pip
     requirements that a user may still have to install, and `status` a function that takes well
-    under 10 ms and imports no tensor library. `quantized_bits` are the widths (8, 4) at which it
-    multiplies with the matrices of prequantized files as they are, without restoring them first.
+    under 10 ms and imports no tensor library. `quantized_dtypes` are those ("int8", "int4") of
+    prequantized files whose matrices it multiplies with as they are, without restoring them first.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Backend:
     status: Callable[[], Status]
     options: tuple[Option, ...] = ()
     requires: tuple[str, ...] = ()
-    quantized_bits: tuple[int, ...] = ()
+    quantized_dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class BackendInfo:
     reason: str
     score: float = 0.0
     options: tuple[Option, ...] = ()
-    quantized_bits: tuple[int, ...] = ()
+    quantized_dtypes: tuple[str, ...] = ()
     min_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -165,9 +165,9 @@ def check_backend(backend: Backend) -> None:
     _expect("requires", backend.requires, tuple)
     for requirement in backend.requires:
         _expect("requires", requirement, str)
-    _expect("quantized_bits", backend.quantized_bits, tuple)
-    for bits in backend.quantized_bits:
-        _expect("quantized_bits", bits, int)
+    _expect("quantized_dtypes", backend.quantized_dtypes, tuple)
+    for dtype in backend.quantized_dtypes:
+        _expect("quantized_dtypes", dtype, str)
     check_options(backend.options)
 
 
@@ -225,11 +225,10 @@ def resolve_options(offer: HasOptions, given: Mapping[str, Any]) -> dict[str, An
     known = {option.name: option for option in offer.options}
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}? It" if close else "it"
+            question = did_you_mean(name, known)
             raise OptionError(
                 f"{type(offer).__name__.lower()} {offer.name} has no option {name!r}; "
-                f"{hint} takes: {', '.join(known) or 'none'}"
+                f"{f'{question} It' if question else 'it'} takes: {', '.join(known) or 'none'}"
             )
     return {
         name: option.parse(given[name]) if name in given else option.default

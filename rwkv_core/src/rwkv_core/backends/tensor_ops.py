@@ -97,7 +97,7 @@ class TensorOps(ABC):
         """A matrix of a prequantized file as this backend multiplies with it.
 
         By default it is restored and loaded like any other. A backend with a kernel for it
-        overrides this, and names the bits it does so for in `Backend.quantized_bits`. The result
+        overrides this, and names their dtypes in `Backend.quantized_dtypes`. The result
         shares no memory with `matrix`, which may be a view of a file.
         """
         return self.matrix(matrix.dequantize())

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rwkv_core import plugins
 from rwkv_core.bench.measure import bench
 from rwkv_core.bench.report import Report
 from rwkv_core.errors import BackendError, OptionError
@@ -25,7 +24,6 @@ from rwkv_core.util.printable import one_line
 
 # What the libraries below the backends read when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,8 @@ class Combination:
     busy: int = 0
 
     def options(self) -> dict[str, Any]:
-        """The backend's options that mean the dtype. Raises OptionError if it has no such dtype."""
-        if self.dtype is None:
-            return {}
-        name = self.backend or plugins.default_backend()
-        named = {row.name: row for row in plugins.list_backends()}.get(name)
-        known = [option.name for option in named.options] if named else []
-        if "dtype" in known or named is None:
-            return {"dtype": self.dtype}
-        if "bits" in known and self.dtype in _BITS:
-            return {"bits": _BITS[self.dtype]}
-        has = f"expected one of: {', '.join(_BITS)}" if "bits" in known else "it takes no dtype"
-        raise OptionError(f"dtype: found {self.dtype!r} for backend {name}; {has}")
+        """The backend's options that mean the dtype."""
+        return {} if self.dtype is None else {"dtype": self.dtype}
 
 
 def bench_alone(

@@ -18,7 +18,7 @@ from rwkv_core.bench.timing import in_turn, seconds
 from rwkv_core.bench.yardsticks import bare_products, matrix_bytes, stream_for
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import OptionError
-from rwkv_core.generation.sampling import Sampling
+from rwkv_core.generation.sampling_parameters import Sampling
 from rwkv_core.loading import load
 from rwkv_core.model import Model
 from rwkv_core.rwkv import RWKV
@@ -59,7 +59,7 @@ def bench(
     lengths: Sequence[int] = (256, 1024),
     rounds: int = 9,
     name: str | None = None,
-    on_progress: Callable[[str], object] = lambda stage: None,
+    on_stage: Callable[[str], object] = lambda stage: None,
 ) -> Report:
     """Load a model file and time it.
 
@@ -67,7 +67,7 @@ def bench(
         lengths: of the prompts; the first is that of the time to the first token, too.
         rounds: how often a measurement and its yardstick take turns; fewer where that takes long.
         name: what the report calls the model, by default as `model` does.
-        on_progress: called with a word for what is being done.
+        on_stage: called with a word for what is being done.
 
     Raises what `load` raises, and OptionError for no length, one out of range, and no rounds.
     """
@@ -76,20 +76,20 @@ def bench(
     for length in lengths:
         if not 1 <= length <= _MAX_LENGTH:
             raise OptionError(f"bench: prompt of {length} tokens, expected 1 to {_MAX_LENGTH}")
-    on_progress("loading")
+    on_stage("loading")
     began = time.perf_counter()
     loaded = load(model, backend, **options)
     load_seconds = time.perf_counter() - began
     peak = peak_memory()
-    on_progress("first token")
+    on_stage("first token")
     first_token = _bench_first_token(loaded, lengths[0], rounds)
-    on_progress("decoding")
+    on_stage("decoding")
     decode = bench_decode(loaded, rounds)
     prefill = []
     for length in lengths:
-        on_progress(f"prompt of {length}")
+        on_stage(f"prompt of {length}")
         prefill.append(_bench_prefill(loaded, length, rounds))
-    on_progress("batches")
+    on_stage("batches")
     return Report(
         name or model, loaded.backend, loaded.device, loaded.ops.dtype,
         loaded.config.count_parameters().total, load_seconds, peak, first_token, decode,

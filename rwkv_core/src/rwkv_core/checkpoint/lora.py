@@ -12,6 +12,7 @@ is in a file beside; see `adapters`. An embedding [V, D] has `lora_embedding_A` 
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -35,6 +36,20 @@ class _Pair(NamedTuple):
     rank: int
     shape: tuple[int, int]
     transposed: bool
+
+
+class Lora(NamedTuple):
+    """LoRA weights that are merged into a model while it is loaded.
+
+    Attributes:
+        path: a file of RWKV-LM-LoRA's, or PEFT's file or folder, or an address; None for LoRA
+            weights in the model's own file, where a training may save them too.
+        alpha: the alpha that they were trained with; None takes that of PEFT's
+            adapter_config.json. RWKV-LM-LoRA's file does not hold it.
+    """
+
+    path: str | os.PathLike[str] | None = None
+    alpha: float | None = None
 
 
 def holds_lora(checkpoint: Checkpoint) -> bool:
@@ -69,7 +84,7 @@ class LoraCheckpoint(Checkpoint):
         if own and lora is not base:
             raise CheckpointError(
                 f"{base.path}: holds LoRA weights of its own ({own[0]}): expected the model alone; "
-                "give lora_alpha without lora to merge those"
+                "give alpha alone, Lora(alpha=...) or --lora-alpha, to merge those"
             )
         self._replaced = {name for name in lora.tensors if not _FACTOR.match(name)}
         tensors = {name: info for name, info in base.tensors.items() if name not in own}
@@ -150,7 +165,7 @@ class LoraCheckpoint(Checkpoint):
 def _checked_alpha(alpha: Any) -> float:
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not number or not abs(alpha) <= _LARGEST_FLOAT32:
-        raise OptionError(f"lora_alpha: found {alpha!r}, expected a number such as 32")
+        raise OptionError(f"LoRA alpha: found {alpha!r}, expected a number such as 32")
     return float(alpha)
 
 

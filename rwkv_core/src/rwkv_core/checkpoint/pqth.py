@@ -17,8 +17,9 @@ import numpy as np
 from rwkv_core.checkpoint import safetensors
 from rwkv_core.checkpoint.memory_map import MappedCheckpoint
 from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat, TensorInfo
+from rwkv_core.dtypes import QUANTIZED_BITS
 from rwkv_core.errors import CheckpointError
-from rwkv_core.quantization import BITS, QuantizedMatrix
+from rwkv_core.quantization import QuantizedMatrix
 
 VERSION = "1"
 _KIND = "rwkv-core prequantized"
@@ -70,7 +71,7 @@ class PrequantizedCheckpoint(Checkpoint):
                 "upgrade rwkv-core, or prequantize the model again"
             )
         bits = self.metadata.get("bits", "")
-        if bits not in map(str, BITS):
+        if bits not in map(str, QUANTIZED_BITS.values()):
             raise self._damaged(f"found {bits[:20]!r} bits, expected 8 or 4")
         self._bits = int(bits)
         self.fingerprint = self.metadata.get("fingerprint", "")

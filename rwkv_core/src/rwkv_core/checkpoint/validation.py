@@ -43,7 +43,7 @@ _LORA_ALONE = (
 _LORA_UNMERGED = (
     "a model with LoRA weights that are not merged yet",
     r"lora_[AB]",
-    "give lora_alpha (--lora-alpha), the alpha of their training, to merge them",
+    "give the alpha of their training, Lora(alpha=...) or --lora-alpha, to merge them",
 )
 _OTHER_KINDS: tuple[tuple[str, str, str], ...] = (
     (

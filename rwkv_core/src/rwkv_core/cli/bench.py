@@ -86,9 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     with cleanup_on_signal(), _model_file(args) as (name, path):
         try:
             for one in combinations:
-                outcome = _outcome(
-                    one, path, options, name=name, on_progress=_show_stage, **arguments
-                )
+                outcome = _outcome(one, path, options, name=name, on_stage=_show_stage, **arguments)
                 outcomes.append(outcome)
         except KeyboardInterrupt:
             # What has been measured took long enough.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rwkv_core.errors import OptionError
-from rwkv_core.generation.sampling import Sampling
+from rwkv_core.generation.sampling_parameters import PARAMETERS
 from rwkv_core.util.printable import printable
+from rwkv_core.util.spelling import did_you_mean
 
 _SWITCHES = {"on": True, "off": False}
-# Those of sampling's options that are numbers.
-_NUMBERS = {
-    one.name: type(one.default) for one in fields(Sampling) if isinstance(one.default, int | float)
-}
+# Those of sampling's parameters that are numbers.
+_NUMBERS = {one.name: one.kind for one in PARAMETERS if one.kind is not None}
 _NAMES = ("max_tokens", *_NUMBERS, "seed", "ignore_eos", "verbose")
 
 
@@ -55,8 +53,7 @@ class Settings:
         elif name == "verbose":
             self.verbose = _switch(name, value)
         else:
-            close = difflib.get_close_matches(name, _NAMES, 1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_NAMES)}"
+            hint = did_you_mean(name, _NAMES) or f"expected one of {', '.join(_NAMES)}"
             raise OptionError(f"/set: no setting {printable(name)!r}; {hint}")
 
     def values(self) -> dict[str, str]:

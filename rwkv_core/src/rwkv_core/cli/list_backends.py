@@ -88,8 +88,8 @@ def _prequantized(row: BackendInfo) -> str:
     """What becomes of a prequantized file's matrices on this backend."""
     if row.status != "ready":
         return "-"
-    kept = " and ".join(map(str, row.quantized_bits))
-    return f"kept in {kept} bits" if kept else "restored"
+    kept = " and ".join(row.quantized_dtypes)
+    return f"kept as {kept}" if kept else "restored"
 
 
 def _option_cells(option: Option) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ def _as_json(row: BackendInfo) -> dict[str, Any]:
     names = ("name", "distribution", "version", "contract", "status", "device", "summary", "reason")
     return {
         **{name: getattr(row, name) for name in names},
-        "quantized_bits": list(row.quantized_bits),
+        "quantized_dtypes": list(row.quantized_dtypes),
         "options": options,
     }
 

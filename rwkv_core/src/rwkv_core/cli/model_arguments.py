@@ -15,11 +15,12 @@ from rwkv_core.errors import OptionError
 from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
+    from rwkv_core.checkpoint.lora import Lora
     from rwkv_core.model import Model
     from rwkv_core.rwkv import RWKV
 
 # What `load` itself takes by name, so that no backend's option can be called so.
-_RESERVED = ("model", "backend", "on_progress", "lora", "lora_alpha")
+_RESERVED = ("model", "backend", "on_progress", "lora")
 
 
 def filled(text: str) -> str:
@@ -63,6 +64,15 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
         help="the alpha that they were trained with, unless PEFT's adapter_config.json has it; "
         "without --lora, it merges the LoRA weights in the model's own file",
     )  # fmt: skip
+
+
+def lora_of(args: argparse.Namespace) -> Lora | None:
+    """What --lora and --lora-alpha name; None without them."""
+    if args.lora is None and args.lora_alpha is None:
+        return None
+    from rwkv_core.checkpoint.lora import Lora
+
+    return Lora(args.lora, args.lora_alpha)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +123,7 @@ def _load_model(args: argparse.Namespace, name: str) -> Model:
     from rwkv_core.loading import load
 
     with progress_line("loading") as progress:
-        model = load(name, args.backend, progress, args.lora, args.lora_alpha, **options)
+        model = load(name, args.backend, progress, lora_of(args), **options)
     if name == bundled.NAME:
         name += " (ships with rwkv-core; -m names another)" if args.model is None else ""
     print(f"model: {printable(name)}  backend: {model.backend} on {model.device}", file=sys.stderr)

@@ -14,11 +14,13 @@ from rwkv_core.cli.model_arguments import (
     add_tokenizer_argument,
     backend_options,
     load_rwkv,
+    lora_of,
 )
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import cleanup_on_signal
 from rwkv_core.cli.table import print_table, readable_bytes
+from rwkv_core.dtypes import GROUP_SIZE
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import printable
@@ -46,7 +48,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--group-size", type=int, metavar="N",
-        help="with --compare: of int8 and int4, as in prequantize; by default 64",
+        help="with --compare: of int8 and int4, as in prequantize; by default "
+        f"{GROUP_SIZE}",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one object")
 
@@ -95,7 +98,6 @@ def _score(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
 
 def _compare(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
     from rwkv_core.evaluation.precision_comparison import Precisions
-    from rwkv_core.quantization import GROUP_SIZE
 
     group_size = GROUP_SIZE if args.group_size is None else args.group_size
     with progress_line("loading") as progress:
@@ -107,8 +109,7 @@ def _compare(args: argparse.Namespace, texts: list[tuple[str, str]]) -> int:
             group_size=group_size,
             context=args.context,
             max_tokens=args.max_tokens,
-            lora=args.lora,
-            lora_alpha=args.lora_alpha,
+            lora=lora_of(args),
             on_load=progress,
             **backend_options(args.options),
         )

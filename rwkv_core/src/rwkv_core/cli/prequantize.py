@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 
-from rwkv_core.cli.model_arguments import add_lora_arguments, filled
+from rwkv_core.cli.model_arguments import add_lora_arguments, filled, lora_of
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.cli.signals import cleanup_on_signal
 from rwkv_core.cli.table import readable_bytes
+from rwkv_core.dtypes import GROUP_SIZE
 from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import printable
 
@@ -19,8 +20,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bits", type=int, default=8, metavar="N", help="8 (default) or 4")
     parser.add_argument(
-        "--group-size", type=int, default=64, metavar="N",
-        help="weights that share a scale and an offset; by default 64",
+        "--group-size", type=int, default=GROUP_SIZE, metavar="N",
+        help="weights that share a scale and an offset; by default %(default)s",
     )  # fmt: skip
     parser.add_argument(
         "--output",
@@ -32,17 +33,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rwkv_core.pqth_writer import prequantize
+    from rwkv_core.model_file import prequantize
 
     with cleanup_on_signal(), progress_line("quantizing") as progress:
         path = prequantize(
-            args.model,
-            args.output,
-            args.bits,
-            args.group_size,
-            progress,
-            args.lora,
-            args.lora_alpha,
+            args.model, args.output, args.bits, args.group_size, progress, lora_of(args)
         )
     print(f"{printable(path)}: {args.bits} bits, {readable_bytes(os.path.getsize(path))}")
     return 0

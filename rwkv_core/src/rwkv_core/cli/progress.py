@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from rwkv_core.util.progress import OnProgress
 
 if TYPE_CHECKING:
     from rwkv_core.rwkv import RWKV
@@ -14,7 +16,7 @@ _CLEAR = "\r\x1b[K"
 
 
 @contextmanager
-def progress_line(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_line(label: str) -> Iterator[OnProgress]:
     """Gives a function of how much is done and how much there is; the line goes at the end."""
     shown = -1
 

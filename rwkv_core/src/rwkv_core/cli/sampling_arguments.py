@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rwkv_core.errors import OptionError
+from rwkv_core.generation.sampling_parameters import PARAMETERS, Sampling, check_tokens
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
@@ -16,39 +17,25 @@ def add_sampling_arguments(
     parser: argparse.ArgumentParser, max_tokens: int, defaults: Mapping[str, float]
 ) -> None:
     """Declare them; `defaults` holds those that differ from the plain model's distribution."""
-    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **defaults}
     group = parser.add_argument_group("generation")
     group.add_argument(
         "-n", "--max-tokens", type=int, default=max_tokens, metavar="N",
         help="the largest number of tokens (default %(default)s)",
     )  # fmt: skip
 
-    def number(name: str, kind: type, default: float, what: str) -> None:
-        group.add_argument(
-            name, type=kind, default=default, metavar="X", help=f"{what} (default {default})"
-        )
-
-    number("--temperature", float, plain["temperature"], "0 takes the likeliest token every time")
-    number("--top-p", float, plain["top_p"], "keep the likeliest tokens up to this probability")
-    number("--top-k", int, plain["top_k"], "keep this many of the likeliest tokens; 0 keeps all")
-    number("--typical-p", float, 1.0, "keep the most typical tokens up to this probability")
-    number("--min-p", float, 0.0, "keep tokens at least this fraction as likely as the likeliest")
-    number("--repetition-penalty", float, 1.0, "above 1, makes tokens generated before less likely")
-    number("--presence-penalty", float, 0.0, "taken from the logit of each token generated before")
-    number(
-        "--frequency-penalty",
-        float,
-        0.0,
-        "taken from a token's logit for each time it was generated",
-    )
-    group.add_argument(
-        "--logit-bias", metavar="TOKEN=X", action="append", default=[],
-        help="add X to a token's logit; may be repeated",
-    )  # fmt: skip
-    group.add_argument(
-        "--ban", metavar="TOKEN", type=int, action="append", default=[],
-        help="never choose this token; may be repeated",
-    )  # fmt: skip
+    for one in PARAMETERS:
+        if one.kind is not None:
+            default = defaults.get(one.name, one.default)
+            group.add_argument(
+                one.flag, dest=one.name, type=one.kind, default=default, metavar=one.metavar,
+                help=f"{one.help} (default {default})",
+            )  # fmt: skip
+        else:
+            group.add_argument(
+                one.flag, dest=one.name, type=int if one.metavar == "TOKEN" else str,
+                action="append", default=[], metavar=one.metavar,
+                help=f"{one.help}; may be repeated",
+            )  # fmt: skip
     group.add_argument(
         "--stop", metavar="STRING", action="append", default=[],
         help=r"end before this string; \n, \t and \\ are understood; may be repeated",
@@ -80,7 +67,6 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     import secrets
 
     from rwkv_core.generation.samplers import started
-    from rwkv_core.generation.sampling import Sampling, check_tokens
     from rwkv_core.generation.stop_strings import encode_stop_strings
 
     if args.max_tokens < 0:
@@ -90,16 +76,10 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     started(args.sampler)
     if args.seed is not None and args.seed < 0:
         raise OptionError(f"--seed: found {args.seed}, expected a whole number >= 0")
-    numbers = (
-        "temperature", "top_p", "top_k", "typical_p", "min_p",
-        "repetition_penalty", "presence_penalty", "frequency_penalty",
-    )  # fmt: skip
+    parameters = {one.name: getattr(args, one.name) for one in PARAMETERS}
+    parameters["logit_bias"] = _logit_bias(args.logit_bias)
     return {
-        "sampling": Sampling(
-            **{name: getattr(args, name) for name in numbers},
-            logit_bias=_logit_bias(args.logit_bias),
-            banned_tokens=args.ban,
-        ),
+        "sampling": Sampling(**parameters),
         "stop_strings": [unescape(text) for text in args.stop],
         "stop_tokens": args.stop_token,
         "ignore_eos": args.ignore_eos,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -10,32 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.conformance.reference import Floats, Weights
+from rwkv_core.dtypes import tolerance_of
 from rwkv_core.evaluation.verify import deviation, root_mean_square
 
-
-class Tolerance(NamedTuple):
-    """Largest deviation, as a share of the expected values' root mean square."""
-
-    operation: float
-    model: float
-
-
-# An operation's is some tens of the type's rounding error, a model's some hundreds; float64's is
-# the reference's own precision, for a model that of float32 logits. The reference is given the
-# matrices as NumPy rounds them to the type, so only the rounding of activations has to fit in here.
-# A slip in one layer, such as two mixes exchanged or the bonus left out, deviates by 0.2 and more.
-TOLERANCES = {
-    "float64": Tolerance(1e-10, 1e-6),
-    "float32": Tolerance(1e-5, 1e-4),
-    "float16": Tolerance(4e-3, 1e-2),
-    "bfloat16": Tolerance(3e-2, 6e-2),
-}
-# Formats without an entry multiply by activations in bfloat16 or in 8 bits.
-OTHERS = Tolerance(6e-2, 1.2e-1)
-# Of the weights themselves. Half a step of 8 bits, where a whole row shares a scale, is 0.02;
-# of 4 bits 0.3. The types above are exact.
-ROUNDING = {"int8": 0.05}
-OTHER_ROUNDING = 0.6
 # Matrices of models of 169M parameters, and one whose rows are no multiple of anything.
 REAL_SIZES = [(3072, 768), (768, 3072), (5027, 64)]
 _ROWS_PER_PRODUCT = 64
@@ -43,18 +20,18 @@ _ROWS_PER_PRODUCT = 64
 
 def of_vectors(ops: TensorOps) -> float:
     """Tolerance of an operation that no matrix takes part in."""
-    return TOLERANCES[ops.runtime_dtype].operation
+    return tolerance_of(ops.runtime_dtype).operation
 
 
 def of_matmul(ops: TensorOps) -> float:
     """Tolerance of a product with a matrix."""
-    return max(TOLERANCES.get(ops.dtype, OTHERS).operation, of_vectors(ops))
+    return max(tolerance_of(ops.dtype).operation, of_vectors(ops))
 
 
 def of_model(ops: TensorOps) -> float:
     """Tolerance of logits and states."""
     dtypes = ops.dtype, ops.runtime_dtype
-    return max(TOLERANCES.get(dtype, OTHERS).model for dtype in dtypes)
+    return max(tolerance_of(dtype).model for dtype in dtypes)
 
 
 def assert_close(found: ArrayLike, expected: ArrayLike, tolerance: float, what: str = "") -> None:
@@ -117,7 +94,7 @@ def call(ops: TensorOps, name: str, *arguments: Any) -> Any:
 
 def is_exact(dtype: str) -> bool:
     """Whether matrices of this type hold what NumPy rounds to it."""
-    return dtype in TOLERANCES
+    return tolerance_of(dtype).weights == 0
 
 
 def rounded(array: NDArray[Any], dtype: str) -> Floats:
@@ -154,7 +131,7 @@ def held(ops: TensorOps, matrix: Matrix, array: NDArray[Any], dtype: str | None 
     if is_exact(dtype):
         return rounded(array, dtype)
     found = effective(ops, matrix, array.shape[1]).astype(np.float64)
-    tolerance = ROUNDING.get(dtype, OTHER_ROUNDING)
+    tolerance = tolerance_of(dtype).weights
     what = f"the product of 1 with a {dtype} matrix {list(array.shape)} (see `matrix`, `matmul`)"
     assert_close(found, array.astype(np.float64), tolerance, what)
     return found

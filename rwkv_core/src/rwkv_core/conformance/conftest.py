@@ -22,7 +22,7 @@ from rwkv_core.model import Model
 
 pytest.register_assert_rewrite("rwkv_core.conformance.closeness")
 
-VARIED = ("dtype", "bits", "runtime_dtype")
+VARIED = ("dtype", "runtime_dtype")
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:

@@ -92,7 +92,7 @@ def test_a_matrix_of_a_real_size_holds_its_source(
 
 
 def test_a_matrix_knows_its_bytes(ops: TensorOps, rng: np.random.Generator) -> None:
-    """What a benchmark divides by: within a half of what the type's bits make."""
+    """What a benchmark divides by: within a half of what the dtype's name says."""
     array = rng.standard_normal((192, 320), np.float32)
     matrix, dtype = ops.matrix(array), ops.dtype
     found = ops.matrix_bytes(matrix)

@@ -10,7 +10,7 @@ from rwkv_core.architectures.published import published_configs
 from rwkv_core.backends.tensor_ops import MAX_TOKENS
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 
-_FLOAT32 = 4
+_FLOAT32 = round(BYTES_PER_WEIGHT["float32"])
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
         config,
         counts.total,
         {
-            dtype: round(counts.matrices * size) + fixed
+            # Low-rank matrices are not quantized.
+            dtype: round(counts.matrices * size + counts.low_rank * max(size, 2)) + fixed
             for dtype, size in BYTES_PER_WEIGHT.items()
-            if dtype != "float64"
         },
         (config.empty_state().size + config.n_vocab) * _FLOAT32,
         MAX_TOKENS * widest * _FLOAT32,

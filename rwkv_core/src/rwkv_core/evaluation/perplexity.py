@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError, RWKVError
 from rwkv_core.generation.stream import FIRST_TOKEN
+from rwkv_core.util.progress import OnProgress
 
 if TYPE_CHECKING:
-    from rwkv_core.model import Model, OnCount
+    from rwkv_core.model import Model
     from rwkv_core.tokenizer import Tokenizer
 
 _CHUNK = 256
@@ -94,7 +95,7 @@ def score(
     name: str = "text",
     context: int | None = None,
     max_tokens: int | None = None,
-    on_progress: OnCount | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Score:
     """Score a text, of one character at least.
 
@@ -135,7 +136,7 @@ def score_tokens(
     model: Model,
     tokens: Sequence[int],
     context: int | None = None,
-    on_progress: OnCount | None = None,
+    on_progress: OnProgress | None = None,
 ) -> float:
     """Nats of all `tokens` in order, the first given token 0; `context` as for `score`.
 
@@ -158,7 +159,7 @@ def compare_tokens(
     model: Model,
     tokens: Sequence[int],
     context: int | None = None,
-    on_progress: OnCount | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[float, float, float]:
     """How `model` scores `tokens`, and how far it is from `reference`, which has its vocabulary.
 

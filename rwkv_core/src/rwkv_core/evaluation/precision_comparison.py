@@ -16,22 +16,22 @@ from typing import Any, NamedTuple
 
 from rwkv_core import plugins
 from rwkv_core.checkpoint import diagnose, open_checkpoint
-from rwkv_core.dtypes import BYTES_PER_WEIGHT
+from rwkv_core.checkpoint.lora import Lora
+from rwkv_core.checkpoint.pqth_writer import check_quantizable
+from rwkv_core.dtypes import BYTES_PER_WEIGHT, GROUP_SIZE, QUANTIZED_BITS
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.perplexity import Score, compare_tokens, encode, score_tokens
 from rwkv_core.loading import load
-from rwkv_core.model import Model, OnCount
-from rwkv_core.model_file import open_model
-from rwkv_core.pqth_writer import check_quantizable, prequantize
-from rwkv_core.quantization import GROUP_SIZE
+from rwkv_core.model import Model
+from rwkv_core.model_file import local_lora, open_model, prequantize
 from rwkv_core.rwkv import RWKV
 from rwkv_core.sources import local_file
 from rwkv_core.tokenizer import load_tokenizer
 from rwkv_core.tokenizer.search import fetch_tokenizers
 from rwkv_core.util.atomic_write import temporary_folder
+from rwkv_core.util.progress import OnProgress
 
 REFERENCE = "float32"
-_BITS = {"int8": 8, "int4": 4}
 
 
 class Comparison(NamedTuple):
@@ -64,16 +64,15 @@ class Precisions:
         group_size: int = GROUP_SIZE,
         context: int | None = None,
         max_tokens: int | None = None,
-        lora: str | os.PathLike[str] | None = None,
-        lora_alpha: float | None = None,
-        on_load: OnCount | None = None,
+        lora: Lora | str | os.PathLike[str] | None = None,
+        on_load: OnProgress | None = None,
         **options: Any,
     ) -> None:
         """Load the reference and the tokenizer.
 
         Arguments:
-            model, backend, tokenizer, lora, lora_alpha, options: as for `RWKV`; the options are
-                without dtype.
+            model, backend, tokenizer, lora, options: as for `RWKV`; the options are without
+                dtype.
             texts: names and texts; context, max_tokens: as for `score`.
             group_size: of int8 and int4, see `quantize`.
 
@@ -85,43 +84,44 @@ class Precisions:
         given = None if tokenizer is None else load_tokenizer(tokenizer)
         if given is None:
             fetch_tokenizers(model)
-        lora = None if lora is None else local_file(lora)
-        self._lora: dict[str, Any] = {"lora": lora, "lora_alpha": lora_alpha}
+        self._lora = local_lora(lora)
         self._source, self._options = local_file(model), options
         self._context, self._group_size = context, group_size
-        with open_model(self._source, lora, lora_alpha) as checkpoint:
+        with open_model(self._source, self._lora) as checkpoint:
             config = diagnose(checkpoint)
-            for bits in _BITS.values():
+            for bits in QUANTIZED_BITS.values():
                 check_quantizable(checkpoint, config, bits, group_size)
         self._n_weights = config.count_parameters().matrices
-        self.backend = backend or plugins.start_backend(None, {})[0]
+        self.backend = backend or plugins.start_backend(None, options)[0]
         self._dtypes = _dtypes(self.backend)
         first, own = self.backend, {**options, "dtype": REFERENCE}
         if REFERENCE not in self._dtypes:
-            first, own = _backend_with_float32(), {"dtype": REFERENCE}
-        rwkv = RWKV(self._source, first, given, on_progress=on_load, **self._lora, **own)
+            first, own = plugins.default_backend(None, {"dtype": REFERENCE}), {"dtype": REFERENCE}
+        rwkv = RWKV(self._source, first, given, on_progress=on_load, lora=self._lora, **own)
         self.reference = rwkv.model
-        self.names = [REFERENCE, *(name for name in self._dtypes if name != REFERENCE), *_BITS]
+        floats = [name for name in self._dtypes if name not in (REFERENCE, *QUANTIZED_BITS)]
+        self.names = [REFERENCE, *floats, *QUANTIZED_BITS]
         encoded = [encode(rwkv.tokenizer, text, name, max_tokens) for name, text in texts]
         self._texts = [tokens for tokens, _ in encoded]
         self._n_tokens, self._n_bytes = sum(map(len, self._texts)), sum(n for _, n in encoded)
 
-    def compare(self, name: str, on_progress: OnCount | None = None) -> Comparison:
+    def compare(self, name: str, on_progress: OnProgress | None = None) -> Comparison:
         """One of `names`, loaded, scored and let go of; `on_progress` gets tokens.
 
         Raises what `load` and `score` do.
         """
         if name == REFERENCE:
             return self._compared(name, self.reference, self._bytes_of(name), on_progress)
-        if name not in _BITS:
-            model = load(
-                self._source, self.backend, **self._lora, **{**self._options, "dtype": name}
-            )
+        if name not in QUANTIZED_BITS:
+            own = {**self._options, "dtype": name}
+            model = load(self._source, self.backend, lora=self._lora, **own)
             return self._compared(name, model, self._bytes_of(name), on_progress)
-        options = {**self._options, "dtype": REFERENCE} if self._dtypes else self._options
+        # Where the file's own dtype is none of the backend's, it is restored to this one.
+        dtype = REFERENCE if REFERENCE in self._dtypes else name
+        options = {**self._options, "dtype": dtype} if self._dtypes else self._options
         with temporary_folder(tempfile.gettempdir()) as folder:
             file = folder / f"{name}.pqth"
-            prequantize(self._source, file, _BITS[name], self._group_size, **self._lora)
+            prequantize(self._source, file, QUANTIZED_BITS[name], self._group_size, lora=self._lora)
             n_bytes = _quantized_bytes(file)
             model = load(file, self.backend, **options)
         return self._compared(name, model, n_bytes, on_progress)
@@ -130,7 +130,7 @@ class Precisions:
         return round(self._n_weights * BYTES_PER_WEIGHT[dtype])
 
     def _compared(
-        self, name: str, model: Model, matrix_bytes: int, on_progress: OnCount | None
+        self, name: str, model: Model, matrix_bytes: int, on_progress: OnProgress | None
     ) -> Comparison:
         nats = divergence = seconds = 0.0
         done = 0
@@ -154,24 +154,12 @@ class Precisions:
 
 
 def _dtypes(backend: str) -> list[str]:
-    """The dtypes of floats that a backend offers, of those whose size is known.
-
-    Raises BackendError.
-    """
+    """The dtypes that a backend offers, of those whose size is known. Raises BackendError."""
     ready = {row.name: row for row in plugins.list_backends() if row.status == "ready"}
     if backend not in ready:
         raise BackendError(plugins.why_not(backend))
     dtypes = [option.choices for option in ready[backend].options if option.name == "dtype"]
-    known = BYTES_PER_WEIGHT.keys() - _BITS.keys()
-    return [dtype for choices in dtypes for dtype in choices if dtype in known]
-
-
-def _backend_with_float32() -> str:
-    rows = [row for row in plugins.list_backends() if row.status == "ready"]
-    able = [row for row in rows if REFERENCE in _dtypes(row.name)]
-    if not able:
-        raise BackendError(f"no backend here has {REFERENCE}, which is what is compared with")
-    return max(able, key=lambda row: (row.score, row.name)).name
+    return [dtype for choices in dtypes for dtype in choices if dtype in BYTES_PER_WEIGHT]
 
 
 def _quantized_bytes(file: Path) -> int:

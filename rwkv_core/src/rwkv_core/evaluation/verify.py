@@ -15,20 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from rwkv_core import bundled, plugins
 from rwkv_core.backends.descriptor import BackendInfo, resolve_options
+from rwkv_core.dtypes import tolerance_of
 from rwkv_core.errors import BackendError, OptionError, RWKVError
 from rwkv_core.loading import load
 from rwkv_core.model import Model
 
 GOLDEN = bundled.DATA / "golden.safetensors"
-
-# Largest deviation from the reference's logits, as a share of their root mean square: several times
-# what rounding the weights and activations to the type makes.
-TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-# About twice what has been measured: 0.02 to 0.03 at 8 bits, and 0.18 to 0.32 at 4, by the size of
-# the groups. Where 4 bits pass, only gross faults are ruled out.
-TOLERANCES |= {"int8": 6e-2, "int4": 6e-1}
-# For other types.
-_TOLERANCE_OF_OTHERS = 0.2
 
 
 class Case(NamedTuple):
@@ -82,10 +74,9 @@ def golden_cases(fingerprint: str) -> list[Case]:
 def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
     """Check `backend`, or all that are installed, with each dtype it offers, one after the other.
 
-    A backend of quantized matrices offers an option `bits` in place of a dtype. `options` are the
-    backend's; a dtype, or bits, among them is the only one checked. Raises BackendError
-    if the backend named is not ready, or none is installed, and OptionError for options that none
-    of them takes.
+    `options` are the backend's; a dtype among them is the only one checked. Raises BackendError if
+    the backend named is not ready, or none is installed, and OptionError for options that none of
+    them takes.
     """
     rows = plugins.list_backends()
     if not rows:
@@ -118,24 +109,23 @@ def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
 
 
 def _choices(row: BackendInfo, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each dtype or number of bits that a backend offers and `options` leave open, as an option."""
+    """Each dtype that a backend offers and `options` leave open, as an option."""
     for option in row.options:
-        if option.name in ("dtype", "bits"):
-            given = (options[option.name],) if option.name in options else option.choices
-            for value in given or (option.default,):
-                yield {option.name: value}
+        if option.name == "dtype":
+            given = (options["dtype"],) if "dtype" in options else option.choices
+            yield from ({"dtype": value} for value in given or (option.default,))
             return
     yield {}
 
 
 def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
-    dtype = f"int{chosen['bits']}" if "bits" in chosen else chosen.get("dtype", "")
+    dtype = chosen.get("dtype", "")
     device = row.device
-    tolerance = TOLERANCES.get(dtype or "float32", _TOLERANCE_OF_OTHERS)
+    tolerance = tolerance_of(dtype or "float32").golden
     try:
         model = load(bundled.NAME, row.name, **chosen)
         device = model.device
-        tolerance = max(tolerance, TOLERANCES.get(model.ops.runtime_dtype, _TOLERANCE_OF_OTHERS))
+        tolerance = max(tolerance, tolerance_of(model.ops.runtime_dtype).golden)
         cases = golden_cases(model.fingerprint)
         error = max(deviation_of(model, case) for case in cases)
     except (BackendError, OptionError) as refusal:

@@ -1,16 +1,14 @@
 """From logits to the next token: one chain in NumPy, the same for every backend.
 
 The order is fixed: logit bias and bans, penalties, processors (the user's own steps), temperature,
-top-k, typical, top-p, min-p, one draw. The steps themselves are in `sampling_steps`.
+top-k, typical, top-p, min-p, one draw. The parameters are in `sampling_parameters`,
+the steps themselves in `sampling_filters`.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,116 +16,8 @@ from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError, RWKVError
 from rwkv_core.generation import sampling_filters as steps
+from rwkv_core.generation.sampling_parameters import Sampling
 from rwkv_core.plugins.sampler import Logits, Processor
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The defaults draw from the model's own distribution.
-
-    Attributes:
-        temperature: logits are divided by it; 0 takes the likeliest token, with no draw.
-        top_k: keep this many of the likeliest tokens; 0 keeps all.
-        typical_p: keep the most typical tokens, up to this probability mass; 1 keeps all.
-        top_p: keep the likeliest tokens, up to this probability mass; 1 keeps all.
-        min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
-        repetition_penalty, presence_penalty, frequency_penalty: against tokens generated already
-            in this call; see the functions of these names.
-        logit_bias: token -> number added to its logit.
-        banned_tokens: tokens that are never chosen.
-
-    Raises OptionError for a value of the wrong type or out of range.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    typical_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    banned_tokens: Collection[int] = ()
-
-    def __post_init__(self) -> None:
-        _check(self, "temperature", "a number >= 0", lambda x: x >= 0)
-        _check(self, "top_p", "a number > 0 and <= 1", lambda x: 0 < x <= 1)
-        _check(self, "typical_p", "a number > 0 and <= 1", lambda x: 0 < x <= 1)
-        _check(self, "min_p", "a number from 0 to 1", lambda x: 0 <= x <= 1)
-        _check(self, "repetition_penalty", "a number > 0", lambda x: x > 0)
-        _check(self, "presence_penalty", "a number", lambda x: True)
-        _check(self, "frequency_penalty", "a number", lambda x: True)
-        if not is_whole(self.top_k) or self.top_k < 0:
-            raise OptionError(f"top_k: found {self.top_k!r}, expected a whole number >= 0")
-        _check_logit_bias(self.logit_bias)
-        if isinstance(self.banned_tokens, str) or not isinstance(self.banned_tokens, Collection):
-            raise OptionError(f"banned_tokens: found {self.banned_tokens!r}, expected tokens")
-        check_tokens("banned_tokens", self.banned_tokens)
-        object.__setattr__(self, "top_k", int(self.top_k))
-        # Copies: what the caller changes later must not get past these checks.
-        bias = {token: float(value) for token, value in self.logit_bias.items()}
-        object.__setattr__(self, "logit_bias", bias)
-        object.__setattr__(self, "banned_tokens", tuple(self.banned_tokens))
-
-    # Kept, since the conversion of a long list takes longer than all else that a token needs.
-    @cached_property
-    def bias_arrays(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """The tokens of `logit_bias`, and what is added to their logits."""
-        n = len(self.logit_bias)
-        return np.fromiter(self.logit_bias, np.intp, n), np.fromiter(
-            self.logit_bias.values(), np.float64, n
-        )
-
-    @cached_property
-    def banned_array(self) -> NDArray[np.intp]:
-        """`banned_tokens`."""
-        return np.array(self.banned_tokens, np.intp)
-
-    @property
-    def has_penalties(self) -> bool:
-        """Whether tokens generated already change the choice."""
-        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
-
-
-def is_whole(value: object) -> bool:
-    """Whether `value` is an integer of Python's or NumPy's, and not a bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
-    try:
-        float(value)
-    except OverflowError:  # A whole number that no float holds.
-        return False
-    return True
-
-
-def _check(sampling: Sampling, name: str, expected: str, fits: Callable[[Any], bool]) -> None:
-    value = getattr(sampling, name)
-    if not _is_number(value) or not math.isfinite(value) or not fits(value):
-        raise OptionError(f"{name}: found {value!r}, expected {expected}")
-    object.__setattr__(sampling, name, float(value))
-
-
-def _check_logit_bias(bias: object) -> None:
-    if not isinstance(bias, Mapping):
-        raise OptionError(f"logit_bias: found {bias!r}, expected a mapping of tokens to numbers")
-    check_tokens("logit_bias", bias)
-    for token, value in bias.items():
-        if not _is_number(value) or math.isnan(value) or float(value) == math.inf:
-            raise OptionError(f"logit_bias of {token}: found {value!r}, expected a number or -inf")
-
-
-def check_tokens(name: str, tokens: Collection[object]) -> None:
-    """Raise OptionError unless the option `name` holds only whole numbers >= 0."""
-    if not isinstance(tokens, Iterable):
-        raise OptionError(f"{name}: found {tokens!r}, expected a list of token numbers")
-    for token in tokens:
-        if not is_whole(token) or not 0 <= token < 2**63:  # type: ignore[operator]
-            raise OptionError(f"{name}: found {token!r}, expected token numbers >= 0")
 
 
 def check_vocabulary(sampling: Sampling, stop_tokens: Collection[int], n_vocab: int) -> None:

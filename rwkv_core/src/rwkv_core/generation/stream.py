@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError, RWKVError, StateError
-from rwkv_core.generation.sampling import (
+from rwkv_core.generation.samplers import started
+from rwkv_core.generation.sampling import TokenCounts, check_vocabulary, is_drawable, sample
+from rwkv_core.generation.sampling_parameters import (
     Sampling,
-    TokenCounts,
     check_tokens,
-    check_vocabulary,
-    is_drawable,
     is_whole,
-    sample,
+    sampling_with,
 )
 from rwkv_core.generation.stop_strings import encode_stop_strings
 from rwkv_core.generation.transcript import Transcript
@@ -90,7 +89,7 @@ class Progress:
         return f"Progress({self.current} of {self.total}, progress={piece}, output={output})"
 
 
-OnProgress = Callable[[Progress], object]
+OnToken = Callable[[Progress], object]
 
 
 def _stop_tokens(tokens: Collection[int]) -> frozenset[int]:
@@ -126,15 +125,17 @@ class GenerationStream:
         model: Model,
         tokenizer: Tokenizer,
         state: State,
+        /,
         max_tokens: int,
         *,
-        sampling: Sampling | None = None,
         stop_strings: Sequence[str] = (),
         stop_tokens: Collection[int] = (),
         ignore_eos: bool = False,
         seed: Seed = None,
-        on_progress: OnProgress | None = None,
-        processors: Sequence[Processor] = (),
+        on_progress: OnToken | None = None,
+        processors: Sequence[Processor | str] = (),
+        sampling: Sampling | None = None,
+        **sampling_options: Any,
     ) -> None:
         """Check the arguments; the first token is read when the first piece is asked for.
 
@@ -142,7 +143,6 @@ class GenerationStream:
             state: a single state. One that has read nothing reads token 0 first, <|endoftext|> in
                 the Pile and World vocabularies.
             max_tokens: the most tokens to continue by.
-            sampling: how tokens are chosen; None draws from the model's own distribution.
             stop_strings: the text ends before the first place where one of them begins.
             stop_tokens: the text ends before one of these, which the state does not read.
             ignore_eos: go on after the token that ends a document (`tokenizer.end_of_text`). By
@@ -150,10 +150,16 @@ class GenerationStream:
             seed: a number, a NumPy Generator to draw from, or None for a different text each time.
             on_progress: called with a Progress after each token. What it raises ends the
                 generation.
-            processors: steps of the sampling chain, run after the penalties; see `sampling.sample`.
+            processors: steps of the sampling chain, run after the penalties: functions (logits
+                [V], tokens so far) -> logits, or samplers by name, such as "mirostat:tau=3";
+                `rwkv-core list-plugins` lists them.
+            sampling_options: temperature, top_p and the other attributes of `Sampling`.
+            sampling: a Sampling that these start from.
 
         Raises OptionError for an argument, StateError for a state that does not fit the model.
         """
+        self._sampling = sampling_with(sampling, sampling_options)
+        self._processors = started(processors)
         model.check_state(state)
         if not is_whole(max_tokens) or max_tokens < 0:
             raise OptionError(f"max_tokens: found {max_tokens!r}, expected a whole number >= 0")
@@ -161,13 +167,12 @@ class GenerationStream:
             raise OptionError(f"ignore_eos: found {ignore_eos!r}, expected True or False")
         if on_progress is not None and not callable(on_progress):
             raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
-        self._sampling = sampling or Sampling()
         stops = encode_stop_strings(stop_strings)
         self._stop_tokens = _stop_tokens(stop_tokens)
         check_vocabulary(self._sampling, self._stop_tokens, model.n_vocab)
         if tokenizer.end_of_text is not None and not ignore_eos:
             self._stop_tokens |= {tokenizer.end_of_text}
-        self._rng, self._processors = _generator(model, seed), processors
+        self._rng = _generator(model, seed)
         self._model, self._max_tokens, self._on_progress = model, max_tokens, on_progress
         self.result: Generated | None = None
         self._transcript = Transcript(model, tokenizer, state, stops)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rwkv_core.generation.stop_strings import first_stop, possible_stop
 from rwkv_core.state import State
+from rwkv_core.util.progress import OnProgress
 from rwkv_core.util.utf8 import unfinished_character
 
 if TYPE_CHECKING:
-    from rwkv_core.model import Model, OnCount
+    from rwkv_core.model import Model
     from rwkv_core.tokenizer import Tokenizer
 
 
@@ -26,7 +27,7 @@ def read(
     tokenizer: Tokenizer,
     state: State,
     tokens: Sequence[int],
-    on_progress: OnCount | None = None,
+    on_progress: OnProgress | None = None,
 ) -> State:
     """The state after `tokens`, with the unfinished character at their end in its `pending`.
 

@@ -6,7 +6,6 @@ Two environment variables steer this: RWKV_PLUGINS names the entry points or dis
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -32,6 +31,7 @@ from rwkv_core.errors import BackendError, RWKVError
 from rwkv_core.plugins import hookspecs
 from rwkv_core.plugins.installed import GROUP, InstalledPlugin, installed_plugins, normal
 from rwkv_core.util.printable import one_line, printable
+from rwkv_core.util.spelling import did_you_mean
 
 SLOW_SECONDS = 2.0
 # The hooks whose results carry a name that must be unique among all plugins.
@@ -196,8 +196,7 @@ def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:
     marked = [name for name in dir(plugin) if manager.parse_hookimpl_opts(plugin, name) is not None]
     for name in marked:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"the hooks are {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"the hooks are {', '.join(known)}"
             raise BackendError(f"implements a hook that does not exist, {name}; {hint}")
     if not marked:
         raise BackendError("implements no hook; mark its functions with @rwkv_core.hookimpl")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from importlib import metadata
 from typing import Any
 
 from rwkv_core.backends.descriptor import (
@@ -29,7 +27,9 @@ from rwkv_core.plugins.install_advice import (
     install_recommended,
 )
 from rwkv_core.plugins.installed import GROUP, normal
+from rwkv_core.util.distributions import installed_version
 from rwkv_core.util.printable import one_line, printable
+from rwkv_core.util.spelling import did_you_mean
 
 __all__ = [
     "GROUP", "check_backend", "default_backend", "list_backends", "list_plugins", "offered",
@@ -56,17 +56,14 @@ def _row(name: str, offer: Offer) -> BackendInfo:
     return BackendInfo(
         name, offer.source.distribution, offer.source.version, backend.contract, word,
         status.device, backend.summary, reason, status.score, backend.options,
-        backend.quantized_bits, status.min_bytes,
+        backend.quantized_dtypes, status.min_bytes,
     )  # fmt: skip
 
 
 def _is_installed(requirement: str) -> bool:
     """Whether a distribution is there, in whatever version: "torch", "torch>=2.8"."""
     name = re.match(r"[\w.-]+", requirement)
-    try:
-        return name is not None and bool(metadata.version(name[0]))
-    except metadata.PackageNotFoundError:
-        return False
+    return name is not None and installed_version(name[0]) is not None
 
 
 def list_backends() -> list[BackendInfo]:
@@ -84,25 +81,37 @@ def list_plugins() -> list[PluginInfo]:
     return list(registry().plugins)
 
 
-def default_backend(n_bytes: int | None = None) -> str:
-    """The best ready backend for a model of `n_bytes`; None is a large one.
+def default_backend(n_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> str:
+    """The best ready backend that takes `options`, for a model of `n_bytes`; None is a large one.
 
-    Raises BackendError if there is none.
+    Raises BackendError if none is ready, and OptionError if none takes the options.
     """
-    return _by_score(n_bytes)[0]
+    return _best_first(n_bytes, options or {})[0]
 
 
-def _by_score(n_bytes: int | None = None) -> list[str]:
+def _best_first(n_bytes: int | None, options: Mapping[str, Any]) -> list[str]:
+    """The ready backends that take `options`, with that for a model of `n_bytes` first."""
     rows = list_backends()
     ready = [row for row in rows if row.status == "ready"]
-    if ready:
-        ready.sort(
-            key=lambda row: (n_bytes is None or n_bytes >= row.min_bytes, row.score, row.name),
-            reverse=True,
-        )
-        return [row.name for row in ready]
-    broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
-    raise BackendError(f"no backend is ready here; {install_recommended()}{plugin_limit()}{broken}")
+    if not ready:
+        broken = "".join(f"\n{row.name}: {row.reason}" for row in rows)
+        advice = f"{install_recommended()}{plugin_limit()}{broken}"
+        raise BackendError(f"no backend is ready here; {advice}")
+    ready.sort(key=lambda row: (row.score, row.name), reverse=True)
+    able, refusals = [], []
+    for row in ready:
+        try:
+            resolve_options(registry().offers["rwkv_backends"][row.name].item, options)
+            able.append(row)
+        except OptionError as refusal:
+            refusals.append(refusal)
+    if not able:
+        raise refusals[0]
+    quick = [row for row in ready if n_bytes is None or n_bytes >= row.min_bytes]
+    # Of options that the backend for this size lacks, those that take them are left, by score.
+    if quick and quick[0] in able:
+        able.sort(key=lambda row: row not in quick)
+    return [row.name for row in able]
 
 
 def start_backend(
@@ -110,14 +119,12 @@ def start_backend(
 ) -> tuple[str, TensorOps]:
     """Start backend `name`; None starts the best one, and the next one where that fails.
 
-    With no options, the best one is the best for a model of `n_bytes`. Returns its name too. A
-    backend that was passed over is a BackendWarning. Raises as `tensor_ops` does, for None of the
-    best one.
+    The best one is `default_backend(n_bytes, options)`. Returns its name too. A backend that failed
+    to start is a BackendWarning. Raises as `tensor_ops` does, for None of the best one.
     """
     if name is not None:
         return name, tensor_ops(name, options)
-    # Options are meant for the backend that `list_backends` puts first.
-    names = _by_score(None if options else n_bytes)
+    names = _best_first(n_bytes, options)
     try:
         return names[0], tensor_ops(names[0], options)
     except OptionError as error:
@@ -139,7 +146,7 @@ def start_backend(
 
 def check_backend(name: str | None, options: Mapping[str, Any]) -> None:
     """Raise what `start_backend` would, as far as it can be told without starting anything."""
-    _ready(_by_score()[0] if name is None else name, options)
+    _ready(default_backend(None, options) if name is None else name, options)
 
 
 def _ready(name: str, options: Mapping[str, Any]) -> tuple[Offer, dict[str, Any]]:
@@ -217,11 +224,9 @@ def why_not(name: str) -> str:
     if name in extras:
         advice = f"install it with: {install_extra(name)}"
     else:
-        close = difflib.get_close_matches(name, [*extras, *(row.name for row in rows)], 1)
-        advice = (
-            f"{f'did you mean {close[0]}? ' if close else ''}the project's own come with: "
-            f"{install_extra(RECOMMENDED)} (extras: {', '.join(extras)})"
-        )
+        question = did_you_mean(name, [*extras, *(row.name for row in rows)])
+        own = f"the project's own come with: {install_extra(RECOMMENDED)}"
+        advice = f"{question} {own} (extras: {', '.join(extras)})".lstrip()
     return f"no backend {name!r} is installed (ready here: {ready}{plugin_limit()}); {advice}"
 
 

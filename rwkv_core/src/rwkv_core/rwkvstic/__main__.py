@@ -1,10 +1,11 @@
 """rwkvstic's command line: `python -m rwkv_core.rwkvstic --pq [MODEL]` and `... vram`."""
 
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from rwkv_core import cli
 from rwkv_core.errors import OptionError
 from rwkv_core.model_file import model_files
 from rwkv_core.rwkvstic.asking import ask_for_model
@@ -17,10 +18,10 @@ for all else see: rwkv-core --help"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line `argv`; returns the exit status."""
+    """Run the command line `argv`; returns the exit status, or exits with it."""
     match argv:
         case ["vram", *options]:
-            return cli.main(["vram", *options])
+            _run_rwkv_core(["vram", *options])
         case ["--pq", *options]:
             return _prequantize([option for option in options if option != "--nologfix"])
     print(_USAGE, file=sys.stderr)
@@ -42,7 +43,14 @@ def _prequantize(options: list[str]) -> int:
             return 2
         except KeyboardInterrupt:
             return 130
-    return cli.main(["prequantize", *options])
+    _run_rwkv_core(["prequantize", *options])
+
+
+def _run_rwkv_core(arguments: Sequence[str]) -> NoReturn:
+    """Go on as `python -m rwkv_core` with these arguments, which exits."""
+    sys.argv = ["rwkv-core", *arguments]
+    runpy.run_module("rwkv_core", run_name="__main__")
+    raise AssertionError("rwkv_core exits when it is run")
 
 
 def _names_a_model(options: Sequence[str]) -> bool:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 import rwkv_core
 from rwkv_core.errors import OptionError
-from rwkv_core.generation.sampling import Sampling, check_tokens, is_whole, sample
+from rwkv_core.generation.sampling import sample
 from rwkv_core.generation.sampling_filters import top_p
+from rwkv_core.generation.sampling_parameters import Sampling, check_tokens, is_whole
 from rwkv_core.generation.stop_strings import encode_stop_strings
 from rwkv_core.generation.stream import FIRST_TOKEN
 from rwkv_core.generation.transcript import read

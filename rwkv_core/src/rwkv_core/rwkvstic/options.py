@@ -7,6 +7,8 @@ from typing import Any
 
 from rwkv_core import plugins
 from rwkv_core.backends.descriptor import Option
+from rwkv_core.checkpoint.lora import Lora
+from rwkv_core.dtypes import QUANTIZED_BITS
 from rwkv_core.errors import OptionError
 from rwkv_core.rwkvstic.agnostic.backends import ON_MPS, backend_of
 
@@ -40,7 +42,12 @@ def backend_and_options(
     if "strategy" in given:
         mode, chosen = _strategy(given.pop("strategy"))
         given |= chosen
-    name = plugins.start_backend(None, {})[0] if mode is None else backend_of(mode)
+    if "bits" in given:
+        given["dtype"] = f"int{given.pop('bits')}"
+    if "dtype" in given:
+        given["dtype"] = dtype_name(given["dtype"])
+    wanted = {"dtype": given["dtype"]} if "dtype" in given else {}
+    name = plugins.start_backend(None, wanted)[0] if mode is None else backend_of(mode)
     options = {row.name: row.options for row in plugins.list_backends()}.get(name, ())
     taken = {option.name: option for option in options}
     if mode in ON_MPS:
@@ -50,12 +57,14 @@ def backend_and_options(
     # The rank is in the LoRA's shapes; 0 was rwkvstic's way to have none.
     if given.pop("lora_r", 1) == 0:
         given.pop("lora_alpha", None)
+    if "lora_alpha" in given:
+        given["lora"] = Lora(given.get("lora"), given.pop("lora_alpha"))
     for ignored in _MEANINGLESS:
         given.pop(ignored, None)
     translated = {}
     for old, value in given.items():
         new = _NAMES.get(old, old)
-        value = dtype_name(value) if new in ("dtype", "runtime_dtype") else value
+        value = dtype_name(value) if new == "runtime_dtype" else value
         if old in _NAMES and not _applies(taken.get(new), value):
             continue
         translated[new] = value
@@ -63,9 +72,15 @@ def backend_and_options(
 
 
 def _applies(option: Option | None, value: Any) -> bool:
-    """Whether the backend has the option, and is not asked for vectors in 16 bits."""
+    """Whether the backend has the option, and the option's types are of the kind of this one.
+
+    rwkvstic's dtype said nothing of quantized matrices, and vectors in 16 bits have no backend.
+    """
     if option is None:
         return False
+    if option.name == "dtype":
+        quantized_only = option.choices and set(option.choices) <= QUANTIZED_BITS.keys()
+        return value in QUANTIZED_BITS or not quantized_only
     short = option.name == "runtime_dtype" and value in ("float16", "bfloat16")
     return not short or value in option.choices
 

@@ -7,7 +7,6 @@ A user names one on the command line (`--sampler mirostat:tau=3,eta=0.1`) or in 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from rwkv_core import plugins
 from rwkv_core.backends.descriptor import resolve_options
 from rwkv_core.errors import OptionError
 from rwkv_core.plugins.sampler import Sampler
+from rwkv_core.util.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from rwkv_core.plugins.sampler import Logits, Processor
@@ -60,11 +60,8 @@ def find_sampler(text: str) -> tuple[Sampler, dict[str, Any]]:
     name, _, rest = text.partition(":")
     samplers = plugins.offered("rwkv_samplers")
     if name not in samplers:
-        close = difflib.get_close_matches(name, samplers, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise OptionError(
-            f"no sampler {name!r} is installed (there are: {', '.join(samplers)}){hint}"
-        )
+        there_are = f"no sampler {name!r} is installed (there are: {', '.join(samplers)})"
+        raise OptionError("; ".join(filter(None, [there_are, did_you_mean(name, samplers)])))
     sampler: Sampler = samplers[name]
     try:
         return sampler, resolve_options(sampler, _pairs(rest))

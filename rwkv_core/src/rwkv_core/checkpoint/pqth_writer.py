@@ -2,77 +2,43 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from rwkv_core.architectures.base import Config
-from rwkv_core.checkpoint import Checkpoint, check_tensor, diagnose, sharded
+from rwkv_core.checkpoint.fingerprint import fingerprint_of
 from rwkv_core.checkpoint.formats import HEAD_BYTES
 from rwkv_core.checkpoint.pqth import FORMAT, PARTS, metadata
+from rwkv_core.checkpoint.reader import Checkpoint
 from rwkv_core.checkpoint.safetensors_writer import SafetensorsWriter
+from rwkv_core.checkpoint.validation import check_tensor
 from rwkv_core.errors import CheckpointError, OptionError, RWKVError
-from rwkv_core.loading import fingerprint_of
-from rwkv_core.model_file import open_model
-from rwkv_core.quantization import GROUP_SIZE, check_group_size, quantize
-from rwkv_core.sources import local_file
+from rwkv_core.quantization import check_group_size, quantize
 from rwkv_core.util.atomic_write import atomic_write
+from rwkv_core.util.progress import OnProgress
 
 SUFFIX = ".pqth"
 
-OnBytes = Callable[[int, int], object]
 
+def write_pqth(
+    checkpoint: Checkpoint,
+    config: Config,
+    target: Path,
+    bits: int,
+    group_size: int,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Write the model with its matrices quantized; `on_progress` gets the bytes read.
 
-@np.errstate(all="ignore")
-def prequantize(
-    model: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
-    bits: int = 8,
-    group_size: int = GROUP_SIZE,
-    on_progress: OnBytes | None = None,
-    lora: str | os.PathLike[str] | None = None,
-    lora_alpha: float | None = None,
-) -> Path:
-    """Write `model` with its matrices in 8 or 4 bits to a file that loads on every backend.
-
-    Arguments:
-        model, lora, lora_alpha: as for `load`.
-        output: None writes a .pqth beside the model's file; for one that is no path of the
-            user's, such as "prose", into the current folder.
-        bits: 8 or 4 bits a weight, and 32 bits a group of weights (see `quantize`).
-        group_size: weights of a row that share a scale and an offset.
-        on_progress: called with the bytes of the model read so far and in all.
-
-    Returns the file's path. Raises CheckpointError for a model that is damaged or quantized already
-    and for a file that cannot be written, OptionError for an option. A failure leaves no new file,
-    and an old one of that name as it was.
+    Raises CheckpointError for a tensor that cannot be quantized and a file that cannot be written,
+    OptionError for a file there that is of another kind.
     """
-    source = local_file(model)
-    lora_file = None if lora is None else local_file(lora)
-    with open_model(source, lora_file, lora_alpha) as checkpoint:
-        target = _default_output(model, checkpoint.path) if output is None else Path(output)
-        config = diagnose(checkpoint)
-        check_quantizable(checkpoint, config, bits, group_size)
-        if _same_file(checkpoint.path, target) or (lora_file and _same_file(lora_file, target)):
-            raise OptionError(f"output: {target} is a file that is read; name another")
-        _check_replaceable(target)
-        try:
-            with atomic_write(target) as file:
-                _write(checkpoint, config, bits, group_size, file, on_progress)
-        except OSError as error:
-            raise CheckpointError(
-                f"{target}: cannot be written: {error.strerror or error}"
-            ) from error
-    return target
-
-
-def _default_output(model: str | os.PathLike[str], source: Path) -> Path:
-    own = Path(model) in (source, source.parent)
-    name = sharded.name_of_model(source.name)
-    return (source.with_name(name) if own else Path(name)).with_suffix(SUFFIX)
+    _check_replaceable(target)
+    try:
+        with atomic_write(target) as file:
+            _write_tensors(checkpoint, config, bits, group_size, file, on_progress)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 def _check_replaceable(target: Path) -> None:
@@ -91,13 +57,6 @@ def _check_replaceable(target: Path) -> None:
         )
 
 
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
-
-
 def check_quantizable(checkpoint: Checkpoint, config: Config, bits: int, group_size: int) -> None:
     """Raise CheckpointError if the model is quantized, OptionError for groups it cannot have."""
     for name, weight in config.weights().items():
@@ -109,13 +68,13 @@ def check_quantizable(checkpoint: Checkpoint, config: Config, bits: int, group_s
             check_group_size(weight.shape[1], bits, group_size)
 
 
-def _write(
+def _write_tensors(
     checkpoint: Checkpoint,
     config: Config,
     bits: int,
     group_size: int,
     file: BinaryIO,
-    on_progress: OnBytes | None,
+    on_progress: OnProgress | None,
 ) -> None:
     weights = config.weights()
     matrices = [name for name, weight in weights.items() if weight.role == "matrix"]
