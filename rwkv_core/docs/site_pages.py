@@ -34,6 +34,7 @@ ELSEWHERE = {
 # Source files that pages link to, and where the site documents them.
 DOCUMENTED = {
     "rwkv_core/src/rwkv_core/backends/tensor_ops.py": "python.md#rwkv_core.TensorOps",
+    "rwkv_core/src/rwkv_core/dtypes.py": "python.md#rwkv_core.dtypes",
 }
 REPOSITORY = {page: path for path, page in ELSEWHERE.items()}
 
