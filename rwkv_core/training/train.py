@@ -8,9 +8,11 @@
 CORPUS is a folder of UTF-8 .txt files. The last 2% of every file (by bytes, cut at a paragraph)
 is validation and is seen by neither the tokenizer nor the model.
 
-Each row of a batch reads its own stream of text and carries its state from one step to the next
-(gradients stop at the step's edge); now and then it jumps to a random place with an empty state.
-So the model learns to start from nothing as well as to use a state older than its context.
+There are 256 streams of text. A step reads on in a few of them, chosen at random, from the states
+where they were left (gradients stop at the step's edge); now and then one jumps to a random place
+with an empty state. So the model learns to start from nothing as well as to use a state older than
+its context. With few streams, read on in every step, a model of RWKV-7's size adapted to the pages
+being read: its loss was 3.7 nats a token there and 4.3 on any other page that it had seen.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from muon import Muon
 HERE = Path(__file__).parent
 DATA = HERE.parent / "src" / "rwkv_core" / "data"
 RUN = HERE / "run"
-CONTEXT, N_VOCAB = 256, 4096
+CONTEXT, N_VOCAB, STREAMS = 256, 4096, 256
 # The class in the module of its name, and the file that it is exported to.
 MODELS = {"rwkv4": ("RWKV4", "rwkv-4-prose-7m.pth"), "rwkv7": ("RWKV7", "rwkv-7-prose-7m.pth")}
 
@@ -116,8 +118,8 @@ def train(
     opts = optimizers(model, lr, muon_lr)
     rates = [g["lr"] for o in opts for g in o.param_groups]
     step, spent = 0, 0.0
-    place = torch.randint(len(ids) - CONTEXT - 1, (n_batch,))
-    state = empty_state(n_batch)
+    place = torch.randint(len(ids) - CONTEXT - 1, (STREAMS,))
+    state = empty_state(STREAMS)
     RUN.mkdir(exist_ok=True)
     last = RUN / f"{name}.pt"
     if last.exists():
@@ -160,14 +162,19 @@ def train(
     tick = saved_at = time.process_time()
     offsets = torch.arange(CONTEXT + 1)
     while spent < minutes * 60:
-        jump = (torch.rand(n_batch) < 1 / 12) | (place > len(ids) - CONTEXT - 1)
-        place = torch.where(jump, torch.randint(len(ids) - CONTEXT - 1, (n_batch,)), place)
-        for layer in state:
+        rows = torch.randperm(STREAMS)[:n_batch]
+        start, before = place[rows], [tuple(part[rows] for part in layer) for layer in state]
+        jump = (torch.rand(n_batch) < 1 / 12) | (start > len(ids) - CONTEXT - 1)
+        start = torch.where(jump, torch.randint(len(ids) - CONTEXT - 1, (n_batch,)), start)
+        for layer in before:
             for part in layer:
                 part[jump] = 0
-        batch = ids[place[:, None] + offsets]
-        place = place + CONTEXT
-        x, state = model(batch[:, :-1], state)
+        batch = ids[start[:, None] + offsets]
+        x, after = model(batch[:, :-1], before)
+        place[rows] = start + CONTEXT
+        for layer, new in zip(state, after, strict=True):
+            for part, values in zip(layer, new, strict=True):
+                part[rows] = values
         loss = HeadLoss.apply(x.flatten(0, 1), model.head.weight, batch[:, 1:].flatten())
         for opt in opts:
             opt.zero_grad()

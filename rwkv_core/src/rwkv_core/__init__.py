@@ -1,4 +1,4 @@
-"""RWKV-4 language models from Python, on whichever tensor library is installed.
+"""RWKV language models, versions 4 to 7, from Python, on whichever tensor library is installed.
 
     import rwkv_core
 

@@ -20,7 +20,7 @@ from rwkv_core.checkpoint.fingerprint import fingerprint_of
 from rwkv_core.checkpoint.lora import Lora
 from rwkv_core.checkpoint.validation import check_tensor
 from rwkv_core.model import Model
-from rwkv_core.model_file import open_model
+from rwkv_core.model_file import known_versions, open_model
 from rwkv_core.util import forks
 from rwkv_core.util.addresses import scheme_of
 from rwkv_core.util.malloc import keep_freed_memory
@@ -72,7 +72,7 @@ def _load(
         plugins.check_backend(backend, options)
     keep_freed_memory()
     with open_model(model, lora) as checkpoint, ThreadPoolExecutor(1) as pool:
-        config = diagnose(checkpoint)
+        config = diagnose(checkpoint, known_versions())
         name, ops = plugins.start_backend(backend, options, sum(_sizes(checkpoint).values()))
         forks.check_threads(ops.threaded_library)
         forks.note_use(ops.threaded_library)

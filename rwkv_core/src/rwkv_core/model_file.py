@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from rwkv_core import plugins
+from rwkv_core.architectures.base import Architecture
+from rwkv_core.architectures.versions import VERSIONS
 from rwkv_core.backends.tensor_ops import EPSILON
 from rwkv_core.checkpoint import (
     BUILTIN_FORMATS,
@@ -42,6 +44,11 @@ def known_formats() -> list[CheckpointFormat]:
     zip archive may be a damaged .pth.
     """
     return [*plugins.offered("rwkv_checkpoint_formats").values(), *BUILTIN_FORMATS]
+
+
+def known_versions() -> list[Architecture]:
+    """The RWKV versions that plugins add and the built-in ones, in the order they are asked."""
+    return [*plugins.offered("rwkv_architectures").values(), *VERSIONS]
 
 
 @contextmanager
@@ -200,7 +207,7 @@ def prequantize(
     lora = local_lora(lora)
     with open_model(source, lora) as checkpoint:
         target = _default_output(model, checkpoint.path) if output is None else Path(output)
-        config = diagnose(checkpoint)
+        config = diagnose(checkpoint, known_versions())
         check_quantizable(checkpoint, config, bits, group_size)
         read = [checkpoint.path, *([Path(lora.path)] if lora and lora.path is not None else [])]
         if any(_same_file(path, target) for path in read):

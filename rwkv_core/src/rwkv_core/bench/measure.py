@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from rwkv_core.architectures.base import Config
-from rwkv_core.architectures.published import published_configs, rwkv4_config
+from rwkv_core.architectures.published import CONFIGS, published_configs
 from rwkv_core.bench.report import Batch, Decode, FirstToken, Prefill, Report
 from rwkv_core.bench.timing import in_turn, seconds
 from rwkv_core.bench.yardsticks import bare_products, matrix_bytes, stream_for
@@ -37,19 +37,24 @@ _MAX_LENGTH = 2**20
 
 
 def parse_shape(text: str) -> Config:
-    """The RWKV-4 that "430M", one of the published sizes, or "24x1024" (layers x width) names.
+    """The sizes that "430M" or "rwkv7:0.1B", of a published model, or "24x1024" or "rwkv7:24x1024"
+    (layers x width) name; without a version they are of RWKV-4.
 
     Raises OptionError.
     """
     published = published_configs()
     if text in published:
         return published[text]
-    layers, _, width = text.partition("x")
-    if not (layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+    version, colon, size = text.rpartition(":")
+    layers, _, width = size.partition("x")
+    is_size = layers.isdecimal() and width.isdecimal() and int(layers) and int(width)
+    config = CONFIGS.get(version if colon else "rwkv4")
+    if not is_size or config is None:
         raise OptionError(
-            f"shape: found {text!r}, expected {', '.join(published)}, or such as 24x1024"
+            f"shape: found {text!r}, expected {', '.join(published)}, or such as 24x1024 or "
+            "rwkv7:24x1024"
         )
-    return rwkv4_config(int(layers), int(width))
+    return config(int(layers), int(width))
 
 
 def bench(

@@ -5,7 +5,7 @@
         for name in checkpoint.tensors:
             array = checkpoint.read(name)      # a read-only view of the mapped file
 
-Every format gives the same tensors under the same names, those that BlinkDL's RWKV-4 uses. No file
+Every format gives the same tensors under the same names, those that BlinkDL's files have. No file
 is trusted: nothing in one is executed, and nothing outside it is read.
 """
 

@@ -1,4 +1,4 @@
-"""From the names that a file gives its tensors to the canonical ones, BlinkDL's for RWKV-4.
+"""From the names that a file gives its tensors to the canonical ones, BlinkDL's.
 
 transformers renamed them in `convert_rwkv_checkpoint_to_hf.py`, and changed no value: its
 `rwkv.blocks.3.attention.time_mix_key` is BlinkDL's `blocks.3.att.time_mix_k`.

@@ -7,7 +7,7 @@ are read once anyway when the model loads: `check_finite` is for there.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -55,13 +55,15 @@ _OTHER_KINDS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def diagnose(checkpoint: Checkpoint) -> Config:
-    """The model's sizes and version, if it is an RWKV with every tensor in place.
+def diagnose(checkpoint: Checkpoint, versions: Sequence[Architecture] = VERSIONS) -> Config:
+    """The model's sizes and version, if it is one of `versions` with every tensor in place.
+
+    The first that recognizes the tensors is the model's.
 
     Raises CheckpointError for another architecture, tensors that are missing, misshapen, of no
     floating-point type or more than its version has, and for NaN or infinity in a vector.
     """
-    architecture = _architecture(checkpoint)
+    architecture = _architecture(checkpoint, versions)
     config = _config(checkpoint, architecture)
     weights = config.weights()
     _check_shapes(checkpoint, architecture, weights)
@@ -109,7 +111,7 @@ def _is_finite(array: np.ndarray[Any, Any]) -> bool:
     return bool(signed.max() < infinity and unsigned.max() < _MINUS + infinity)
 
 
-def _architecture(checkpoint: Checkpoint) -> Architecture:
+def _architecture(checkpoint: Checkpoint, versions: Sequence[Architecture]) -> Architecture:
     names = checkpoint.tensors
     lora = _LORA_UNMERGED if "emb.weight" in names else _LORA_ALONE
     for kind, pattern, advice in (*_EXTENDED, lora, *_OTHER_KINDS):
@@ -117,7 +119,7 @@ def _architecture(checkpoint: Checkpoint) -> Architecture:
         if sign is not None:
             raise CheckpointError(f"{checkpoint.path}: is {kind} (it holds {sign}); {advice}")
     shapes = {name: tensor.shape for name, tensor in names.items()}
-    found = next((one for one in VERSIONS if one.recognizes(shapes)), None)
+    found = next((one for one in versions if one.recognizes(shapes)), None)
     if found is None:
         raise CheckpointError(
             f"{checkpoint.path}: is no RWKV model (it holds {_a_few(names)}); {_ADVICE}"

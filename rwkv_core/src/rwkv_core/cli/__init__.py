@@ -200,7 +200,7 @@ def _leave_out(name: str, problem: str) -> None:
 def _parser(commands: Sequence[Command]) -> Parser:
     parser = Parser(
         prog="rwkv-core",
-        description="Runs RWKV-4 language models on whichever tensor library is installed.",
+        description="Runs RWKV-4 to RWKV-7 models on whichever tensor library is installed.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -58,7 +58,7 @@ def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
 
 
 def memory_of_known_models() -> list[Memory]:
-    """The memory of the published RWKV-4 Pile models."""
+    """The memory of the published models."""
     return [memory(name, config) for name, config in published_configs().items()]
 
 
@@ -68,10 +68,10 @@ def memory_of_file(path: str | os.PathLike[str]) -> Memory:
     Raises CheckpointError, and DownloadError for an address.
     """
     from rwkv_core.checkpoint import diagnose
-    from rwkv_core.model_file import open_model
+    from rwkv_core.model_file import known_versions, open_model
     from rwkv_core.util.addresses import without_secrets
 
     with open_model(path) as checkpoint:
-        config = diagnose(checkpoint)
+        config = diagnose(checkpoint, known_versions())
         embedding = checkpoint.tensors[config.architecture.embedding.name]
         return memory(without_secrets(str(path)), config, embedding.dtype.itemsize)

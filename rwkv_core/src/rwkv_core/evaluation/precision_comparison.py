@@ -23,7 +23,7 @@ from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.perplexity import Score, compare_tokens, encode, score_tokens
 from rwkv_core.loading import load
 from rwkv_core.model import Model
-from rwkv_core.model_file import local_lora, open_model, prequantize
+from rwkv_core.model_file import known_versions, local_lora, open_model, prequantize
 from rwkv_core.rwkv import RWKV
 from rwkv_core.sources import local_file
 from rwkv_core.tokenizer import load_tokenizer
@@ -88,7 +88,7 @@ class Precisions:
         self._source, self._options = local_file(model), options
         self._context, self._group_size = context, group_size
         with open_model(self._source, self._lora) as checkpoint:
-            config = diagnose(checkpoint)
+            config = diagnose(checkpoint, known_versions())
             for bits in QUANTIZED_BITS.values():
                 check_quantizable(checkpoint, config, bits, group_size)
         self._n_weights = config.count_parameters().matrices

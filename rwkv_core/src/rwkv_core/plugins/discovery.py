@@ -35,7 +35,13 @@ from rwkv_core.util.spelling import did_you_mean
 
 SLOW_SECONDS = 2.0
 # The hooks whose results carry a name that must be unique among all plugins.
-NAMED_HOOKS = ("rwkv_backends", "rwkv_checkpoint_formats", "rwkv_samplers", "rwkv_commands")
+NAMED_HOOKS = (
+    "rwkv_backends",
+    "rwkv_checkpoint_formats",
+    "rwkv_architectures",
+    "rwkv_samplers",
+    "rwkv_commands",
+)
 # What rwkv-core offers through the hooks itself. RWKV_PLUGINS does not rule it out.
 _OWN = ("samplers", "rwkv_core.generation.samplers.plugin")
 
@@ -55,7 +61,8 @@ class PluginInfo:
 
     Attributes:
         name: that of the entry point.
-        offers: "backends", "checkpoint_formats", "samplers" or "commands" -> the names of those.
+        offers: "backends", "checkpoint_formats", "architectures", "samplers" or "commands" -> the
+            names of those.
         problems: what is wrong with the plugin; empty if nothing is.
     """
 
@@ -217,6 +224,8 @@ def _check_item(found: Registry, hook: str, item: Any) -> None:
         raise BackendError(f"the {what} name {item.name!r} is taken by {taken.source.origin}")
     if hook == "rwkv_checkpoint_formats":
         _check_has(hook, item, "CheckpointFormat", "matches", "open")
+    elif hook == "rwkv_architectures":
+        _check_has(hook, item, "Architecture", "recognizes", "blocks", "empty_state")
     elif hook == "rwkv_samplers":
         _check_has(hook, item, "Sampler", "start")
         check_options(item.options)

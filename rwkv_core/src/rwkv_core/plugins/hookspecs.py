@@ -14,6 +14,7 @@ import pluggy
 from rwkv_core.backends.descriptor import Backend
 
 if TYPE_CHECKING:
+    from rwkv_core.architectures.base import Architecture
     from rwkv_core.backends.tensor_ops import TensorOps
     from rwkv_core.checkpoint import CheckpointFormat
     from rwkv_core.plugins.command import Command
@@ -40,6 +41,11 @@ def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | Non
 @hookspec
 def rwkv_checkpoint_formats() -> list[CheckpointFormat]:  # type: ignore[empty-body]
     """Kinds of model files that this plugin reads; they are asked before the built-in kinds."""
+
+
+@hookspec
+def rwkv_architectures() -> list[Architecture]:  # type: ignore[empty-body]
+    """RWKV versions that this plugin adds; a file's tensors are shown to them first."""
 
 
 @hookspec
