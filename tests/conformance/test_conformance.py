@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from conformance_faults.plugin import FAULTS, RIGHT
-from rwkv_core.conformance import reference
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.conformance.closeness import assert_close
 from rwkv_core.dtypes import BYTES_PER_WEIGHT, tolerance_of
 from rwkv_core.evaluation.verify import deviation

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
-from rwkv_core.conformance.reference import Floats, Weights
+from rwkv_core.conformance.references.rwkv4 import Floats, Weights
 from rwkv_core.dtypes import tolerance_of
 from rwkv_core.evaluation.verify import deviation, root_mean_square
 

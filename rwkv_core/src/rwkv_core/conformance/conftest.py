@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import rwkv_core
 from rwkv_core.backends.tensor_ops import TensorOps
-from rwkv_core.conformance import reference
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.conformance.closeness import as_rounded
 from rwkv_core.conformance.plugin import build_ops, given_options
 from rwkv_core.errors import BackendError, OptionError

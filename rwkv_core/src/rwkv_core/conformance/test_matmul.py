@@ -7,7 +7,7 @@ import pytest
 
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.conformance.closeness import REAL_SIZES, assert_close, call, held, of_matmul
-from rwkv_core.conformance.reference import Floats
+from rwkv_core.conformance.references.rwkv4 import Floats
 from rwkv_core.conformance.shapes import row_shapes
 from rwkv_core.quantization import QuantizedMatrix, quantize
 
