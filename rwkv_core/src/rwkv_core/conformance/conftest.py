@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import rwkv_core
 from rwkv_core.backends.tensor_ops import TensorOps
+from rwkv_core.conformance.references import blocks, rwkv5, rwkv6, rwkv7
 from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.conformance.closeness import as_rounded
 from rwkv_core.conformance.plugin import build_ops, given_options
@@ -138,3 +139,59 @@ def model(models: Models, ops: TensorOps, options: dict[str, Any]) -> Model:
 def expected(models: Models, ops: TensorOps) -> reference.Run:
     """The reference's run of that model over `tokens`."""
     return models.expected(ops, reference.MEDIUM)
+
+
+LATER_VERSIONS = ("rwkv5.0", "rwkv5.1", "rwkv5.2", "rwkv6", "rwkv7")
+N_LATER_TOKENS = 80
+_later_runs: dict[Any, blocks.Run] = {}
+
+
+class Loaded(NamedTuple):
+    """A model of RWKV-5 to 7, and the reference's run over the first 80 of `tokens`."""
+
+    model: Model
+    expected: blocks.Run
+
+
+@cache
+def later_weights(version: str, sizes: blocks.Sizes) -> reference.Weights:
+    if version == "rwkv7":
+        return rwkv7.random_weights(sizes)
+    if version == "rwkv6":
+        return rwkv6.random_weights(sizes)
+    return rwkv5.random_weights(sizes, version.removeprefix("rwkv"))
+
+
+def save_weights(path: Path, weights: reference.Weights) -> None:
+    narrow = {name: array.astype(np.float32) for name, array in weights.items()}
+    save_file({name: np.ascontiguousarray(array) for name, array in narrow.items()}, path)
+
+
+@pytest.fixture(scope="session")
+def load_later(
+    request: pytest.FixtureRequest,
+    ops: TensorOps,
+    options: dict[str, Any],
+    tokens: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, blocks.Sizes], Loaded]:
+    """Returns the model of a version and sizes on the backend under test, made once."""
+    folder = tmp_path_factory.mktemp("later")
+    runs = {"rwkv6": rwkv6.run, "rwkv7": rwkv7.run}
+
+    @cache
+    def load(version: str, sizes: blocks.Sizes) -> Loaded:
+        weights = later_weights(version, sizes)
+        path = folder / f"{version}-{sizes.n_embd}-{sizes.n_ffn}.safetensors"
+        save_weights(path, weights)
+        try:
+            model = rwkv_core.load(path, request.config.getoption("rwkv_backend"), **options)
+        except OptionError as error:
+            pytest.skip(str(error))  # The options leave no room for it.
+        key = version, sizes, ops.dtype
+        if key not in _later_runs:
+            run = runs.get(version, rwkv5.run)
+            _later_runs[key] = run(as_rounded(ops, weights), tokens[:N_LATER_TOKENS])
+        return Loaded(model, _later_runs[key])
+
+    return load

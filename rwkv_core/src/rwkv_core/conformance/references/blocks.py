@@ -25,8 +25,8 @@ class Sizes(NamedTuple):
 
 # Widths are no power of two and inner widths no multiple of 64.
 MEDIUM = Sizes(3, 96, 32, 336, 101, (8, 12, 16, 20))
-WIDE = Sizes(2, 192, 64, 672, 61, (24, 16, 8, 40))
-SMALL = Sizes(2, 96, 32, 208, 61, (8, 8, 8, 8))
+WIDE = Sizes(2, 192, 64, 672, 131, (24, 16, 8, 40))
+SMALL = Sizes(2, 96, 32, 208, 101, (8, 8, 8, 8))
 
 
 class Run(NamedTuple):
