@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 
 import rwkv_core
 from rwkv_core.backends.tensor_ops import TensorOps
-from rwkv_core.conformance.references import blocks, rwkv5, rwkv6, rwkv7
-from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.conformance.closeness import as_rounded
 from rwkv_core.conformance.plugin import build_ops, given_options
+from rwkv_core.conformance.references import blocks, rwkv5, rwkv6, rwkv7
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.model import Model
 

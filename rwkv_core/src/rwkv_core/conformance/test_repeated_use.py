@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rwkv_core.conformance.conftest import Loaded
+from rwkv_core.conformance.references import blocks
 from rwkv_core.model import Model
 
 N_THREADS, N_ROUNDS = 4, 8
@@ -40,6 +42,17 @@ def pausing_trace(seed: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("n_tokens", [1, 4])
 def test_four_threads_compute_what_one_does(model: Model, tokens: list[int], n_tokens: int) -> None:
+    check_threads(model, tokens, n_tokens)
+
+
+def test_four_threads_read_a_token_of_rwkv7(
+    load_later: Callable[[str, blocks.Sizes], Loaded], tokens: list[int]
+) -> None:
+    check_threads(load_later("rwkv7", blocks.MEDIUM).model, tokens, 1)
+
+
+def check_threads(model: Model, tokens: list[int], n_tokens: int) -> None:
+    """Have four threads read at once, and hold their results against those of one alone."""
     prompts = [tokens[40 * i : 40 * i + n_tokens] for i in range(N_THREADS)]
     states = [model.forward(tokens[50 * i : 50 * i + 4])[1] for i in range(N_THREADS)]
     together = Barrier(N_THREADS)

@@ -120,6 +120,9 @@ def random_weights(
         square += ["att.gate"] * gate + ["ffn.receptance"] * gated_channels
         for name in square:
             weights[f"{block}{name}.weight"] = random_matrix(rng, n_embd, n_embd)
+        # Receptances resemble keys: where r . k is near 0, group norm magnifies rounding errors.
+        key, receptance = weights[f"{block}att.key.weight"], f"{block}att.receptance.weight"
+        weights[receptance] = (key + weights[receptance]) / np.sqrt(2)
         weights[f"{block}ffn.key.weight"] = random_matrix(rng, n_ffn, n_embd)
         weights[f"{block}ffn.value.weight"] = random_matrix(rng, n_embd, n_ffn)
         weights |= {block + name: array for name, array in of_block(rng).items()}

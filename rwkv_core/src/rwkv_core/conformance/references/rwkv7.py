@@ -36,7 +36,9 @@ def random_weights(sizes: Sizes, seed: int = 0) -> Weights:
         weights = random_shares(rng, "att.x_", "rwkvag", width)
         weights |= random_shares(rng, "ffn.x_", "k", width)
         for name, rank in zip("wavg", sizes.ranks, strict=True):
-            weights |= random_pair(rng, "att." + name, width, rank, size=2.0)
+            # A decay hardly leaves its range, so that what is added to it must be large to show.
+            size = 3.0 if name == "w" else 1.0
+            weights |= random_pair(rng, "att." + name, width, rank, size)
         return weights | {
             # Decays from 0.999 to 0.55.
             "att.w0": rng.permutation(np.linspace(-6, 2, width)).reshape(1, 1, width),
@@ -64,9 +66,7 @@ def time_mixing(
     `values_of_first` is empty in the first layer, which puts its values [T, D] there.
     """
     w = {name[len(block) :]: array for name, array in weights.items() if name.startswith(block)}
-    mixed = {
-        name: (1 - w[f"x_{name}"][0]) * x + w[f"x_{name}"][0] * before(x) for name in "rwkvag"
-    }
+    mixed = {name: (1 - w[f"x_{name}"][0]) * x + w[f"x_{name}"][0] * before(x) for name in "rwkvag"}
     r, k, v = (mixed[name[0]] @ w[f"{name}.weight"].T for name in ("receptance", "key", "value"))
     decay = np.exp(-np.exp(-0.5) * sigmoid(w["w0"][0] + np.tanh(mixed["w"] @ w["w1"]) @ w["w2"]))
     a = sigmoid(w["a0"][0] + mixed["a"] @ w["a1"] @ w["a2"])
@@ -90,7 +90,9 @@ def time_mixing(
 def unit_heads(x: Floats, head_size: int) -> Floats:
     """Each head of `x` [T, D] with length 1; a head of zeros stays one."""
     heads = by_head(x, head_size)
-    return (heads / np.maximum(np.linalg.norm(heads, axis=-1, keepdims=True), 1e-12)).reshape(x.shape)
+    return (heads / np.maximum(np.linalg.norm(heads, axis=-1, keepdims=True), 1e-12)).reshape(
+        x.shape
+    )
 
 
 def channel_mixing(weights: Weights, block: str, x: Floats) -> Floats:
