@@ -90,12 +90,12 @@ def wkv(
     """
     values = by_head(v, head_size)
     y = values * by_head(r * k * bonus, head_size).sum(axis=-1, keepdims=True)
-    s = []
-    for t, now in enumerate(by_head(r, head_size)):
-        past = by_head(faded(k[:t], w[:t]), head_size)
-        y[t] += np.einsum("hk,ihk,ihv->hv", now, past, values[:t], optimize=True)
-        so_far = by_head(faded(k[: t + 1], w[: t + 1]), head_size)
-        s.append(np.einsum("ihv,ihk->hvk", values[: t + 1], so_far, optimize=True))
+    keys, s = np.zeros((values.shape[1], 0, head_size)), []  # [H, t, N]: of all tokens before
+    for t, now in enumerate(by_head(r, head_size)[..., None]):
+        so_far = values[: t + 1].transpose(1, 2, 0)  # [H, N, t + 1]
+        y[t] += (so_far[..., :t] @ (keys @ now))[..., 0]
+        keys = by_head(faded(k[: t + 1], w[: t + 1]), head_size).transpose(1, 0, 2)
+        s.append(so_far @ keys)
     return y.reshape(k.shape), np.stack(s)
 
 
