@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -36,19 +36,21 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "options" in metafunc.fixturenames and metafunc.config.getoption("rwkv_backend"):
-        combinations = list(_combinations(metafunc.config))
+        combinations = _combinations(metafunc.config)
         ids = ["-".join(map(str, chosen.values())) or "default" for chosen in combinations]
         metafunc.parametrize("options", combinations, ids=ids, indirect=True, scope="session")
 
 
-def _combinations(config: pytest.Config) -> Iterator[dict[str, Any]]:
+@cache  # It asks every backend for its status, and is needed for each test.
+def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
     """Every choice of types that the descriptor lists and the command line leaves open."""
     rows = {row.name: row for row in rwkv_core.list_backends() if row.status == "ready"}
     given = given_options(config)
     known = rows[config.getoption("rwkv_backend")].options
     varied = [o for o in known if o.name in VARIED and o.choices and o.name not in given]
-    for values in product(*(option.choices for option in varied)):
-        yield {option.name: value for option, value in zip(varied, values, strict=True)}
+    names = [option.name for option in varied]
+    choices = product(*(option.choices for option in varied))
+    return [dict(zip(names, values, strict=True)) for values in choices]
 
 
 @pytest.fixture(scope="session")
