@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("options", combinations, ids=ids, indirect=True, scope="session")
 
 
-@cache  # It asks every backend for its status, and is needed for each test.
+@lru_cache(maxsize=1)  # It asks every backend for its status, and is needed for each test.
 def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
     """Every choice of types that the descriptor lists and the command line leaves open."""
     rows = {row.name: row for row in rwkv_core.list_backends() if row.status == "ready"}

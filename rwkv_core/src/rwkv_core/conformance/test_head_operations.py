@@ -128,7 +128,7 @@ def test_normalized_heads_of_any_size(
     head *= np.float32(size)
     found = check(ops, "normalize_heads", arrays, numbers)[0, 2, 32:64]
     wide = head.astype(np.float64)
-    expected = wide / max(np.linalg.norm(wide), 1e-12)
+    expected = wide / np.maximum(np.linalg.norm(wide), 1e-12)
     assert_close(found, expected, of_vectors(ops), f"normalize_heads of numbers of about {size:g}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ NAMES = {
     "wkv6": ("r", "w", "k", "v", "bonus"),
     "wkv7": ("r", "w", "k", "v", "kk", "b"),
 }
-REFERENCES = {"wkv6": rwkv5.wkv, "wkv7": rwkv7.wkv}
+REFERENCES: dict[str, Callable[..., Any]] = {"wkv6": rwkv5.wkv, "wkv7": rwkv7.wkv}
 every_scan = pytest.mark.parametrize("name", NAMES)
 
 
