@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from rwkv_core.bundled import MODEL, NAME
 from rwkv_core.checkpoint import diagnose, open_checkpoint
-from rwkv_core.conformance import reference
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.evaluation.verify import GOLDEN
 from rwkv_core.loading import load
 from rwkv_core.tokenizer import load_tokenizer

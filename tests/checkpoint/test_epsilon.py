@@ -11,7 +11,7 @@ from test_names import transformers_names
 import rwkv_core
 from hub_server import Hub
 from pth_writer import write_pth
-from rwkv_core.conformance import reference
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.errors import CheckpointError
 from rwkv_core.model_file import open_model, prequantize
 

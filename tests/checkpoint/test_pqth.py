@@ -16,8 +16,8 @@ from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.checkpoint.fingerprint import fingerprint_of
-from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.errors import CheckpointError, RWKVError
 from rwkv_core.quantization import quantize
 

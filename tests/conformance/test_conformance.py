@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from conformance_faults.plugin import FAULTS, RIGHT
-from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close
+from rwkv_core.conformance.references import blocks, rwkv5, rwkv6, rwkv7
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.dtypes import BYTES_PER_WEIGHT, tolerance_of
 from rwkv_core.evaluation.verify import deviation
 
@@ -164,3 +166,46 @@ def test_tolerances_are_too_tight_for_a_slip_in_one_layer(slip: str) -> None:
     wrong = reference.run(slips()[slip], tokens).logits
     loosest = max(tolerance_of(dtype).model for dtype in (*BYTES_PER_WEIGHT, "of another"))
     assert deviation(wrong, right) > 1.5 * loosest
+
+
+def later_slips() -> dict[str, tuple[ModuleType, reference.Weights, reference.Weights]]:
+    """A reference, its weights, and those changed as a slip in a backend has the effect of."""
+    last, found = f"blocks.{blocks.MEDIUM.n_layer - 1}.att.", {}
+
+    def slip(name: str, module: ModuleType, **changes: Callable[[np.ndarray], np.ndarray]) -> None:
+        right = module.random_weights(blocks.MEDIUM)
+        wrong = {last + part: change(right[last + part]) for part, change in changes.items()}
+        found[name] = module, right, right | wrong
+
+    def zero(array: np.ndarray) -> np.ndarray:
+        return 0 * array
+
+    def of_heads(array: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(array.mean(1, keepdims=True), array.shape)
+
+    def order(*places: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda array: array[list(places)]
+
+    slip("5: the bonus left out", rwkv5, time_faaaa=zero)
+    slip("5: a decay for each head", rwkv5, time_decay=of_heads)
+    slip("6: the bonus left out", rwkv6, time_faaaa=zero)
+    slip("6: the mixes of k and v exchanged", rwkv6, time_maa_w2=order(0, 2, 1, 3, 4))
+    slip("6: the mixes of w and k exchanged", rwkv6, time_maa_w2=order(1, 0, 2, 3, 4))
+    slip("6: the mixes of r and g exchanged", rwkv6, time_maa_w2=order(0, 1, 2, 4, 3))
+    slip("6: a decay for all tokens", rwkv6, time_decay_w2=zero)
+    slip("7: the bonus left out", rwkv7, r_k=zero)
+    slip("7: k_a left out", rwkv7, k_a=zero)
+    slip("7: layer 0's values left out", rwkv7, v0=lambda array: array - 100)
+    slip("7: a share of them for all tokens", rwkv7, v2=zero)
+    slip("7: a rate for all tokens", rwkv7, a2=zero)
+    slip("7: a decay for all tokens", rwkv7, w2=zero)
+    return found
+
+
+@pytest.mark.parametrize("slip", later_slips())
+def test_tolerances_are_too_tight_for_a_slip_in_one_layer_of_a_later_version(slip: str) -> None:
+    tokens = np.random.default_rng(1).integers(0, blocks.MEDIUM.n_vocab, 40).tolist()
+    module, right, wrong = later_slips()[slip]
+    found = deviation(module.run(wrong, tokens).logits, module.run(right, tokens).logits)
+    loosest = max(tolerance_of(dtype).model for dtype in (*BYTES_PER_WEIGHT, "of another"))
+    assert found > 1.5 * loosest

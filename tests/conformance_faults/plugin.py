@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import rwkv_core
-from conformance_faults import in_matrices, in_models, in_scans, in_vectors  # noqa: F401
+from conformance_faults import (  # noqa: F401
+    in_head_scans,
+    in_heads,
+    in_later_models,
+    in_matrices,
+    in_models,
+    in_scans,
+    in_vectors,
+)
 from conformance_faults.planting import FAULTS, RIGHT
 from rwkv_core import Backend, Option, Status, TensorOps
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import rwkv_core
+from later_versions import SIZES, VERSIONS, later_weights
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import plugins
@@ -88,6 +89,9 @@ def test_the_page_lists_what_the_core_calls(tmp_path: Path, monkeypatch: Any) ->
     ops = RecordingOps()
     monkeypatch.setattr(plugins, "start_backend", lambda *_: ("recording", ops))
     write_pth(tmp_path / "m.pth", random_weights(2, 32, 50, seed=1))
+    for version in VERSIONS:
+        write_pth(tmp_path / f"{version}.pth", later_weights(version, SIZES[0]))
+        rwkv_core.load(tmp_path / f"{version}.pth").forward([1, 2])
     model = rwkv_core.load(tmp_path / "m.pth")
     _, state = model.forward([1] * 600)
     model.forward([1] * 600, state, all_logits=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import ml_dtypes
@@ -9,13 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
-from rwkv_core.conformance.reference import Floats, Weights
+from rwkv_core.conformance.references.rwkv4 import Floats, Weights
 from rwkv_core.dtypes import tolerance_of
 from rwkv_core.evaluation.verify import deviation, root_mean_square
 
 # Matrices of models of 169M parameters, and one whose rows are no multiple of anything.
 REAL_SIZES = [(3072, 768), (768, 3072), (5027, 64)]
 _ROWS_PER_PRODUCT = 64
+# RWKV-6's and RWKV-7's, by the ends of their names.
+_LOW_RANK = re.compile(r"\.(time_(maa|decay)_w[12]|[wavg][12])$")
 
 
 def of_vectors(ops: TensorOps) -> float:
@@ -79,7 +82,7 @@ def call(ops: TensorOps, name: str, *arguments: Any) -> Any:
     watched = [
         (f"argument {number}", array)
         for number, argument in enumerate(arguments, 1)
-        if not (name == "matmul" and number == 1)
+        if not (name == "matmul" and number == 1) and not isinstance(argument, int | float)
         for array in (argument if isinstance(argument, tuple) else (argument,))
     ]
     before = [ops.to_numpy(array).copy() for _, array in watched]
@@ -139,10 +142,17 @@ def held(ops: TensorOps, matrix: Matrix, array: NDArray[Any], dtype: str | None 
 
 def as_rounded(ops: TensorOps, weights: Weights) -> Weights:
     """A model's weights with matrices as the backend has to round them."""
-    return {
-        name: held(ops, None if is_exact(ops.dtype) else ops.matrix(narrow), narrow)
-        if array.ndim == 2 and name != "emb.weight"
-        else array
-        for name, array in weights.items()
-        for narrow in (array.astype(np.float32),)
-    }
+    return {name: _as_rounded(ops, name, array) for name, array in weights.items()}
+
+
+def _as_rounded(ops: TensorOps, name: str, array: Floats) -> Floats:
+    narrow = array.astype(np.float32)
+    if _LOW_RANK.search(name):
+        if array.ndim == 3:
+            return np.stack([_as_rounded(ops, name, one) for one in array])
+        # Files have these as [in, out].
+        matrix = None if is_exact(ops.dtype) else ops.low_rank_matrix(narrow.T)
+        return held(ops, matrix, narrow.T).T
+    if array.ndim != 2 or not name.endswith(".weight") or name == "emb.weight":
+        return array
+    return held(ops, None if is_exact(ops.dtype) else ops.matrix(narrow), narrow)

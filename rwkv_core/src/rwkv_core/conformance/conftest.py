@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,9 +14,10 @@ from safetensors.numpy import save_file
 
 import rwkv_core
 from rwkv_core.backends.tensor_ops import TensorOps
-from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import as_rounded
 from rwkv_core.conformance.plugin import build_ops, given_options
+from rwkv_core.conformance.references import blocks, rwkv5, rwkv6, rwkv7
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.model import Model
 
@@ -35,19 +36,21 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "options" in metafunc.fixturenames and metafunc.config.getoption("rwkv_backend"):
-        combinations = list(_combinations(metafunc.config))
+        combinations = _combinations(metafunc.config)
         ids = ["-".join(map(str, chosen.values())) or "default" for chosen in combinations]
         metafunc.parametrize("options", combinations, ids=ids, indirect=True, scope="session")
 
 
-def _combinations(config: pytest.Config) -> Iterator[dict[str, Any]]:
+@lru_cache(maxsize=1)  # It asks every backend for its status, and is needed for each test.
+def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
     """Every choice of types that the descriptor lists and the command line leaves open."""
     rows = {row.name: row for row in rwkv_core.list_backends() if row.status == "ready"}
     given = given_options(config)
     known = rows[config.getoption("rwkv_backend")].options
     varied = [o for o in known if o.name in VARIED and o.choices and o.name not in given]
-    for values in product(*(option.choices for option in varied)):
-        yield {option.name: value for option, value in zip(varied, values, strict=True)}
+    names = [option.name for option in varied]
+    choices = product(*(option.choices for option in varied))
+    return [dict(zip(names, values, strict=True)) for values in choices]
 
 
 @pytest.fixture(scope="session")
@@ -138,3 +141,61 @@ def model(models: Models, ops: TensorOps, options: dict[str, Any]) -> Model:
 def expected(models: Models, ops: TensorOps) -> reference.Run:
     """The reference's run of that model over `tokens`."""
     return models.expected(ops, reference.MEDIUM)
+
+
+LATER_VERSIONS = ("rwkv5.0", "rwkv5.1", "rwkv5.2", "rwkv6", "rwkv7")
+_later_runs: dict[Any, blocks.Run] = {}
+
+
+class Loaded(NamedTuple):
+    """A model of RWKV-5 to 7, and the reference's run over the first of `tokens`."""
+
+    model: Model
+    expected: blocks.Run
+
+
+@cache
+def later_weights(version: str, sizes: blocks.Sizes) -> reference.Weights:
+    if version == "rwkv7":
+        return rwkv7.random_weights(sizes)
+    if version == "rwkv6":
+        return rwkv6.random_weights(sizes)
+    return rwkv5.random_weights(sizes, version.removeprefix("rwkv"))
+
+
+def save_weights(path: Path, weights: reference.Weights) -> None:
+    narrow = {name: array.astype(np.float32) for name, array in weights.items()}
+    save_file({name: np.ascontiguousarray(array) for name, array in narrow.items()}, path)
+
+
+@pytest.fixture(scope="session")
+def load_later(
+    request: pytest.FixtureRequest,
+    ops: TensorOps,
+    options: dict[str, Any],
+    tokens: list[int],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, blocks.Sizes], Loaded]:
+    """Returns the model of a version and sizes on the backend under test, made once."""
+    folder = tmp_path_factory.mktemp("later")
+    runs = {"rwkv6": rwkv6.run, "rwkv7": rwkv7.run}
+
+    @cache
+    def load(version: str, sizes: blocks.Sizes) -> Loaded:
+        weights = later_weights(version, sizes)
+        path = folder / f"{version}-{sizes.n_embd}-{sizes.n_ffn}.safetensors"
+        save_weights(path, weights)
+        try:
+            model = rwkv_core.load(path, request.config.getoption("rwkv_backend"), **options)
+        except OptionError as error:
+            pytest.skip(str(error))  # The options leave no room for it.
+        # float64 adds nothing to weights that are float32.
+        key = version, sizes, "float32" if ops.dtype == "float64" else ops.dtype
+        if key not in _later_runs:
+            run = runs.get(version, rwkv5.run)
+            _later_runs[key] = run(
+                as_rounded(ops, weights), tokens[: 80 if sizes == blocks.MEDIUM else 20]
+            )
+        return Loaded(model, _later_runs[key])
+
+    return load

@@ -27,3 +27,11 @@ def vector_shapes(ops: TensorOps) -> list[tuple[int, int, int]]:
     """[B, T, D] of one call; the largest of each kind are wider than the others."""
     widths = {(3, 4): 1088, (5, 64): 160, (1, 512): 800}
     return [(*rows, widths.get(rows, 64)) for rows in row_shapes(ops)]
+
+
+def head_shapes(ops: TensorOps) -> list[tuple[int, int, int, int]]:
+    """[B, T, H, N] of one call, H heads of N channels."""
+    if ops.fixed_shapes:  # Each may cost a compilation.
+        return [(1, 1, 3, 32), (1, 64, 1, 64), (3, 4, 5, 32)]
+    single = [(1, 1, 1, 32), (1, 2, 3, 32), (1, 17, 1, 64), (1, 64, 5, 32), (1, 300, 1, 32)]
+    return [*single, (3, 1, 5, 64), (3, 2, 2, 32), (3, 17, 3, 64)]

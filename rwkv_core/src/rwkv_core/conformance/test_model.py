@@ -13,10 +13,10 @@ import pytest
 
 from rwkv_core.architectures.rwkv4 import AA, BB, CHANNEL_X, PP, TIME_X
 from rwkv_core.backends.tensor_ops import TensorOps
-from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, of_model
 from rwkv_core.conformance.conftest import Models
-from rwkv_core.conformance.reference import DEEP, SMALL, WIDE
+from rwkv_core.conformance.references import rwkv4 as reference
+from rwkv_core.conformance.references.rwkv4 import DEEP, SMALL, WIDE
 from rwkv_core.conformance.shapes import token_counts
 from rwkv_core.errors import OptionError
 from rwkv_core.model import Model

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rwkv_core.conformance.conftest import Loaded
+from rwkv_core.conformance.references import blocks
 from rwkv_core.model import Model
 
 N_THREADS, N_ROUNDS = 4, 8
@@ -40,13 +42,24 @@ def pausing_trace(seed: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("n_tokens", [1, 4])
 def test_four_threads_compute_what_one_does(model: Model, tokens: list[int], n_tokens: int) -> None:
+    check_threads(model, tokens, n_tokens)
+
+
+def test_four_threads_read_a_token_of_rwkv7(
+    load_later: Callable[[str, blocks.Sizes], Loaded], tokens: list[int]
+) -> None:
+    check_threads(load_later("rwkv7", blocks.MEDIUM).model, tokens, 1, N_ROUNDS // 2)
+
+
+def check_threads(model: Model, tokens: list[int], n_tokens: int, n_rounds: int = N_ROUNDS) -> None:
+    """Have four threads read at once, and hold their results against those of one alone."""
     prompts = [tokens[40 * i : 40 * i + n_tokens] for i in range(N_THREADS)]
     states = [model.forward(tokens[50 * i : 50 * i + 4])[1] for i in range(N_THREADS)]
     together = Barrier(N_THREADS)
 
     def read(i: int) -> list[np.ndarray]:
         results = []
-        for round_ in range(N_ROUNDS):
+        for round_ in range(n_rounds):
             together.wait(60)
             sys.settrace(pausing_trace(N_THREADS * round_ + i))
             try:
@@ -63,7 +76,7 @@ def test_four_threads_compute_what_one_does(model: Model, tokens: list[int], n_t
         expected = np.append(model.to_numpy(logits), model.to_numpy(state))
         wrong = sum(not np.array_equal(result, expected) for result in results)
         assert not wrong, (
-            f"{wrong} of {N_ROUNDS} results of a thread are not what it gets alone. Several "
+            f"{wrong} of {n_rounds} results of a thread are not what it gets alone. Several "
             "threads use a model at once: no operation may keep memory to work in between calls, "
             "unless each thread has its own"
         )

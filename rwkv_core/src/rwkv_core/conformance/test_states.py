@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkv_core.conformance import reference
 from rwkv_core.conformance.conftest import Models
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.model import Model
 from rwkv_core.state import State
 

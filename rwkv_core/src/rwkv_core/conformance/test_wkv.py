@@ -9,8 +9,8 @@ import pytest
 
 from rwkv_core.architectures.rwkv4 import EMPTY_PP
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
-from rwkv_core.conformance import reference
 from rwkv_core.conformance.closeness import assert_close, call, of_vectors
+from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.conformance.shapes import vector_shapes
 
 Scan = tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]
