@@ -34,7 +34,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help=r"a text before the first turn; \n is understood",
     )
     names.add_argument(
-        "--state", type=filled, metavar="FILE", help="go on from a saved conversation or state"
+        "--state",
+        type=filled,
+        metavar="FILE",
+        help="go on from a saved conversation or state, or a state-tuned .pth",
     )
     parser.add_argument(
         "--no-history", action="store_true", help="keep no file of what was typed, and read none"

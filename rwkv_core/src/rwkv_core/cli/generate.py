@@ -34,7 +34,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_argument(parser)
     add_sampling_arguments(parser, 200, {})
     parser.add_argument(
-        "--state", type=filled, metavar="FILE", help="continue from a saved state or conversation"
+        "--state",
+        type=filled,
+        metavar="FILE",
+        help="continue from a saved state or conversation, or a state-tuned .pth",
     )
     parser.add_argument(
         "--save-state", type=filled, metavar="FILE", help="save the state after the text"
