@@ -250,3 +250,21 @@ def test_a_decay_beyond_1_is_refused(tmp_path: Path, backend: str) -> None:
     (tmp_path / "m.bin").write_bytes(content.replace(decay.tobytes(), (decay + 2).tobytes()))
     with pytest.raises(rwkv_core.CheckpointError, match="NaN or infinite"):
         rwkv_core.load(tmp_path / "m.bin", backend)
+
+
+def test_fla_s_early_files_join_the_shares(tmp_path: Path, backend: str) -> None:
+    weights = later_weights("7", SMALL)
+    stored = fla(weights)
+    for i in range(SMALL.n_layer):
+        block = f"model.layers.{i}.attn"
+        shares = [stored.pop(f"{block}.x_{x}").reshape(-1) for x in "rwkvag"]
+        stored[f"{block}.x_x"] = np.stack(shares)
+    save_file(stored, tmp_path / "model.safetensors")
+    assert_same_model("7", weights, tmp_path / "model.safetensors", backend)
+
+
+def test_transformers_files_of_7_keep_blinkdl_s_names(tmp_path: Path, backend: str) -> None:
+    weights = later_weights("7", SMALL)
+    stored = {name if name == "head.weight" else f"model.{name}": w for name, w in weights.items()}
+    save_file(stored, tmp_path / "model.safetensors")
+    assert_same_model("7", weights, tmp_path / "model.safetensors", backend)

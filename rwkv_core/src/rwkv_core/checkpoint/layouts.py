@@ -4,7 +4,8 @@ Each is a matter of where in the file a tensor's values lie, so that none is cop
 - FLA, web-rwkv's converter and rwkv.cpp's store low-rank matrices transposed, [out, in]. Which way
   one lies its shape tells, as it is narrower than the model is wide. (Some versions of web-rwkv's
   converter transpose RWKV-6's twice.)
-- rwkv.cpp's converter joins the six shares of RWKV-7's token shifts into one tensor, [6, 1, D].
+- rwkv.cpp's converter joins the six shares of RWKV-7's token shifts into one tensor, [6, 1, D], as
+  early versions of FLA do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rwkv_core.architectures.versions import VERSIONS
 from rwkv_core.checkpoint.extent import Extent
 from rwkv_core.checkpoint.names import has_fla_names, in_second_layer
 
-_FUSED = "att.x_rwkvag"
+_FUSED = (".att.x_rwkvag", ".att.x_x")
 # Of each low-rank matrix, which of its last two axes is as long as the model is wide.
 _WIDE_AXES = {
     name: weight.shape.index(D) - len(weight.shape)
@@ -59,7 +60,7 @@ def _parts(name: str, whole: Extent) -> Iterator[tuple[str, Extent]]:
         return
     for i, share in enumerate(shares):
         yield (
-            name.removesuffix(shares) + share,
+            name.rpartition("_")[0] + "_" + share,
             whole._replace(
                 offset=whole.offset + i * whole.strides[0],
                 shape=whole.shape[1:],

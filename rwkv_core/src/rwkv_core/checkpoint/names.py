@@ -32,7 +32,7 @@ _PREFIX = re.compile(
     r"^(.*?\.)??(?=blocks\.[0-9]+\.|(?:emb|embeddings)\.(?:weight$|lora_embedding_)|head\.lora_)"
 )
 _USUAL_PREFIXES = ("model.", "rwkv.")  # in a file of LoRA weights without a block
-_OF_FLA = re.compile(r"(?:^|\.)layers\.[0-9]+\.attn\.(?:[wavg]_lora\.|x_[rwkvag]$|r_proj\.)")
+_OF_FLA = re.compile(r"(?:^|\.)layers\.[0-9]+\.attn\.(?:[wavg]_lora\.|x_[rwkvagx]$|r_proj\.)")
 _FLA_BLOCK = re.compile(r"(?:^|(?<=\.))layers(?=\.[0-9]+\.)")
 _OF_RWKV_6 = re.compile(r"\.att\.time_mix_(?:x|w[12]?)$")
 _BLOCK = re.compile(r"^blocks\.[0-9]+\.")
