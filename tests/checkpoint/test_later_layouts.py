@@ -23,7 +23,10 @@ IS_LOW_RANK = re.compile(r"\.(time_maa_w[12]|time_decay_w[12]|[wavg][12])$")
 
 
 def logits(path: Path, backend: str, version: str) -> np.ndarray:
-    model = rwkv_core.load(path, backend)
+    return logits_of(rwkv_core.load(path, backend), version)
+
+
+def logits_of(model: rwkv_core.Model, version: str) -> np.ndarray:
     assert model.architecture == f"rwkv{version}"
     return model.to_numpy(model.forward(TOKENS, all_logits=True)[0])
 
@@ -33,8 +36,10 @@ def assert_same_model(
 ) -> None:
     """`path` holds the model of `weights`: to the bit, or but for rounding."""
     write_pth(path.with_name("blinkdl.pth"), weights)
-    expected = logits(path.with_name("blinkdl.pth"), backend, version)
-    np.testing.assert_allclose(logits(path, backend, version), expected, rtol=0, atol=atol)
+    models = [rwkv_core.load(one, backend) for one in (path, path.with_name("blinkdl.pth"))]
+    assert models[0].fingerprint == models[1].fingerprint, "a state of one is none of the other"
+    found, expected = (logits_of(model, version) for model in models)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
 def turned(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from byte_tokenizer import write_byte_tokenizer
 from later_versions import SIZES, VERSIONS, Sizes, later_weights
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core import StateError
+from rwkv_core import CheckpointError, StateError
 from rwkv_core.cli import main
 
 pytestmark = pytest.mark.needs_backend
@@ -97,6 +97,21 @@ def test_rwkv_4_has_none(small_model: Path, tmp_path: Path, backend: str) -> Non
     model = rwkv_core.load(small_model, backend)
     with pytest.raises(StateError, match="RWKV-4 has no state of this kind"):
         model.load_state(tmp_path / "tuned.pth")
+
+
+def test_a_model_s_and_a_lora_s_place_refuse_one(
+    model: rwkv_core.Model, tmp_path: Path, backend: str
+) -> None:
+    both = later_weights("7", SMALL) | tuned()
+    for name, tensors in (("tuned", tuned()), ("both", both)):
+        write_pth(tmp_path / f"{name}.pth", tensors)
+    with pytest.raises(CheckpointError, match="is a state-tuned file without its model"):
+        rwkv_core.load(tmp_path / "tuned.pth", backend)
+    with pytest.raises(CheckpointError, match="is a model with a tuned state in it"):
+        rwkv_core.load(tmp_path / "both.pth", backend)
+    with pytest.raises(CheckpointError, match=r"holds a tuned state .* give it to the model"):
+        lora = rwkv_core.Lora(tmp_path / "tuned.pth", alpha=1.0)
+        rwkv_core.load(model.path, backend, lora=lora)
 
 
 def test_a_truncated_one_is_refused(model: rwkv_core.Model, tmp_path: Path, backend: str) -> None:
