@@ -15,6 +15,8 @@ from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import CheckpointError, StateError
 from rwkv_core.cli import main
+from rwkv_core.cli.chat_settings import Settings
+from rwkv_core.cli.conversation import Conversation
 
 pytestmark = pytest.mark.needs_backend
 
@@ -153,3 +155,17 @@ def test_a_saved_state_says_its_version(tmp_path: Path, backend: str) -> None:
     about = {"format": "rwkv-core state 1", "model": model.fingerprint, "pending": ""}
     save_file(tensors, path, about)  # as it was before the version was written
     np.testing.assert_array_equal(model.to_numpy(model.load_state(path)), tensors["state"])
+
+
+def test_a_conversation_begins_from_one(tmp_path: Path, backend: str) -> None:
+    sizes = SMALL._replace(n_vocab=write_byte_tokenizer(tmp_path / "tokenizer.json"))
+    write_pth(tmp_path / "model.pth", later_weights("7", sizes))
+    write_pth(tmp_path / "tuned.pth", tuned())
+    rwkv = rwkv_core.RWKV(tmp_path / "model.pth", backend)
+    conversation = Conversation(
+        rwkv, "User", "Bot", "", Settings(5, {"stop_strings": []}, 1, False)
+    )
+    assert conversation.load(tmp_path / "tuned.pth") is None
+    expected = rwkv.model.load_state(tmp_path / "tuned.pth")
+    found = rwkv.model.to_numpy(rwkv.get_state())
+    np.testing.assert_array_equal(found, rwkv.model.to_numpy(expected))

@@ -15,7 +15,7 @@ from rwkv_core import state as state_file
 from rwkv_core.architectures.base import Config, leaves
 from rwkv_core.architectures.head import all_logits, last_logits
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
-from rwkv_core.checkpoint.tuned_state import read_tuned_state
+from rwkv_core.checkpoint.tuned_state import open_tuned_state, read_tuned_state
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.state import State, kind_of, short_repr
 from rwkv_core.util import forks
@@ -237,7 +237,7 @@ class Model:
 
         Raises StateError, for one of another model too.
         """
-        tuned = state_file.open_tuned_state(path)
+        tuned = open_tuned_state(path)
         if tuned is not None:
             with tuned:
                 array = read_tuned_state(tuned, self.config)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkv_core.checkpoint import Checkpoint, tuned_state
 from rwkv_core.errors import StateError
 from rwkv_core.util.atomic_write import atomic_write, temporary_folder
 from rwkv_core.util.printable import printable
@@ -160,8 +159,7 @@ def load_state(path: str | os.PathLike[str], architecture: str = "") -> State:
     """
     from safetensors import SafetensorError, safe_open
 
-    _check_is_file(path)
-    _check_saved(path)
+    check_state_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -185,35 +183,17 @@ def _check_architecture(path: str | os.PathLike[str], found: str, expected: str)
         )
 
 
-def check_state_file(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a file begins as a state does; its values are not read.
-
-    A state-tuned file is one too.
-    """
-    tuned = open_tuned_state(path)
-    if tuned is None:
-        _check_saved(path)
-    else:
-        tuned.close()
-
-
-def open_tuned_state(path: str | os.PathLike[str]) -> Checkpoint | None:
-    """Open a state-tuned file, for `read_tuned_state`; None for a file of another kind.
-
-    Raises StateError if there is no file, and for a .pth that holds something else.
-    """
-    _check_is_file(path)
-    return tuned_state.open_tuned_state(Path(path))
-
-
-def _check_is_file(path: str | os.PathLike[str]) -> None:
+def check_is_file(path: str | os.PathLike[str]) -> None:
+    """Raise StateError unless there is a file of that path."""
     _check_path(path)
     if not Path(path).is_file():
         found = "no regular file" if Path(path).exists() else "no such file"
         raise StateError(f"{path}: {found}, expected one that save_state wrote")
 
 
-def _check_saved(path: str | os.PathLike[str]) -> None:
+def check_state_file(path: str | os.PathLike[str]) -> None:
+    """Raise StateError unless a file begins as a saved state does; its values are not read."""
+    check_is_file(path)
     try:
         header = _header(path)
         _check_sizes(header)
@@ -232,10 +212,6 @@ def load_transcript(path: str | os.PathLike[str]) -> str:
 
     Raises StateError if the file cannot be read.
     """
-    tuned = open_tuned_state(path)
-    if tuned is not None:
-        tuned.close()
-        return ""
     try:
         return str(_header(path).get("__metadata__", {}).get("transcript", ""))
     except OSError as error:

@@ -8,6 +8,7 @@ does web-rwkv's converter in the .st that it makes of such a .pth, which is undo
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,26 @@ from rwkv_core.checkpoint import pth, safetensors
 from rwkv_core.checkpoint.reader import Checkpoint, read_head
 from rwkv_core.checkpoint.validation import FLOATS, check_tensor
 from rwkv_core.errors import CheckpointError, StateError
+from rwkv_core.state import check_is_file
 
 _NAME = re.compile(r"blocks\.([0-9]+)\.att\.time_state")
 
 
-def open_tuned_state(path: Path) -> Checkpoint | None:
+def is_tuned_state(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a state-tuned one. Raises what `open_tuned_state` does."""
+    tuned = open_tuned_state(path)
+    if tuned is not None:
+        tuned.close()
+    return tuned is not None
+
+
+def open_tuned_state(place: str | os.PathLike[str]) -> Checkpoint | None:
     """Open a state-tuned file; None for a file of another kind.
 
-    Raises StateError for a .pth that is damaged or holds something else.
+    Raises StateError if there is no file, and for a .pth that is damaged or holds something else.
     """
+    check_is_file(place)
+    path = Path(place)
     is_pth = False
     try:
         is_pth = pth.FORMAT.matches(path, read_head(path))

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.chat_session import HELP, ChatSession
 from rwkv_core.cli.line_input import is_interactive
 from rwkv_core.cli.model_arguments import (
@@ -48,8 +49,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     refuse_stdin("chat", "start a single one")
     options = sampling_options(args)
-    if args.state is not None:
-        check_state_file(Path(args.state).expanduser())
+    state = None if args.state is None else Path(args.state).expanduser()
+    if state is not None and not is_tuned_state(state):
+        check_state_file(state)
     # Before anything reads from it, such as the question for a model: afterwards Python refuses.
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.model_arguments import (
     add_model_arguments,
     add_tokenizer_argument,
@@ -49,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     options = sampling_options(args)
     # Now, and not when the model is loaded or the text done.
-    if args.state is not None:
+    if args.state is not None and not is_tuned_state(args.state):
         check_state_file(args.state)
     if args.save_state is not None:
         check_place(args.save_state)
