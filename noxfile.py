@@ -21,7 +21,8 @@ PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 OTHERS = [str(path) for python in PYTHONS for path in PYENV.glob(f"versions/{python}.*/bin")]
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *OTHERS])
 
-TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis")
+# gguf writes the files that the reader of such files is tested with.
+TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "gguf")
 # The other implementations, what draws the comparison with them, and what a backend needs for it.
 PEERS = ("rwkv", "transformers", "matplotlib", "numba")
 # Tests run many small products, where a second thread costs more than it brings.

@@ -18,7 +18,6 @@ from rwkv_core.errors import CheckpointError
 NOT_MODELS = {
     "git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 338\n",
     "a web page": b"\n<!DOCTYPE html>\n<html><body>404</body></html>",
-    "a GGUF file": b"GGUF\x03\x00\x00\x00",
     "a GGML file": b"tjgg\x03\x00\x00\x00",
     "a JSON file": b'{"metadata": {}, "weight_map": {}}',
     "a bare pickle": b"\x80\x04\x95\x10\x00\x00\x00",

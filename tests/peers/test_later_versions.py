@@ -58,14 +58,21 @@ def case(
     path = folder / "model.pth"
     write_pth(path, later_weights(version, sizes))
     tokens = np.random.default_rng(0).integers(0, sizes.n_vocab, LENGTHS[-1]).tolist()
-    (folder / "prompts.json").write_text(json.dumps([tokens[:n] for n in LENGTHS]))
+    return Case(version, path, tokens, logits_of_rwkv(version, path, tokens))
+
+
+def logits_of_rwkv(version: str, path: Path, tokens: list[int]) -> np.ndarray:
+    prompts, logits = path.with_name("prompts.json"), path.with_name("logits.npz")
+    prompts.write_text(json.dumps([tokens[:n] for n in LENGTHS]))
     script = Path(__file__).with_name("rwkv_process.py")
-    arguments = [path, folder / "prompts.json", folder / "logits.npz"]
     variables = {"RWKV_V7_ON": "1"} if version == "7" else {}
     subprocess.run(
-        [sys.executable, script, *arguments], env=os.environ | variables, check=True, timeout=300
+        [sys.executable, script, path, prompts, logits],
+        env=os.environ | variables,
+        check=True,
+        timeout=300,
     )
-    return Case(version, path, tokens, np.load(folder / "logits.npz")["logits"])
+    return np.load(logits)["logits"]
 
 
 @backends
@@ -107,3 +114,22 @@ def test_a_batch_is_its_rows(case: Case, backend: str) -> None:
     second = model.to_numpy(model.unstack_state(after)[1])
     found = model.to_numpy(alone_after)
     np.testing.assert_allclose(second, found, atol=TOLERANCE * max(1, np.abs(found).max()))
+
+
+def test_a_tuned_state_begins_as_it_does_in_the_peer(version: str, tmp_path: Path) -> None:
+    sizes, rng = SIZES[1], np.random.default_rng(3)
+    shape = (sizes.n_embd // sizes.head_size, sizes.head_size, sizes.head_size)
+    weights = later_weights(version, sizes)
+    tuned = {
+        f"blocks.{i}.att.time_state": rng.normal(0.0, 0.3, shape).astype(np.float32)
+        for i in range(sizes.n_layer)
+    }
+    for name, tensors in (("model", weights), ("tuned", tuned), ("both", weights | tuned)):
+        write_pth(tmp_path / f"{name}.pth", tensors)
+    tokens = rng.integers(0, sizes.n_vocab, LENGTHS[-1]).tolist()
+    expected = logits_of_rwkv(version, tmp_path / "both.pth", tokens)
+    case = Case(version, tmp_path / "model.pth", tokens, expected)
+    model = rwkv_core.load(case.path, "numpy", dtype="float32")
+    state = model.load_state(tmp_path / "tuned.pth")
+    for n_tokens in LENGTHS:
+        case.assert_close(model.to_numpy(model.forward(tokens[:n_tokens], state)[0]), n_tokens)

@@ -15,6 +15,7 @@ from rwkv_core import state as state_file
 from rwkv_core.architectures.base import Config, leaves
 from rwkv_core.architectures.head import all_logits, last_logits
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
+from rwkv_core.checkpoint.tuned_state import open_tuned_state, read_tuned_state
 from rwkv_core.errors import OptionError, StateError
 from rwkv_core.state import State, kind_of, short_repr
 from rwkv_core.util import forks
@@ -228,12 +229,20 @@ class Model:
         self.check_state(single)
         logits = None if single.logits is None else self.to_numpy(single.logits)
         on_host = State(self.to_numpy(single), logits, single.pending, self.fingerprint)
-        state_file.save_state(path, on_host, transcript)
+        state_file.save_state(path, on_host, transcript, self.architecture)
 
     @np.errstate(all="ignore")
     def load_state(self, path: str | os.PathLike[str]) -> State:
-        """Read a state that `save_state` wrote. Raises StateError, of another model's too."""
-        found = state_file.load_state(path)
+        """Read a state that `save_state` wrote, or a state-tuned file (`blocks.N.att.time_state`).
+
+        Raises StateError, for one of another model too.
+        """
+        tuned = open_tuned_state(path)
+        if tuned is not None:
+            with tuned:
+                array = read_tuned_state(tuned, self.config)
+            return State(self.ops.vector(array), model=self.fingerprint)
+        found = state_file.load_state(path, self.architecture)
         if found.model != self.fingerprint:
             raise StateError(
                 f"{path}: this state is of model {found.model}, the model loaded here is "

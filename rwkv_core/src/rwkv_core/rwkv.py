@@ -199,7 +199,10 @@ class RWKV:
         self.model.save_state(path, self.get_state())
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a saved state. Raises StateError if the file is not one of this model's."""
+        """Go on from a saved state, or a state-tuned file.
+
+        Raises StateError if the file is not one of this model's.
+        """
         self.set_state(self.model.load_state(path))
 
 

@@ -28,9 +28,10 @@ class State:
     No function changes a State in place: to keep one is to keep the way back to it.
 
     Attributes:
-        array: an array of the model's backend, [n_layer, 5, n_embd], or [B, n_layer, 5, n_embd]
-            for a batch. A layer's five rows are the last input of channel mixing and of time
-            mixing, then aa, bb and pp of the WKV scan (BlinkDL's order).
+        array: an array of the model's backend, [n_layer, rows, n_embd], or [B, n_layer, rows,
+            n_embd] for a batch. A layer's rows are the last input of channel mixing and of time
+            mixing, then what the scan remembers: in RWKV-4 three rows, aa, bb and pp; in RWKV-5 to
+            7 a row for each value channel of a head, all heads' matrices side by side.
         logits: float32 logits of the next token, [n_vocab] or [B, n_vocab]; None where nothing
             has been read.
         pending: the bytes of a UTF-8 character that the tokens read so far begin but do not end.
@@ -65,10 +66,13 @@ def short_repr(text: str) -> str:
     return short.repr(text)
 
 
-def save_state(path: str | os.PathLike[str], state: State, transcript: str = "") -> None:
+def save_state(
+    path: str | os.PathLike[str], state: State, transcript: str = "", architecture: str = ""
+) -> None:
     """Write a single state, its arrays being NumPy's, as safetensors.
 
-    `transcript` is any text to keep with it, which `load_transcript` reads.
+    `transcript` is any text to keep with it, which `load_transcript` reads; `architecture` is the
+    version of its model, such as "rwkv7".
 
     It is written beside `path` first and then renamed onto it, so that a failure leaves what was
     there. Raises StateError if that cannot be done, and for a file there that is no state.
@@ -82,6 +86,8 @@ def save_state(path: str | os.PathLike[str], state: State, transcript: str = "")
     metadata = {"format": _FORMAT, "model": state.model, "pending": state.pending.hex()}
     if transcript:
         metadata["transcript"] = transcript
+    if architecture:
+        metadata["architecture"] = architecture
     data = save(tensors, metadata)
     try:
         with atomic_write(path) as file:
@@ -145,10 +151,11 @@ def _check_path(path: object) -> None:
         raise StateError(f"found {path!r}, expected the path of a state file")
 
 
-def load_state(path: str | os.PathLike[str]) -> State:
+def load_state(path: str | os.PathLike[str], architecture: str = "") -> State:
     """The state in a file that `save_state` wrote, with NumPy arrays.
 
-    Raises StateError if the file is not one, or is damaged.
+    Raises StateError if the file is not one, is damaged, or says that it is of another version
+    than `architecture`; files of before say none.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -156,6 +163,7 @@ def load_state(path: str | os.PathLike[str]) -> State:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+            _check_architecture(path, metadata.get("architecture", ""), architecture)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             pending = bytes.fromhex(metadata["pending"])
             state = State(tensors["state"], tensors.get("logits"), pending, metadata["model"])
@@ -167,12 +175,25 @@ def load_state(path: str | os.PathLike[str]) -> State:
     return state
 
 
-def check_state_file(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a file begins as a state does; its values are not read."""
+def _check_architecture(path: str | os.PathLike[str], found: str, expected: str) -> None:
+    if found and expected and found != expected:
+        raise StateError(
+            f"{path}: this state is of a model of {printable(found, 40)}, the model loaded here is "
+            f"{expected}; load the model that the state was saved with"
+        )
+
+
+def check_is_file(path: str | os.PathLike[str]) -> None:
+    """Raise StateError unless there is a file of that path."""
     _check_path(path)
     if not Path(path).is_file():
         found = "no regular file" if Path(path).exists() else "no such file"
         raise StateError(f"{path}: {found}, expected one that save_state wrote")
+
+
+def check_state_file(path: str | os.PathLike[str]) -> None:
+    """Raise StateError unless a file begins as a saved state does; its values are not read."""
+    check_is_file(path)
     try:
         header = _header(path)
         _check_sizes(header)

@@ -26,7 +26,8 @@ class Weight(NamedTuple):
     """"table": rows are looked up; "matrix": [out, in], only multiplied with; "low_rank": [in, out]
     or several [n, in, out], narrow matrices that are not quantized; "vector": all else."""
     alias: str = ""
-    """Its name in files of the transformers library; "" where that is `name`."""
+    """Its name in files of the transformers library, of RWKV-7 in those of FLA (flash linear
+    attention), which transformers loads; "" where that is `name`."""
     transform: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     """From the float64 values of a vector in a file to those that the equations take."""
     repeat: Any = 1

@@ -35,7 +35,7 @@ class Group(NamedTuple):
     prefix: str
     """What the names of its tensors begin with; {} stands for the layer's number."""
     alias: str = ""
-    """The same in files of the transformers library; "" where that is `prefix`."""
+    """The same in files of transformers, of RWKV-7 of FLA; "" where that is `prefix`."""
     feeds_stream: bool = False
     """As `Weight.feeds_stream`, of all its tensors."""
     layer: int = 0

@@ -52,10 +52,10 @@ _BONUS = {"spread": 0.3}
 class TimeMixing(NamedTuple):
     """5.2's; what differs in the others is said at the end of this file."""
 
-    mix_k: Annotated[Array, vector("time_mix_k", 1, 1, D, **MIX)]
-    mix_v: Annotated[Array, vector("time_mix_v", 1, 1, D, **MIX)]
-    mix_r: Annotated[Array, vector("time_mix_r", 1, 1, D, **MIX)]
-    mix_g: Annotated[Array, vector("time_mix_g", 1, 1, D, **MIX)]
+    mix_k: Annotated[Array, vector("time_mix_k", 1, 1, D, alias="time_mix_key", **MIX)]
+    mix_v: Annotated[Array, vector("time_mix_v", 1, 1, D, alias="time_mix_value", **MIX)]
+    mix_r: Annotated[Array, vector("time_mix_r", 1, 1, D, alias="time_mix_receptance", **MIX)]
+    mix_g: Annotated[Array, vector("time_mix_g", 1, 1, D, alias="time_mix_gate", **MIX)]
     decay: Annotated[Array, vector("time_decay", H, N, **_DECAY)]
     bonus: Annotated[Array, vector("time_faaaa", H, N, **_BONUS)]
     key: Annotated[Matrix, matrix("key.weight", D, D)]
@@ -67,8 +67,8 @@ class TimeMixing(NamedTuple):
 
 
 class ChannelMixing(NamedTuple):
-    mix_k: Annotated[Array, vector("time_mix_k", 1, 1, D, **MIX)]
-    mix_r: Annotated[Array, vector("time_mix_r", 1, 1, D, **MIX)]
+    mix_k: Annotated[Array, vector("time_mix_k", 1, 1, D, alias="time_mix_key", **MIX)]
+    mix_r: Annotated[Array, vector("time_mix_r", 1, 1, D, alias="time_mix_receptance", **MIX)]
     key: Annotated[Matrix, matrix("key.weight", F, D)]
     receptance: Annotated[Matrix, matrix("receptance.weight", D, D)]
     value: Annotated[Matrix, matrix("value.weight", D, F, feeds_stream=True)]
@@ -76,13 +76,13 @@ class ChannelMixing(NamedTuple):
 
 class Block(NamedTuple):
     ln1: Annotated[LayerNorm, Group("ln1.")]
-    time: Annotated[TimeMixing, Group("att.")]
+    time: Annotated[TimeMixing, Group("att.", "attention.")]
     ln2: Annotated[LayerNorm, Group("ln2.")]
-    channel: Annotated[ChannelMixing, Group("ffn.")]
+    channel: Annotated[ChannelMixing, Group("ffn.", "feed_forward.")]
 
 
 class Parameters(NamedTuple):
-    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", feeds_stream=True)]
+    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", "blocks.0.pre_ln.", feeds_stream=True)]
     blocks: Annotated[tuple[Block, ...], Group("blocks.{}.")]
     ln_out: Annotated[LayerNorm, Group("ln_out.")]
     # With logits 4 apart, a random model of 65,536 tokens has the entropy of a trained one.
@@ -151,7 +151,7 @@ RWKV5_2 = Architecture(
     name="rwkv5.2",
     title="RWKV-5.2",
     recognizes=_is_5_2,
-    embedding=table("emb.weight", V, D, feeds_stream=True),
+    embedding=table("emb.weight", V, D, alias="embeddings.weight", feeds_stream=True),
     parameters=Parameters,
     blocks=blocks,
     empty_state=empty_state,

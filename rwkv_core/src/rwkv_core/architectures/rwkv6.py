@@ -72,13 +72,13 @@ class ChannelMixing(NamedTuple):
 
 class Block(NamedTuple):
     ln1: Annotated[LayerNorm, Group("ln1.")]
-    time: Annotated[TimeMixing, Group("att.")]
+    time: Annotated[TimeMixing, Group("att.", "attention.")]
     ln2: Annotated[LayerNorm, Group("ln2.")]
-    channel: Annotated[ChannelMixing, Group("ffn.")]
+    channel: Annotated[ChannelMixing, Group("ffn.", "feed_forward.")]
 
 
 class Parameters(NamedTuple):
-    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", feeds_stream=True)]
+    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", "blocks.0.pre_ln.", feeds_stream=True)]
     blocks: Annotated[tuple[Block, ...], Group("blocks.{}.")]
     ln_out: Annotated[LayerNorm, Group("ln_out.")]
     # With logits 4 apart, a random model of 65,536 tokens has the entropy of a trained one.
@@ -147,7 +147,7 @@ RWKV6 = Architecture(
     name="rwkv6",
     title="RWKV-6",
     recognizes=recognizes,
-    embedding=table("emb.weight", V, D, feeds_stream=True),
+    embedding=table("emb.weight", V, D, alias="embeddings.weight", feeds_stream=True),
     parameters=Parameters,
     blocks=blocks,
     empty_state=empty_state,

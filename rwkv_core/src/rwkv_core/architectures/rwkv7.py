@@ -54,26 +54,30 @@ class TimeMixing(NamedTuple):
     mix_v: Annotated[Array, vector("x_v", 1, 1, D, **MIX)]
     mix_a: Annotated[Array, vector("x_a", 1, 1, D, **MIX)]
     mix_g: Annotated[Array, vector("x_g", 1, 1, D, **MIX)]
-    receptance: Annotated[Matrix, matrix("receptance.weight", D, D)]
-    key: Annotated[Matrix, matrix("key.weight", D, D)]
-    value: Annotated[Matrix, matrix("value.weight", D, D)]
+    receptance: Annotated[Matrix, matrix("receptance.weight", D, D, alias="r_proj.weight")]
+    key: Annotated[Matrix, matrix("key.weight", D, D, alias="k_proj.weight")]
+    value: Annotated[Matrix, matrix("value.weight", D, D, alias="v_proj.weight")]
     # The decay w, the rate a of what is taken out, the share of layer 0's values, and the gate g.
-    w0: Annotated[Array, vector("w0", 1, 1, D, mean=-2.0, **_SPREAD)]
-    w1: Annotated[Matrix, low_rank("w1", D, "rank_w")]
-    w2: Annotated[Matrix, low_rank("w2", "rank_w", D)]
-    a0: Annotated[Array, vector("a0", 1, 1, D, **_SPREAD)]
-    a1: Annotated[Matrix, low_rank("a1", D, "rank_a")]
-    a2: Annotated[Matrix, low_rank("a2", "rank_a", D)]
-    v0: Annotated[Array, vector("v0", 1, 1, D, first_layer=1, **_SPREAD)]
-    v1: Annotated[Matrix, low_rank("v1", D, "rank_v", first_layer=1)]
-    v2: Annotated[Matrix, low_rank("v2", "rank_v", D, first_layer=1)]
-    g1: Annotated[Matrix, low_rank("g1", D, "rank_g")]
-    g2: Annotated[Matrix, low_rank("g2", "rank_g", D)]
+    w0: Annotated[Array, vector("w0", 1, 1, D, alias="w_lora.lora.2.bias", mean=-2.0, **_SPREAD)]
+    w1: Annotated[Matrix, low_rank("w1", D, "rank_w", alias="w_lora.lora.0.weight")]
+    w2: Annotated[Matrix, low_rank("w2", "rank_w", D, alias="w_lora.lora.2.weight")]
+    a0: Annotated[Array, vector("a0", 1, 1, D, alias="a_lora.lora.2.bias", **_SPREAD)]
+    a1: Annotated[Matrix, low_rank("a1", D, "rank_a", alias="a_lora.lora.0.weight")]
+    a2: Annotated[Matrix, low_rank("a2", "rank_a", D, alias="a_lora.lora.2.weight")]
+    v0: Annotated[
+        Array, vector("v0", 1, 1, D, alias="v_lora.lora.2.bias", first_layer=1, **_SPREAD)
+    ]
+    v1: Annotated[Matrix, low_rank("v1", D, "rank_v", alias="v_lora.lora.0.weight", first_layer=1)]
+    v2: Annotated[Matrix, low_rank("v2", "rank_v", D, alias="v_lora.lora.2.weight", first_layer=1)]
+    g1: Annotated[Matrix, low_rank("g1", D, "rank_g", alias="g_lora.lora.0.weight")]
+    g2: Annotated[Matrix, low_rank("g2", "rank_g", D, alias="g_lora.lora.2.weight")]
     k_k: Annotated[Array, vector("k_k", 1, 1, D, mean=0.7, spread=0.1)]
     k_a: Annotated[Array, vector("k_a", 1, 1, D, mean=1.0, spread=0.1)]
     r_k: Annotated[Array, vector("r_k", H, N, **_SPREAD)]
-    ln_x: Annotated[LayerNorm, Group("ln_x.")]
-    output: Annotated[Matrix, matrix("output.weight", D, D, feeds_stream=True)]
+    ln_x: Annotated[LayerNorm, Group("ln_x.", "g_norm.")]
+    output: Annotated[
+        Matrix, matrix("output.weight", D, D, alias="o_proj.weight", feeds_stream=True)
+    ]
 
 
 class ChannelMixing(NamedTuple):
@@ -83,18 +87,18 @@ class ChannelMixing(NamedTuple):
 
 
 class Block(NamedTuple):
-    ln1: Annotated[LayerNorm, Group("ln1.")]
-    time: Annotated[TimeMixing, Group("att.")]
-    ln2: Annotated[LayerNorm, Group("ln2.")]
+    ln1: Annotated[LayerNorm, Group("ln1.", "attn_norm.")]
+    time: Annotated[TimeMixing, Group("att.", "attn.")]
+    ln2: Annotated[LayerNorm, Group("ln2.", "ffn_norm.")]
     channel: Annotated[ChannelMixing, Group("ffn.")]
 
 
 class Parameters(NamedTuple):
-    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", feeds_stream=True)]
+    ln0: Annotated[LayerNorm, Group("blocks.0.ln0.", "blocks.0.pre_norm.", feeds_stream=True)]
     blocks: Annotated[tuple[Block, ...], Group("blocks.{}.")]
-    ln_out: Annotated[LayerNorm, Group("ln_out.")]
+    ln_out: Annotated[LayerNorm, Group("ln_out.", "norm.")]
     # With logits 4 apart, a random model of 65,536 tokens has the entropy of a trained one.
-    head: Annotated[Matrix, matrix("head.weight", V, D, spread=4.0)]
+    head: Annotated[Matrix, matrix("head.weight", V, D, alias="lm_head.weight", spread=4.0)]
 
 
 def time_mixing(
@@ -175,7 +179,7 @@ RWKV7 = Architecture(
     name="rwkv7",
     title="RWKV-7",
     recognizes=recognizes,
-    embedding=table("emb.weight", V, D, feeds_stream=True),
+    embedding=table("emb.weight", V, D, alias="embeddings.weight", feeds_stream=True),
     parameters=Parameters,
     blocks=blocks,
     empty_state=empty_state,

@@ -36,7 +36,6 @@ _OTHER_KINDS = (
     ("SHiRA", r"\.shira_"),
     ("prompt tuning", r"prompt_(embeddings|encoder)"),
     ("trainable tokens", r"trainable_tokens_delta"),
-    ("state tuning", r"\.time_state$"),
 )
 # Keys of a configuration that make an adapter more than W + B @ A. `fan_in_fan_out` makes none:
 # PEFT turns it off for linear layers and embeddings, and RWKV has no others.
@@ -90,6 +89,11 @@ def adapter_config(path: Path) -> AdapterConfig:
 def check_is_lora(path: Path, names: Iterable[str]) -> None:
     """Raise CheckpointError if a tensor's name tells an adapter of another kind than LoRA."""
     for name in names:
+        if name.endswith(".time_state"):
+            raise CheckpointError(
+                f"{path}: holds a tuned state ({name}), expected a LoRA; give it to the model as "
+                "its state: load_state or --state"
+            )
         for kind, pattern in _OTHER_KINDS:
             if re.search(pattern, name):
                 raise _other_kind(path, kind, name)

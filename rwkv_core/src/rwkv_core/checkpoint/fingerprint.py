@@ -11,14 +11,14 @@ from rwkv_core.checkpoint.reader import Checkpoint
 def fingerprint_of(checkpoint: Checkpoint, config: Config) -> str:
     """Sixteen hex digits over a sample of every tensor's values, whatever kind of file holds them.
 
-    Without tensors that are transformed at load: rwkv.cpp's files hold them transformed, equal but
-    for rounding. A prequantized file has the fingerprint of the model that it was made from.
+    Without tensors that are transformed at load, which rwkv.cpp's files hold transformed, equal but
+    for rounding, and without those that are not used, which not all writers keep. A prequantized
+    file has the fingerprint of the model that it was made from.
     """
     if checkpoint.fingerprint is not None:
         return checkpoint.fingerprint
     digest = hashlib.sha256(repr(tuple(config.sizes.values())).encode())
-    weights = config.weights()
-    for name in sorted(checkpoint.tensors):
-        if name not in weights or weights[name].transform is None:
+    for name, weight in sorted(config.weights().items()):
+        if weight.transform is None:
             digest.update(checkpoint.sample(name).astype("<f4").tobytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rwkv_core.checkpoint import folder, pqth, pth, rwkv_cpp, safetensors, sharded
+from rwkv_core.checkpoint import folder, gguf, pqth, pth, rwkv_cpp, safetensors, sharded
 from rwkv_core.checkpoint.reader import HEAD_BYTES, Checkpoint, CheckpointFormat, read_head
 from rwkv_core.errors import CheckpointError, RWKVError
 from rwkv_core.util.printable import one_line
@@ -16,6 +16,7 @@ BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
     pqth.FORMAT,  # before safetensors, which it is inside
     safetensors.FORMAT,
     rwkv_cpp.FORMAT,
+    gguf.FORMAT,
     sharded.FORMAT,
 )
 __all__ = ["BUILTIN_FORMATS", "HEAD_BYTES", "matching_format", "open_checkpoint"]
@@ -33,7 +34,6 @@ _LOOK_ALIKES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
         "a web page, not the model",
         _GET_THE_FILE + " (on Hugging Face, the address with /resolve/ in it)",
     ),
-    ((b"gguf",), "a GGUF file, which llama.cpp reads", "use the .pth or .safetensors file"),
     (
         (b"tjgg", b"lmgg"),
         "a GGML file of another program than rwkv.cpp",

@@ -16,35 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rwkv_core.checkpoint.checksums import Member, is_intact
+from rwkv_core.checkpoint.extent import Extent
+from rwkv_core.checkpoint.layouts import in_blinkdl_layout
 from rwkv_core.checkpoint.names import canonical_names, canonical_shape, is_of_transformers
 from rwkv_core.checkpoint.reader import Checkpoint, TensorInfo
 from rwkv_core.errors import CheckpointError
 
 MAX_DIMENSIONS = 8
 _CHUNK_BYTES = 2**24
-
-
-class Extent(NamedTuple):
-    """Where a tensor lies in its file. Offset and strides are in bytes."""
-
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def n_bytes(self) -> int:
-        """From the first byte of the first element to the last byte of the last one."""
-        if 0 in self.shape:
-            return 0
-        steps = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        return steps + self.dtype.itemsize
-
-
-def row_major(offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Extent:
-    """The extent of a contiguous tensor."""
-    strides = tuple(prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape)))
-    return Extent(offset, shape, strides, dtype)
 
 
 _NOTHING = Extent(0, (0,), (1,), np.dtype(np.uint8))
@@ -166,9 +145,14 @@ class MappedCheckpoint(Checkpoint):
                     f"{piece.file.path}: truncated or damaged: {name} {list(piece.extent.shape)} "
                     f"does not fit in the file's {piece.file.size} bytes; download it again"
                 )
-        sources = canonical_names(path, pieces)
+        sources = canonical_names(path, pieces, format == "safetensors")
         self.has_transformers_names = is_of_transformers(sources.values())
-        self._pieces = {name: pieces[source] for name, source in sources.items()}
+        found = {name: pieces[source] for name, source in sources.items()}
+        extents = {name: piece.extent for name, piece in found.items()}
+        self._pieces = {
+            name: found[stored]._replace(extent=extent)
+            for name, (stored, extent) in in_blinkdl_layout(extents, sources.values()).items()
+        }
         self._files = list({id(piece.file): piece.file for piece in pieces.values()}.values())
         self._intact: set[tuple[Path, int]] = set()
         self._check_sharing()

@@ -1,7 +1,10 @@
 """From the names that a file gives its tensors to the canonical ones, BlinkDL's.
 
-transformers renamed them in `convert_rwkv_checkpoint_to_hf.py`, and changed no value: its
-`rwkv.blocks.3.attention.time_mix_key` is BlinkDL's `blocks.3.att.time_mix_k`.
+transformers renamed them in `convert_rwkv_checkpoint_to_hf.py`: its
+`rwkv.blocks.3.attention.time_mix_key` is BlinkDL's `blocks.3.att.time_mix_k`. FLA (flash linear
+attention), the usual form of RWKV-7 for transformers, has `model.layers.3.attn.k_proj.weight` for
+`blocks.3.att.key.weight`. web-rwkv's converter says time_mix for RWKV-6's time_maa, as do early
+files of transformers, and time_first for time_faaaa. What writers change beside names: `layouts`.
 Training frameworks put prefixes of their own before either, and wrappers into the middle.
 """
 
@@ -11,8 +14,10 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from rwkv_core.architectures.base import declared_weights
+from rwkv_core.architectures.base import Architecture, declared_weights
 from rwkv_core.architectures.rwkv4 import RWKV4
+from rwkv_core.architectures.rwkv7 import RWKV7
+from rwkv_core.architectures.versions import VERSIONS
 from rwkv_core.errors import CheckpointError
 from rwkv_core.weights import Weight
 
@@ -27,7 +32,9 @@ _PREFIX = re.compile(
     r"^(.*?\.)??(?=blocks\.[0-9]+\.|(?:emb|embeddings)\.(?:weight$|lora_embedding_)|head\.lora_)"
 )
 _USUAL_PREFIXES = ("model.", "rwkv.")  # in a file of LoRA weights without a block
-_TIED = "rwkv.embeddings.weight"
+_OF_FLA = re.compile(r"(?:^|\.)layers\.[0-9]+\.attn\.(?:[wavg]_lora\.|x_[rwkvagx]$|r_proj\.)")
+_FLA_BLOCK = re.compile(r"(?:^|(?<=\.))layers(?=\.[0-9]+\.)")
+_OF_RWKV_6 = re.compile(r"\.att\.time_mix_(?:x|w[12]?)$")
 _BLOCK = re.compile(r"^blocks\.[0-9]+\.")
 
 
@@ -39,27 +46,44 @@ def _modules(name: str) -> tuple[str, str]:
 
 # The tensors of a model of one layer, which stands for all.
 _WEIGHTS = declared_weights(RWKV4, n_layer=1)
-# From a module's name in transformers to BlinkDL's: "attention.key" to "att.key".
-_MODULES = {
-    alias: name
-    for weight in _WEIGHTS.values()
-    for alias, name in zip(_modules(weight.alias), _modules(weight.name), strict=True)
-}
 
 
-def canonical_name(name: str) -> str:
-    """Return BlinkDL's name for a tensor; a name of no known scheme stays.
+class _Aliases:
+    """From a writer's names to BlinkDL's, for some architectures."""
 
-    What follows a module's name, such as ".weight" or ".lora_A.weight", stays too.
-    """
-    block = _BLOCK.match(name)
-    module, rest = name[block.end() if block else 0 :], ""
-    while module:
-        if module in _MODULES:
-            return (block[0] if block else "") + _MODULES[module] + rest
-        module, dot, last = module.rpartition(".")
-        rest = dot + last + rest
-    return name
+    def __init__(self, architectures: Iterable[Architecture]) -> None:
+        # Of two layers, as the first may lack a tensor.
+        declared = [w for one in architectures for w in declared_weights(one, n_layer=2).values()]
+        self._tensors = {
+            _BLOCK.sub("", weight.alias): _BLOCK.sub("", weight.name) for weight in declared
+        }
+        # "attention.key" to "att.key", "attention" to "att".
+        self._modules = {
+            alias: name
+            for weight in declared
+            for alias, name in zip(_modules(weight.alias), _modules(weight.name), strict=True)
+        }
+
+    def canonical_name(self, name: str) -> str:
+        """Return BlinkDL's name for a tensor; a name of no known scheme stays.
+
+        What follows a module's name, such as ".weight" or ".lora_A.weight", stays too.
+        """
+        block = _BLOCK.match(name)
+        before, module = (block[0], name[block.end() :]) if block else ("", name)
+        if module in self._tensors:
+            return before + self._tensors[module]
+        rest = ""
+        while module:
+            if module in self._modules:
+                return before + self._modules[module] + rest
+            module, dot, last = module.rpartition(".")
+            rest = dot + last + rest
+        return name
+
+
+_TRANSFORMERS = _Aliases(one for one in VERSIONS if one is not RWKV7)
+_FLA = _Aliases([RWKV7])
 
 
 def _unwrapped(names: Collection[str]) -> dict[str, str]:
@@ -73,29 +97,62 @@ def _unwrapped(names: Collection[str]) -> dict[str, str]:
     return bare
 
 
-def canonical_names(path: Path, names: Collection[str]) -> dict[str, str]:
+def canonical_names(path: Path, names: Collection[str], is_safetensors: bool) -> dict[str, str]:
     """Canonical name to the file's name, in the file's order.
 
     A transformers file whose output matrix is tied to its embedding stores that once: there
     `head.weight` is the embedding. Raises CheckpointError if two names mean the same tensor.
+
+    Arguments:
+        is_safetensors: whether web-rwkv's converter may have written the file. In a .pth,
+            time_first is a logarithm; there it is the value itself, as time_faaaa is.
     """
+    of_fla = has_fla_names(names)
+    aliases = _FLA if of_fla else _TRANSFORMERS
+    renamed = {name: _FLA_BLOCK.sub("blocks", name) if of_fla else name for name in names}
+    bare = _unwrapped(renamed.values())
+    found = {name: aliases.canonical_name(bare[renamed[name]]) for name in names}
+    _undo_web_rwkv(found, is_safetensors)
     sources: dict[str, str] = {}
-    for source, bare in _unwrapped(names).items():
-        name = canonical_name(bare)
+    for source, name in found.items():
         if name in sources:
             raise CheckpointError(
                 f"{path}: holds {name} twice, as {sources[name]} and {source}; "
                 "save a file with one model in it"
             )
         sources[name] = source
-    if "head.weight" not in sources and sources.get("emb.weight", "").endswith(_TIED):
+    tied = "model.embeddings.weight" if of_fla else "rwkv.embeddings.weight"
+    if "head.weight" not in sources and sources.get("emb.weight", "").endswith(tied):
         sources["head.weight"] = sources["emb.weight"]
     return sources
 
 
+def _undo_web_rwkv(found: dict[str, str], is_safetensors: bool) -> None:
+    """Give RWKV-6's time_maa and time_faaaa these names, and RWKV-5's time_faaaa."""
+    of_6 = any(map(_OF_RWKV_6.search, found.values()))
+    has_gate = any(name.endswith(".att.gate.weight") for name in found.values())
+    for source, name in found.items():
+        if of_6:
+            name = name.replace(".time_mix_", ".time_maa_")
+        if is_safetensors and has_gate:
+            name = name.replace(".att.time_first", ".att.time_faaaa")
+        found[source] = name
+
+
+def has_fla_names(names: Iterable[str]) -> bool:
+    """Whether any of a file's own names is one that only FLA gives an RWKV-7's tensor."""
+    return any(map(_OF_FLA.search, names))
+
+
+def in_second_layer(name: str) -> str:
+    """Return the name that a tensor of any layer has in the second, which has all of them."""
+    return _BLOCK.sub("blocks.1.", name)
+
+
 def is_of_transformers(names: Iterable[str]) -> bool:
     """Whether any of a file's own names is one that only the transformers library gives."""
-    return any(".attention." in name or ".feed_forward." in name for name in names)
+    signs = (".attention.", ".feed_forward.", ".attn.")
+    return any(sign in name for name in names for sign in signs)
 
 
 def declared_weight(name: str) -> Weight | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rwkv_core.checkpoint.checksums import Member
-from rwkv_core.checkpoint.memory_map import Extent, MappedCheckpoint, MappedFile, Piece
+from rwkv_core.checkpoint.extent import Extent
+from rwkv_core.checkpoint.memory_map import MappedCheckpoint, MappedFile, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat
 from rwkv_core.checkpoint.torch_pickle import Malformed, PickleRefused, Tensor, read_torch_pickle
 from rwkv_core.errors import CheckpointError

@@ -1,26 +1,25 @@
 """rwkv.cpp's `.bin`: six int32 of header, then each tensor's description followed by its bytes.
 
 Its converter (python/convert_pytorch_to_ggml.py, described in docs/FILE_FORMAT.md there) keeps
-BlinkDL's names, writes dimensions innermost first, drops the length-1 axes of `time_` vectors and
-stores time_decay as -exp(time_decay), which is undone here.
+BlinkDL's names, writes dimensions innermost first, drops the length-1 axes of `time_` vectors or
+adds one, and stores some as a token uses them, which is undone here: time_decay as -exp(time_decay)
+in RWKV-4 and exp(-exp(time_decay)) in RWKV-5, and RWKV-5.0's time_first as its exponential.
+RWKV-6's time_decay is [H, N, 1]. The rest that it changes of RWKV-6 and 7: `layouts`.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from rwkv_core.checkpoint.memory_map import (
-    Extent,
-    MappedCheckpoint,
-    MappedFile,
-    Piece,
-    row_major,
-)
+from rwkv_core.checkpoint.extent import Extent, row_major
+from rwkv_core.checkpoint.memory_map import MappedCheckpoint, MappedFile, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat
 from rwkv_core.errors import CheckpointError
 
@@ -44,24 +43,58 @@ def open_rwkv_cpp(path: Path) -> MappedCheckpoint:
     Raises CheckpointError if it is quantized, of an unknown version, or damaged.
     """
     file = MappedFile(path)
-    pieces = {name: Piece(file, extent) for name, extent in _extents(file).items()}
+    extents = _extents(file)
+    if any(".att.time_maa_" in name for name in extents):
+        extents = {name: _flat_decay(name, extent) for name, extent in extents.items()}
+    pieces = {name: Piece(file, extent) for name, extent in extents.items()}
     return _RwkvCppCheckpoint(path, FORMAT.name, pieces)
+
+
+def _flat_decay(name: str, extent: Extent) -> Extent:
+    """RWKV-6's time_decay [H, N, 1] as [D]."""
+    if not name.endswith(".att.time_decay"):
+        return extent
+    return row_major(extent.offset, (prod(extent.shape),), extent.dtype)
 
 
 class _RwkvCppCheckpoint(MappedCheckpoint):
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """See `Checkpoint.read`; time_decay is computed, every other tensor is a view."""
+        """See `Checkpoint.read`; a tensor stored otherwise is computed, any other is a view."""
         array = super().read(name)
-        return _raw_time_decay(array) if name.endswith(".att.time_decay") else array
+        undo = self._inverses.get(name.rpartition(".")[2])
+        return array if undo is None else _computed(undo, array)
+
+    @cached_property
+    def _inverses(self) -> dict[str, _Inverse]:
+        """By the last part of a tensor's name, what gives BlinkDL's values."""
+        if any(".att.time_maa_" in name or name.endswith(".att.k_k") for name in self.tensors):
+            return {}
+        if any(".att.ln_x." in name for name in self.tensors):
+            return {"time_decay": _log_of_minus_log, "time_first": np.log}
+        return {"time_decay": _log_of_minus}
 
 
-def _raw_time_decay(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The inverse of -exp, in float32. A positive value has none and becomes NaN."""
-    smallest = np.finfo(np.float32).smallest_normal
-    with np.errstate(invalid="ignore"):
-        raw = np.log(np.where(stored == 0, smallest, -stored)).astype(stored.dtype)
+_Inverse: TypeAlias = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+_SMALLEST = np.finfo(np.float32).smallest_normal
+
+
+def _computed(undo: _Inverse, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What `undo` gives, in the type stored; NaN for a value that no converter writes."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        raw = undo(stored).astype(stored.dtype)
     raw.flags.writeable = False
     return raw
+
+
+def _log_of_minus(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The inverse of -exp; of 0, what an exponential that underflowed may have been of."""
+    return np.log(np.where(stored == 0, _SMALLEST, -stored))
+
+
+def _log_of_minus_log(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The inverse of exp(-exp(x)); of 0 and 1, an x that gives them again."""
+    exponent = -np.log(np.where(stored == 0, _SMALLEST, stored))
+    return _log_of_minus(-exponent)
 
 
 def _damaged(file: MappedFile, what: str) -> CheckpointError:

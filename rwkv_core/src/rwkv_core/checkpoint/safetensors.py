@@ -15,14 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rwkv_core.checkpoint.memory_map import (
-    MAX_DIMENSIONS,
-    Extent,
-    MappedCheckpoint,
-    MappedFile,
-    Piece,
-    row_major,
-)
+from rwkv_core.checkpoint.extent import Extent, row_major
+from rwkv_core.checkpoint.memory_map import MAX_DIMENSIONS, MappedCheckpoint, MappedFile, Piece
 from rwkv_core.checkpoint.reader import CheckpointFormat
 from rwkv_core.errors import CheckpointError
 

@@ -45,6 +45,17 @@ _LORA_UNMERGED = (
     r"lora_[AB]",
     "give the alpha of their training, Lora(alpha=...) or --lora-alpha, to merge them",
 )
+_STATE_ALONE = (
+    "a state-tuned file without its model",
+    r"\.time_state$",
+    "load the model that it was trained on, and give it this state: load_state or --state",
+)
+_STATE_INSIDE = (
+    "a model with a tuned state in it",
+    r"\.time_state$",
+    "save its blocks.N.att.time_state to a .pth of their own, for load_state or --state, and the "
+    "other tensors as the model",
+)
 _OTHER_KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "a transformer",
@@ -113,8 +124,10 @@ def _is_finite(array: np.ndarray[Any, Any]) -> bool:
 
 def _architecture(checkpoint: Checkpoint, versions: Sequence[Architecture]) -> Architecture:
     names = checkpoint.tensors
-    lora = _LORA_UNMERGED if "emb.weight" in names else _LORA_ALONE
-    for kind, pattern, advice in (*_EXTENDED, lora, *_OTHER_KINDS):
+    has_model = "emb.weight" in names
+    lora = _LORA_UNMERGED if has_model else _LORA_ALONE
+    state = _STATE_INSIDE if has_model else _STATE_ALONE
+    for kind, pattern, advice in (*_EXTENDED, lora, state, *_OTHER_KINDS):
         sign = next((name for name in names if re.search(pattern, name)), None)
         if sign is not None:
             raise CheckpointError(f"{checkpoint.path}: is {kind} (it holds {sign}); {advice}")

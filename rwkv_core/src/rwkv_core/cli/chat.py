@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.chat_session import HELP, ChatSession
 from rwkv_core.cli.line_input import is_interactive
 from rwkv_core.cli.model_arguments import (
@@ -34,7 +35,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help=r"a text before the first turn; \n is understood",
     )
     names.add_argument(
-        "--state", type=filled, metavar="FILE", help="go on from a saved conversation or state"
+        "--state",
+        type=filled,
+        metavar="FILE",
+        help="go on from a saved conversation or state, or a state-tuned .pth",
     )
     parser.add_argument(
         "--no-history", action="store_true", help="keep no file of what was typed, and read none"
@@ -45,8 +49,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     refuse_stdin("chat", "start a single one")
     options = sampling_options(args)
-    if args.state is not None:
-        check_state_file(Path(args.state).expanduser())
+    state = None if args.state is None else Path(args.state).expanduser()
+    if state is not None and not is_tuned_state(state):
+        check_state_file(state)
     # Before anything reads from it, such as the question for a model: afterwards Python refuses.
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")

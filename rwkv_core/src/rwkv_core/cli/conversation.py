@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.chat_transcript import ChatTranscript
 from rwkv_core.cli.progress import read_prompt
 from rwkv_core.errors import StateError
@@ -122,7 +123,8 @@ class Conversation:
         Raises StateError.
         """
         state = self._rwkv.model.load_state(path)
-        found = ChatTranscript.from_json(load_transcript(path))
+        transcript = "" if is_tuned_state(path) else load_transcript(path)
+        found = ChatTranscript.from_json(transcript)
         self._rwkv.set_state(state)
         self._turns.clear()
         self._earlier = [] if found is None else found.turns

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.model_arguments import (
     add_model_arguments,
     add_tokenizer_argument,
@@ -34,7 +35,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_argument(parser)
     add_sampling_arguments(parser, 200, {})
     parser.add_argument(
-        "--state", type=filled, metavar="FILE", help="continue from a saved state or conversation"
+        "--state",
+        type=filled,
+        metavar="FILE",
+        help="continue from a saved state or conversation, or a state-tuned .pth",
     )
     parser.add_argument(
         "--save-state", type=filled, metavar="FILE", help="save the state after the text"
@@ -46,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     options = sampling_options(args)
     # Now, and not when the model is loaded or the text done.
-    if args.state is not None:
+    if args.state is not None and not is_tuned_state(args.state):
         check_state_file(args.state)
     if args.save_state is not None:
         check_place(args.save_state)

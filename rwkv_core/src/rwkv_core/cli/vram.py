@@ -143,7 +143,8 @@ Computed from the model's shapes:
                     the file (16 bits for the known sizes)
   8 bits, 4 bits    the same, for matrices quantized in groups of 64 that share a scale and an
                     offset of 16 bits each: an estimate
-  state             for each sequence: 5 float32 vectors a layer, and the logits
+  state             for each sequence: 5 float32 vectors a layer, in RWKV-5 to 7 one for each
+                    channel of a head and 2 more; and the logits
   prefill           while a prompt is read, 512 tokens at a time: their vectors, about
                     4 D + max(12 D, 3 F) float32 a token, D and F being the widths of the model
                     and of its channel mixing

@@ -1,0 +1,84 @@
+"""What other writers change of RWKV-6's and RWKV-7's tensors beside their names, undone in place.
+
+Each is a matter of where in the file a tensor's values lie, so that none is copied:
+- FLA, web-rwkv's converter and rwkv.cpp's store low-rank matrices transposed, [out, in]. Which way
+  one lies its shape tells, as it is narrower than the model is wide. (Some versions of web-rwkv's
+  converter transpose RWKV-6's twice.)
+- rwkv.cpp's converter joins the six shares of RWKV-7's token shifts into one tensor, [6, 1, D], as
+  early versions of FLA do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from rwkv_core.architectures.base import D, declared_weights
+from rwkv_core.architectures.versions import VERSIONS
+from rwkv_core.checkpoint.extent import Extent
+from rwkv_core.checkpoint.names import has_fla_names, in_second_layer
+
+_FUSED = (".att.x_rwkvag", ".att.x_x")
+# Of each low-rank matrix, which of its last two axes is as long as the model is wide.
+_WIDE_AXES = {
+    name: weight.shape.index(D) - len(weight.shape)
+    for architecture in VERSIONS
+    for name, weight in declared_weights(architecture, n_layer=2).items()
+    if weight.role == "low_rank"
+}
+
+
+class Placed(NamedTuple):
+    """A tensor, and the name of the one in the file whose bytes it is part of."""
+
+    stored: str
+    extent: Extent
+
+
+def in_blinkdl_layout(extents: Mapping[str, Extent], sources: Collection[str]) -> dict[str, Placed]:
+    """Return the tensors of a file as BlinkDL's files have them.
+
+    Arguments:
+        extents: by BlinkDL's names, or by the file's own where BlinkDL has no such tensor.
+        sources: the file's own names.
+    """
+    embedding = extents.get("emb.weight")
+    width = embedding.shape[-1] if embedding and embedding.shape else 0
+    # A square one is as its writer has them, as far as that can be told.
+    is_turned = has_fla_names(sources) or any(name.endswith(_FUSED) for name in extents)
+    return {
+        name: Placed(stored, _oriented(name, extent, width, is_turned))
+        for stored, whole in extents.items()
+        for name, extent in _parts(stored, whole)
+    }
+
+
+def _parts(name: str, whole: Extent) -> Iterator[tuple[str, Extent]]:
+    shares = "rwkvag"
+    if not name.endswith(_FUSED) or whole.shape[:1] != (len(shares),):
+        yield name, whole
+        return
+    for i, share in enumerate(shares):
+        yield (
+            name.rpartition("_")[0] + "_" + share,
+            whole._replace(
+                offset=whole.offset + i * whole.strides[0],
+                shape=whole.shape[1:],
+                strides=whole.strides[1:],
+            ),
+        )
+
+
+def _oriented(name: str, extent: Extent, width: int, is_turned: bool) -> Extent:
+    axis = _WIDE_AXES.get(in_second_layer(name))
+    if axis is None or len(extent.shape) < 2:
+        return extent
+    wide, narrow = extent.shape[axis], extent.shape[-3 - axis]
+    turn = is_turned if wide == narrow else narrow == width
+    return _transposed(extent) if turn else extent
+
+
+def _transposed(extent: Extent) -> Extent:
+    *shape, rows, columns = extent.shape
+    *strides, down, right = extent.strides
+    return extent._replace(shape=(*shape, columns, rows), strides=(*strides, right, down))

@@ -1,0 +1,111 @@
+"""State-tuned files: the state from which a model was trained to begin, without the model.
+
+A file holds `blocks.N.att.time_state` for each layer, [H, N, N], and nothing else: a matrix for
+each head with a row for each value channel and a column for each key channel, in RWKV-5 to 7 alike.
+The `rwkv` package keeps RWKV-5's and 6's states the other way round, and transposes a file's. So
+does web-rwkv's converter in the .st that it makes of such a .pth, which is undone here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.architectures.base import Config, H, N
+from rwkv_core.checkpoint import pth, safetensors
+from rwkv_core.checkpoint.reader import Checkpoint, read_head
+from rwkv_core.checkpoint.validation import FLOATS, check_tensor
+from rwkv_core.errors import CheckpointError, StateError
+from rwkv_core.state import check_is_file
+
+_NAME = re.compile(r"blocks\.([0-9]+)\.att\.time_state")
+
+
+def is_tuned_state(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a state-tuned one. Raises what `open_tuned_state` does."""
+    tuned = open_tuned_state(path)
+    if tuned is not None:
+        tuned.close()
+    return tuned is not None
+
+
+def open_tuned_state(place: str | os.PathLike[str]) -> Checkpoint | None:
+    """Open a state-tuned file; None for a file of another kind.
+
+    Raises StateError if there is no file, and for a .pth that is damaged or holds something else.
+    """
+    check_is_file(place)
+    path = Path(place)
+    is_pth = False
+    try:
+        is_pth = pth.FORMAT.matches(path, read_head(path))
+        stored = pth.open_pth(path) if is_pth else safetensors.open_safetensors(path)
+    except CheckpointError as error:
+        if is_pth:
+            raise StateError(str(error)) from None
+        return None
+    if is_pth:
+        return _checked(stored)
+    if any(map(_NAME.fullmatch, stored.tensors)):
+        return _checked(stored)
+    stored.close()
+    return None
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    other = next((name for name in checkpoint.tensors if not _NAME.fullmatch(name)), None)
+    if other is None:
+        return checkpoint
+    checkpoint.close()
+    raise StateError(
+        f"{checkpoint.path}: not a state file: it holds {other}, expected one that save_state "
+        "wrote, or a state-tuned one that holds blocks.N.att.time_state alone"
+    )
+
+
+def read_tuned_state(checkpoint: Checkpoint, config: Config) -> NDArray[Any]:
+    """Return the state [L, 2 + N, D], float64, as a model of these sizes has it.
+
+    Raises StateError if the file is of a model of other sizes, or damaged.
+    """
+    sizes, architecture = config.sizes, config.architecture
+    if not {H, N} <= sizes.keys():
+        raise StateError(
+            f"{checkpoint.path}: a state-tuned file, expected a model of RWKV-5 to RWKV-7: "
+            f"{architecture.title} has no state of this kind"
+        )
+    expected = (sizes[H], sizes[N], sizes[N])
+    names = [f"blocks.{i}.att.time_state" for i in range(config.n_layer)]
+    found = [tensor.shape for tensor in checkpoint.tensors.values()]
+    if checkpoint.tensors.keys() != set(names) or set(found) != {expected}:
+        raise StateError(
+            f"{checkpoint.path}: a state-tuned file of {len(found)} layers of {list(found[0])}, "
+            f"expected {config.n_layer} of {list(expected)} for this {architecture.title}; load "
+            "the model that it was trained on"
+        )
+    state = config.empty_state()
+    for i, name in enumerate(names):
+        matrices = _read(checkpoint, name)  # [H, V, K]
+        state[i, -sizes[N] :] = matrices.transpose(1, 0, 2).reshape(sizes[N], -1)
+    return state
+
+
+def _read(checkpoint: Checkpoint, name: str) -> NDArray[Any]:
+    if checkpoint.tensors[name].dtype not in FLOATS:
+        raise StateError(
+            f"{checkpoint.path}: {name} is of type {checkpoint.tensors[name].dtype}, expected "
+            "float16, bfloat16, float32 or float64"
+        )
+    array = checkpoint.read(name)
+    try:
+        check_tensor(checkpoint, name, array)
+    except CheckpointError as error:
+        raise StateError(str(error)) from None
+    if checkpoint.format == safetensors.FORMAT.name:
+        array = array.transpose(0, 2, 1)
+    return array.astype(np.float64)
