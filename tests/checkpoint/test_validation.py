@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from later_versions import SIZES, later_weights
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core.architectures.base import Config
@@ -170,3 +171,12 @@ def test_random_weights_are_the_same_for_the_same_seed() -> None:
     assert all(np.array_equal(one[name], again[name]) for name in one)
     assert not np.array_equal(one["emb.weight"], other["emb.weight"])
     assert all(np.count_nonzero(array) == array.size for array in one.values())
+
+
+@pytest.mark.parametrize("n_layer", [1, 2])
+def test_what_the_first_layer_does_not_use_is_no_other_design(tmp_path: Path, n_layer: int) -> None:
+    sizes = SIZES[0]._replace(n_layer=n_layer)
+    write_pth(tmp_path / "m.pth", later_weights("7", sizes))
+    with open_checkpoint(tmp_path / "m.pth") as checkpoint:
+        assert "blocks.0.att.v0" in checkpoint.tensors
+        assert diagnose(checkpoint).architecture.name == "rwkv7"

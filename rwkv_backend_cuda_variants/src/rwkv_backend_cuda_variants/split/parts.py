@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import add, getitem, mul, neg, sub
+from operator import add, getitem, mul, neg, sub, truediv
 from typing import Any
 
 import torch
@@ -52,6 +52,15 @@ class Parts:
 
     def __mul__(self, other: Any) -> Any:
         return _of_two(mul, self, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        return _of_two(truediv, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return in_lockstep(lambda tensor: other - tensor, self)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return in_lockstep(lambda tensor: other / tensor, self)
 
     __radd__, __rmul__ = __add__, __mul__
 

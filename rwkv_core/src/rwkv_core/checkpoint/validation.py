@@ -225,7 +225,8 @@ def _check_nothing_more(
 ) -> None:
     """Further weights in a block, or beside the head, mean other equations."""
     # Of a tensor that later layers have, a file may hold an unused one in the first layer.
-    unused = {"blocks.0." + name.split(".", 2)[-1] for name in expected if _BLOCK.match(name)}
+    later = declared_weights(architecture, n_layer=2)
+    unused = {name.replace("blocks.1.", "blocks.0.", 1) for name in later}
     more = [
         name
         for name, tensor in checkpoint.tensors.items()
