@@ -6,19 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.chat_session import HELP, ChatSession
 from rwkv_core.cli.line_input import is_interactive
 from rwkv_core.cli.model_arguments import (
     add_model_arguments,
     add_tokenizer_argument,
+    check_initial_state,
     filled,
     load_rwkv,
 )
 from rwkv_core.cli.processes import refuse_stdin
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options, unescape
 from rwkv_core.plugins.command import Command
-from rwkv_core.state import check_state_file
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +49,8 @@ def _run(args: argparse.Namespace) -> int:
     refuse_stdin("chat", "start a single one")
     options = sampling_options(args)
     state = None if args.state is None else Path(args.state).expanduser()
-    if state is not None and not is_tuned_state(state):
-        check_state_file(state)
+    if state is not None:
+        check_initial_state(state)
     # Before anything reads from it, such as the question for a model: afterwards Python refuses.
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.chat_transcript import ChatTranscript
 from rwkv_core.cli.progress import read_prompt
 from rwkv_core.errors import StateError
@@ -122,6 +121,8 @@ class Conversation:
         Returns None if no transcript was saved with it. The turns before it cannot be taken back.
         Raises StateError.
         """
+        from rwkv_core.checkpoint.tuned_state import is_tuned_state
+
         state = self._rwkv.model.load_state(path)
         transcript = "" if is_tuned_state(path) else load_transcript(path)
         found = ChatTranscript.from_json(transcript)

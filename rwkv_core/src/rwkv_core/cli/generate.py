@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rwkv_core.checkpoint.tuned_state import is_tuned_state
 from rwkv_core.cli.model_arguments import (
     add_model_arguments,
     add_tokenizer_argument,
+    check_initial_state,
     filled,
     load_rwkv,
 )
@@ -22,7 +22,7 @@ from rwkv_core.cli.progress import read_prompt
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
 from rwkv_core.errors import OptionError
 from rwkv_core.plugins.command import Command
-from rwkv_core.state import check_place, check_state_file
+from rwkv_core.state import check_place
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +50,8 @@ def _run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     options = sampling_options(args)
     # Now, and not when the model is loaded or the text done.
-    if args.state is not None and not is_tuned_state(args.state):
-        check_state_file(args.state)
+    if args.state is not None:
+        check_initial_state(args.state)
     if args.save_state is not None:
         check_place(args.save_state)
     rwkv = load_rwkv(args, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from rwkv_core.cli.completion import complete_with
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
 from rwkv_core.errors import OptionError
+from rwkv_core.state import check_state_file
 from rwkv_core.util.printable import printable
 
 if TYPE_CHECKING:
@@ -150,3 +152,11 @@ def load_rwkv(args: argparse.Namespace, options: Mapping[str, Any] | None = None
     if options is not None and (n_vocab := vocabulary_size(name)) is not None:
         check_vocabulary(options["sampling"], options["stop_tokens"], n_vocab)
     return RWKV(_load_model(args, name), tokenizer=tokenizer)
+
+
+def check_initial_state(path: str | os.PathLike[str]) -> None:
+    """Raise StateError unless a file begins as a saved state does, or is a state-tuned one."""
+    from rwkv_core.checkpoint.tuned_state import is_tuned_state
+
+    if not is_tuned_state(path):
+        check_state_file(path)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from rwkv_core import bundled
-from rwkv_core.checkpoint.folder import model_bytes
 from rwkv_core.errors import OptionError
 from rwkv_core.util.printable import printable
 
@@ -36,6 +35,8 @@ def choose_model(named: str | None) -> str:
 
 def _ask(names: list[str]) -> str:
     choices = [*names, bundled.NAME]
+    from rwkv_core.checkpoint.folder import model_bytes
+
     notes = [f"{model_bytes(Path(name)) / 2**20:.0f} MiB" for name in names]
     notes.append("ships with rwkv-core")
     for i, (choice, note) in enumerate(zip(choices, notes, strict=True), 1):
