@@ -177,6 +177,9 @@ def load_later(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, blocks.Sizes], Loaded]:
     """Returns the model of a version and sizes on the backend under test, made once."""
+    if ops.fixed_shapes and ops.dtype != "float32":
+        # Products and scans are compared in every type; these compile some hundred functions.
+        pytest.skip("each shape costs a compilation: later versions run whole in float32 alone")
     folder = tmp_path_factory.mktemp("later")
     runs = {"rwkv6": rwkv6.run, "rwkv7": rwkv7.run}
 
