@@ -142,6 +142,7 @@ def test_layer_0_of_rwkv7_needs_no_v0(
     tmp_path: Path,
 ) -> None:
     """Files may have it, with v1 and v2: they count for nothing there."""
+    model = load_later("rwkv7", MEDIUM).model
     unused = [f"blocks.0.att.v{i}" for i in range(3)]
     weights = dict(later_weights("rwkv7", MEDIUM))
     for name in unused:
@@ -149,6 +150,5 @@ def test_layer_0_of_rwkv7_needs_no_v0(
     save_weights(tmp_path / "model.safetensors", weights)
     backend = request.config.getoption("rwkv_backend")
     without = rwkv_core.load(tmp_path / "model.safetensors", backend, **options)
-    model = load_later("rwkv7", MEDIUM).model
     found, expected = (one.to_numpy(one.forward(tokens[:1])[0]) for one in (without, model))
     assert np.array_equal(found, expected)
