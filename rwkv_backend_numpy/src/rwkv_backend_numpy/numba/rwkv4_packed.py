@@ -19,7 +19,10 @@ Floats = NDArray[np.float32]
 
 
 def packed_model(p: Parameters, state: Floats) -> PackedModel | None:
-    """None if matrices are of several kinds, or those of a width of several forms."""
+    """None if matrices are of several kinds, or those of a width of several forms.
+
+    `state` is there for versions with heads, whose size it tells; it is not used here.
+    """
     rows = [_matrices(block) for block in p.blocks]
     wide = [p.head, *(matrix for row in rows for matrix in row[:CHANNEL_VALUE])]
     deep = [row[CHANNEL_VALUE] for row in rows]

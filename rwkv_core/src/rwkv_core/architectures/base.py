@@ -39,6 +39,7 @@ class Group(NamedTuple):
     feeds_stream: bool = False
     """As `Weight.feeds_stream`, of all its tensors."""
     layer: int = 0
+    """The number of the layer that it is in."""
 
     @property
     def of_layers(self) -> bool:

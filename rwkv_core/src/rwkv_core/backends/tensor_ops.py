@@ -86,10 +86,11 @@ class TensorOps(ABC):
         """
 
     def low_rank_matrix(self, array: NDArray[Any]) -> Matrix:
-        """`array` [out, in], of which one side is narrow, as this backend multiplies with it.
+        """A low-rank factor `array` [out, in], out or in being the rank, as `matmul` takes it.
 
         Default: `matrix`. A backend that quantizes matrices keeps these in 16 bits at least: they
-        are few, and small errors in them change what a state keeps. Not shared with `array`.
+        are few, and small errors in them change what a state keeps. The result shares no memory
+        with `array`.
         """
         return self.matrix(array)
 
