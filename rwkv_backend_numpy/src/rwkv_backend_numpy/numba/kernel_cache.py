@@ -17,7 +17,7 @@ from numba import njit
 from numba.core import config, event
 from numba.core.caching import FunctionCache
 
-from rwkv_core.architectures import rwkv4, rwkv7
+from rwkv_core.architectures import matrix_state, rwkv4, rwkv7
 from rwkv_core.errors import BackendError
 
 # Sums in any order, so that they vectorize. Not numba's fastmath=True, which assumes that there are
@@ -28,7 +28,7 @@ REORDERED = {"reassoc", "contract"}
 def _digest_of_sources() -> str:
     # The rows of the state are the architecture's.
     own = sorted(Path(__file__).parent.glob("*.py"))
-    sources = [*own, *(Path(str(version.__file__)) for version in (rwkv4, rwkv7))]
+    sources = [*own, *(Path(str(version.__file__)) for version in (matrix_state, rwkv4, rwkv7))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 

@@ -14,7 +14,8 @@ from rwkv_backend_numpy.numba.rwkv7_token import (
     Token,
     one_token,
 )
-from rwkv_core.architectures.rwkv7 import FIRST_OF_S, Block, Parameters
+from rwkv_core.architectures.matrix_state import FIRST_OF_S
+from rwkv_core.architectures.rwkv7 import Block, Parameters
 
 Floats = NDArray[np.float32]
 

@@ -20,7 +20,6 @@ from rwkv_core.architectures.base import (
     ABSENT,
     MIX,
     Architecture,
-    Config,
     D,
     F,
     Group,
@@ -30,12 +29,10 @@ from rwkv_core.architectures.base import (
     V,
 )
 from rwkv_core.architectures.head import LayerNorm
+from rwkv_core.architectures.matrix_state import CHANNEL_X, FIRST_OF_S, TIME_X, empty_state
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
 from rwkv_core.weights import matrix, table, vector
 
-# Rows of one layer's part of the state [B, L, 2 + N, D]: the last input of channel mixing and of
-# time mixing, then S: row i of all heads' matrices side by side.
-CHANNEL_X, TIME_X, FIRST_OF_S = range(3)
 # Of the group norm: 1e-5 for a scan's result divided by 8.
 EPSILON = 64e-5
 
@@ -126,11 +123,6 @@ def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Arra
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
     """Embeddings `x` [B, T, D] and state [B, L, 2 + N, D] through all blocks; the same shapes."""
     return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state, kernel="rwkv5")
-
-
-def empty_state(config: Config) -> NDArray[Any]:
-    """Return the state of having read nothing, float64 [L, 2 + N, D]."""
-    return np.zeros((config.n_layer, FIRST_OF_S + config.more[N], config.n_embd))
 
 
 def _is_5_0(shapes: Shapes) -> bool:

@@ -17,13 +17,9 @@ import math
 import re
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rwkv_core.architectures.base import (
     MIX,
     Architecture,
-    Config,
     D,
     F,
     Group,
@@ -33,12 +29,10 @@ from rwkv_core.architectures.base import (
     V,
 )
 from rwkv_core.architectures.head import LayerNorm
+from rwkv_core.architectures.matrix_state import CHANNEL_X, FIRST_OF_S, TIME_X, empty_state
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
 from rwkv_core.weights import low_rank, matrix, table, vector
 
-# Rows of one layer's part of the state [B, L, 2 + N, D]: the last input of channel mixing and of
-# time mixing, then S: row i of all heads' matrices side by side.
-CHANNEL_X, TIME_X, FIRST_OF_S = range(3)
 # Of the group norm, whatever the head's size.
 EPSILON = 64e-5
 # Of the decay exp(-e^-0.5 sigmoid(.)), which is so at least 0.545.
@@ -163,11 +157,6 @@ def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array
     carry = (ops.layer_norm(x, *p.ln0),)
     (x, _), state = ops.layers(block, p.blocks, carry, state, kernel="rwkv7")
     return x, state
-
-
-def empty_state(config: Config) -> NDArray[Any]:
-    """Return the state of having read nothing, float64 [L, 2 + N, D]."""
-    return np.zeros((config.n_layer, FIRST_OF_S + config.more[N], config.n_embd))
 
 
 def recognizes(shapes: Shapes) -> bool:
