@@ -111,6 +111,8 @@ def train(
     valid = [torch.tensor(tokenizer.encode(t).ids) for t in valid_text]
     valid_bytes = sum(len(t.encode()) for t in valid_text)
 
+    # Products of bfloat16, summed in float32, where the CPU has them.
+    torch.set_float32_matmul_precision("medium")
     torch.manual_seed(seed)
     module = importlib.import_module(name)
     empty_state = module.empty_state

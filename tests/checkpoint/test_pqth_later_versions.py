@@ -49,10 +49,12 @@ def test_every_backend_computes_with_the_quantized_matrices(
     }
     write_pth(tmp_path / "restored.pth", restored)
     rwkv_core.prequantize(model, tmp_path / "model.pqth", bits)
-    plain = rwkv_core.load(tmp_path / "restored.pth", "numpy", dtype="float64")
-    expected = plain.to_numpy(plain.forward(TOKENS, all_logits=True)[0])
-    loaded = rwkv_core.load(tmp_path / "model.pqth", backend)
-    found = loaded.to_numpy(loaded.forward(TOKENS, all_logits=True)[0])
+    plain, loaded = (
+        rwkv_core.load(tmp_path / name, backend) for name in ("restored.pth", "model.pqth")
+    )
+    expected, found = (
+        model.to_numpy(model.forward(TOKENS, all_logits=True)[0]) for model in (plain, loaded)
+    )
     assert_close(found, expected, of_model(loaded.ops))
 
 
