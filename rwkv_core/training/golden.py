@@ -1,18 +1,21 @@
-"""Write the logits that `rwkv-core verify` holds backends against, for the model that ships.
+"""Write the logits that `rwkv-core verify` holds backends against.
 
     python golden.py
 
-They are computed in float64 by the conformance suite's reference, from the weights in the file, and
-stored as float32 in golden.safetensors beside it. Run it whenever the model file changes.
+They are computed in float64 by the conformance suite's references, from the weights in each model's
+file, and stored as float32 beside it. Run it whenever such a file changes. Of versions without a
+trained model it first writes a random one.
 """
+
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from rwkv_core.bundled import MODEL, NAME
+from rwkv_core import bundled
 from rwkv_core.checkpoint import diagnose, open_checkpoint
-from rwkv_core.conformance.references import rwkv4 as reference
-from rwkv_core.evaluation.verify import GOLDEN
+from rwkv_core.conformance.references import rwkv4, rwkv5, rwkv6, rwkv7
+from rwkv_core.conformance.references.blocks import Sizes
 from rwkv_core.loading import load
 from rwkv_core.tokenizer import load_tokenizer
 
@@ -22,31 +25,56 @@ PROMPTS = (
     # Long enough that a backend which reads in fixed sizes needs several, with a remainder.
     "The sea was calm. " * 20 + "Then the wind rose, and with it the fear of every man aboard",
 )
+REFERENCES = {"rwkv4": rwkv4, "rwkv6": rwkv6, "rwkv7": rwkv7}
+SIZES = Sizes(n_layer=2, n_embd=64, head_size=32, n_ffn=224, n_vocab=64, ranks=(8, 8, 8, 8))
 
 
-def weights() -> reference.Weights:
-    """The shipped model's tensors in float64."""
-    with open_checkpoint(MODEL) as checkpoint:
+def write_random_model(version: str, path: Path) -> None:
+    if version in ("rwkv6", "rwkv7"):
+        weights = REFERENCES[version].random_weights(SIZES)
+    else:
+        weights = rwkv5.random_weights(SIZES, version.removeprefix("rwkv"))
+    save_file(
+        {name: np.ascontiguousarray(array, np.float16) for name, array in weights.items()}, path
+    )
+
+
+def read_weights(path: Path) -> rwkv4.Weights:
+    """The tensors in float64."""
+    with open_checkpoint(path) as checkpoint:
         diagnose(checkpoint)
         return {name: checkpoint.read(name).astype(np.float64) for name in checkpoint.tensors}
 
 
-def main() -> None:
-    tokenizer = load_tokenizer(MODEL.with_name("tokenizer.json"))
+def prompts(n_vocab: int) -> list[list[int]]:
+    tokenizer = load_tokenizer(bundled.TOKENIZER)
+    return [[0, *(token % n_vocab for token in tokenizer.encode(text))] for text in PROMPTS]
+
+
+def write_golden_logits(version: str, path: Path) -> None:
+    reference = REFERENCES.get(version, rwkv5)
+    weights = read_weights(path)
     tensors: dict[str, np.ndarray] = {}
-    parameters = weights()
-    for i, prompt in enumerate(PROMPTS):
-        tokens = [0, *tokenizer.encode(prompt)]
+    for i, tokens in enumerate(prompts(len(weights["emb.weight"]))):
         last = len(tokens) - 1
         positions = sorted({0, 1, last // 2, last})
-        expected = reference.run(parameters, tokens).logits[positions]
+        expected = reference.run(weights, tokens).logits[positions]
         tensors[f"tokens.{i}"] = np.array(tokens, np.int32)
         tensors[f"positions.{i}"] = np.array(positions, np.int32)
         tensors[f"logits.{i}"] = expected.astype(np.float32)
-        print(f"{len(tokens)} tokens, logits at {positions}")
+    golden = bundled.golden_logits(path)
     # The fingerprint is the same on every backend.
-    save_file(tensors, GOLDEN, {"model": load(NAME).fingerprint})
-    print(GOLDEN, GOLDEN.stat().st_size, "bytes")
+    model = load(path)
+    assert model.architecture == version
+    save_file(tensors, golden, {"model": model.fingerprint})
+    print(f"{golden}: {golden.stat().st_size} bytes, model {model.fingerprint}")
+
+
+def main() -> None:
+    for version, path in bundled.VERIFIED.items():
+        if path not in bundled.MODELS.values():
+            write_random_model(version, path)
+        write_golden_logits(version, path)
 
 
 if __name__ == "__main__":

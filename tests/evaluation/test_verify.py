@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import rwkv_core
+from rwkv_core import bundled
 from rwkv_core.cli import main
 from rwkv_core.errors import BackendError, RWKVError
 from rwkv_core.evaluation.verify import golden_cases, verify
@@ -55,6 +56,14 @@ FAULTS = {
     def wkv(self, k, v, decay, first, *rest):
         return super().wkv(k, v, decay, 0 * first, *rest)
 """,
+    "scan of RWKV-6": """
+    def wkv6(self, r, w, k, v, bonus, s):
+        return super().wkv6(r, w, k, v, 0 * bonus, s)
+""",
+    "scan of RWKV-7": """
+    def wkv7(self, r, w, k, v, kk, b, s):
+        return super().wkv7(r, w, k, v, kk, 0 * b, s)
+""",
     "long prompts": """
     def chunks(self, n_tokens):
         return [1] if n_tokens == 1 else [n_tokens - 1, 1]
@@ -94,13 +103,14 @@ def test_a_fault_is_found(install_plugin, fault):
 def test_logits_that_are_not_numbers_fail(install_plugin):
     odd(install_plugin, "    def sigmoid(self, x):\n        return x * numpy.nan\n")
     (check,) = verify("odd", {})
-    assert (check.status, check.error) == ("FAIL", None) and "not all numbers" in check.reason
+    assert (check.status, check.error) == ("FAIL", None)
+    assert check.reason.count("not all numbers") == len(bundled.VERIFIED)
 
 
 def test_an_exception_of_the_library_fails(install_plugin):
     odd(install_plugin, "    def sigmoid(self, x):\n        raise RuntimeError('no\\nkernel')\n")
     (check,) = verify("odd", {})
-    assert (check.status, check.reason) == ("FAIL", "RuntimeError: no kernel")
+    assert check.status == "FAIL" and "rwkv6: RuntimeError: no kernel; rwkv" in check.reason
 
 
 def test_what_the_backend_refuses_is_skipped(install_plugin):
@@ -121,15 +131,24 @@ def test_a_backend_that_is_not_ready_is_skipped_with_its_reason(install_plugin, 
         list(verify("odd", {}))
 
 
+def test_a_fault_of_one_version_names_it(install_plugin):
+    odd(install_plugin, FAULTS["scan of RWKV-7"])
+    (check,) = verify("odd", {})
+    assert check.reason.startswith("rwkv7: off by ") and "rwkv6" not in check.reason
+
+
 def test_golden_logits_of_another_model_are_refused():
     with pytest.raises(RWKVError, match="is of model"):
-        golden_cases("0" * 16)
+        golden_cases(bundled.golden_logits(bundled.MODELS["prose"]), "0" * 16)
 
 
 @pytest.mark.needs_backend
-def test_golden_logits_are_of_the_shipped_model():
-    model = rwkv_core.load("prose")
-    for case in golden_cases(model.fingerprint):
+@pytest.mark.parametrize("version", bundled.VERIFIED)
+def test_golden_logits_are_of_a_model_of_each_version(version):
+    path = bundled.VERIFIED[version]
+    model = rwkv_core.load(path)
+    assert model.architecture == version
+    for case in golden_cases(bundled.golden_logits(path), model.fingerprint):
         assert case.logits.shape == (len(case.positions), model.n_vocab)
         assert case.logits.dtype == np.float32 and max(case.positions) < len(case.tokens)
 

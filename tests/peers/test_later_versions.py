@@ -42,9 +42,6 @@ def options_for(backend: str, path: Path) -> dict[str, Any]:
     return {"devices": ["cpu", "cpu"]} if backend == "torch-split" else {}
 
 
-backends = pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch-quant"])
-
-
 @pytest.fixture(scope="module", params=VERSIONS)
 def version(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -61,6 +58,13 @@ def case(
     return Case(version, path, tokens, logits_of_rwkv(version, path, tokens))
 
 
+@pytest.fixture(scope="module", params=[name for name in BACKENDS if name != "torch-quant"])
+def model(request: pytest.FixtureRequest, case: Case) -> rwkv_core.Model:
+    """Loaded once for all tests: some backends compile for each model."""
+    options = options_for(request.param, case.path)
+    return rwkv_core.load(case.path, request.param, dtype="float32", **options)
+
+
 def logits_of_rwkv(version: str, path: Path, tokens: list[int]) -> np.ndarray:
     prompts, logits = path.with_name("prompts.json"), path.with_name("logits.npz")
     prompts.write_text(json.dumps([tokens[:n] for n in LENGTHS]))
@@ -75,19 +79,15 @@ def logits_of_rwkv(version: str, path: Path, tokens: list[int]) -> np.ndarray:
     return np.load(logits)["logits"]
 
 
-@backends
-def test_logits_are_the_peers(case: Case, backend: str) -> None:
-    model = rwkv_core.load(case.path, backend, dtype="float32", **options_for(backend, case.path))
+def test_logits_are_the_peers(case: Case, model: rwkv_core.Model) -> None:
     assert model.architecture == f"rwkv{case.version}"
     for n_tokens in LENGTHS:
         logits, _ = model.forward(case.tokens[:n_tokens])
         case.assert_close(model.to_numpy(logits), n_tokens)
 
 
-@backends
-def test_logits_are_the_peers_going_on_from_a_state(case: Case, backend: str) -> None:
+def test_logits_are_the_peers_going_on_from_a_state(case: Case, model: rwkv_core.Model) -> None:
     """One by one, by a few tokens, and by more than are read at once in a chunk of 256."""
-    model = rwkv_core.load(case.path, backend, dtype="float32", **options_for(backend, case.path))
     logits, state = None, None
     for token in case.tokens[:17]:
         logits, state = model.forward([token], state)
@@ -97,9 +97,7 @@ def test_logits_are_the_peers_going_on_from_a_state(case: Case, backend: str) ->
     case.assert_close(model.to_numpy(logits), 300)
 
 
-@backends
-def test_a_batch_is_its_rows(case: Case, backend: str) -> None:
-    model = rwkv_core.load(case.path, backend, dtype="float32", **options_for(backend, case.path))
+def test_a_batch_is_its_rows(case: Case, model: rwkv_core.Model) -> None:
     _, state = model.forward(case.tokens[17:20])
     rows = [case.tokens[20:37], case.tokens[:17]]
     batch = model.stack_states([state, model.empty_state()])

@@ -207,6 +207,6 @@ class RWKV:
 
 
 def _tokenizer_of(model: Model) -> Path:
-    if model.fingerprint == bundled.FINGERPRINT:
+    if model.fingerprint in bundled.FINGERPRINTS:
         return bundled.TOKENIZER
     return find_tokenizer(model.path, model.n_vocab)

@@ -56,9 +56,9 @@ COMMAND = Command(
     _add_arguments,
     _run,
     """\
-Runs the shipped model on each backend with each dtype it offers and compares the logits with those
-of a float64 reference. The error is the largest deviation, as a share of the logits' root mean
-square. Exit status 1 if a backend fails, or if there was none to check.
+Runs a small model of each architecture on each backend with each dtype it offers and compares the
+logits with those of a float64 reference. The error is the largest deviation, as a share of the
+logits' root mean square. Exit status 1 if a backend fails, or if there was none to check.
 
   rwkv-core verify
   rwkv-core verify -b torch -o device=cuda -o dtype=float16""",

@@ -1,13 +1,14 @@
-"""Holds the installed backends against the logits that ship with the model `prose`.
+"""Holds the installed backends against golden logits of a model of each architecture.
 
-Those come from the conformance suite's float64 reference (training/golden.py writes them), so that
-a wrong library, driver or build shows on the machine that has it, in seconds.
+Those come from the conformance suite's float64 references (training/golden.py writes them), so that
+a wrong library, driver or build shows on the machine that has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,6 @@ from rwkv_core.dtypes import tolerance_of
 from rwkv_core.errors import BackendError, OptionError, RWKVError
 from rwkv_core.loading import load
 from rwkv_core.model import Model
-
-GOLDEN = bundled.DATA / "golden.safetensors"
 
 
 class Case(NamedTuple):
@@ -38,8 +37,9 @@ class Check:
 
     Attributes:
         status: "pass", "FAIL", or "skipped" where it is not available on this machine.
-        error: the largest deviation found, of the logits' root mean square; None if none was.
-        reason: why it was skipped, or how it failed other than by its numbers.
+        error: the largest deviation of any model's logits, as a share of their root mean square;
+            None if no logits came.
+        reason: why it was skipped, or which models failed and how.
     """
 
     backend: str
@@ -51,23 +51,26 @@ class Check:
     reason: str = ""
 
 
-def golden_cases(fingerprint: str) -> list[Case]:
-    """The cases that ship, for the model of this fingerprint. Raises RWKVError for another's."""
+def golden_cases(path: Path, fingerprint: str) -> list[Case]:
+    """The cases in a file of golden logits.
+
+    Raises RWKVError if they are not of the model of this fingerprint.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(GOLDEN, framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:
             of_model = (file.metadata() or {}).get("model")
             if of_model != fingerprint:
                 raise RWKVError(
-                    f"{GOLDEN.name}: is of model {of_model}, the shipped model is {fingerprint}: "
+                    f"{path.name}: is of model {of_model}, the one beside it is {fingerprint}: "
                     "make it again with training/golden.py"
                 )
             names = ("tokens", "positions", "logits")
             count = len(list(file.keys())) // len(names)
             rows = [[file.get_tensor(f"{name}.{i}") for name in names] for i in range(count)]
     except (OSError, SafetensorError) as error:
-        raise RWKVError(f"{GOLDEN}: cannot be read ({error}); reinstall rwkv-core") from error
+        raise RWKVError(f"{path}: cannot be read ({error}); reinstall rwkv-core") from error
     return [Case(tokens.tolist(), places.tolist(), logits) for tokens, places, logits in rows]
 
 
@@ -120,27 +123,34 @@ def _choices(row: BackendInfo, options: Mapping[str, Any]) -> Iterator[dict[str,
 
 def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
     dtype = chosen.get("dtype", "")
-    device = row.device
-    tolerance = tolerance_of(dtype or "float32").golden
-    try:
-        model = load(bundled.NAME, row.name, **chosen)
-        device = model.device
-        tolerance = max(tolerance, tolerance_of(model.ops.runtime_dtype).golden)
-        cases = golden_cases(model.fingerprint)
-        error = max(deviation_of(model, case) for case in cases)
-    except (BackendError, OptionError) as refusal:
-        return Check(row.name, dtype, device, "skipped", None, tolerance, str(refusal))
-    except RWKVError:
-        raise
-    # Whatever a tensor library raises is what this is here to find.
-    except Exception as failure:
-        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
-        return Check(row.name, dtype, device, "FAIL", None, tolerance, reason)
-    if not np.isfinite(error):
-        reason = "its logits are not all numbers"
-        return Check(row.name, dtype, device, "FAIL", None, tolerance, reason)
-    status = "pass" if error <= tolerance else "FAIL"
-    return Check(row.name, dtype, device, status, error, tolerance)
+    device, tolerance = row.device, tolerance_of(dtype or "float32").golden
+    errors, failures = [], []
+    for version, path in bundled.VERIFIED.items():
+        try:
+            model = load(path, row.name, **chosen)
+            device = model.device
+            tolerance = max(tolerance, tolerance_of(model.ops.runtime_dtype).golden)
+            cases = golden_cases(bundled.golden_logits(path), model.fingerprint)
+            error = max(deviation_of(model, case) for case in cases)
+        except (BackendError, OptionError) as refusal:
+            return Check(row.name, dtype, device, "skipped", None, tolerance, str(refusal))
+        except RWKVError:
+            raise
+        # Whatever a tensor library raises is what this is here to find.
+        except Exception as failure:
+            words = " ".join(str(failure).split())
+            failures.append(f"{version}: {type(failure).__name__}: {words}")
+            continue
+        if not np.isfinite(error):
+            failures.append(f"{version}: its logits are not all numbers")
+            continue
+        errors.append(error)
+        if error > tolerance:
+            failures.append(f"{version}: off by {error:.1e}")
+    return Check(
+        row.name, dtype, device, "FAIL" if failures else "pass", max(errors, default=None),
+        tolerance, "; ".join(failures),
+    )  # fmt: skip
 
 
 def deviation_of(model: Model, case: Case) -> float:

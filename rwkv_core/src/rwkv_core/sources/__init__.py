@@ -23,8 +23,8 @@ def local_file(model: str | os.PathLike[str]) -> Path:
     Raises DownloadError for an address that cannot be fetched, CheckpointError for what is no
     path. Whether a path exists is for whoever opens it to say.
     """
-    if model == bundled.NAME:
-        return bundled.MODEL
+    if isinstance(model, str) and model in bundled.MODELS:
+        return bundled.MODELS[model]
     if isinstance(model, str) and scheme_of(model):
         return _fetch(model.strip())
     try:

@@ -36,7 +36,7 @@ def tokenizer_before_load(
         if (known := vocabulary_size(model)) is not None:
             check_fits(given, known)
         return given
-    if model == bundled.NAME:
+    if isinstance(model, str) and model in bundled.MODELS:
         return None
     fetch_tokenizers(model)
     path = local_file(model)
