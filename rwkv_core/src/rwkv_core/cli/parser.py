@@ -1,4 +1,4 @@
-"""The parser of `rwkv-core`: argparse, whose errors are this program's and name what was meant."""
+"""The parser of `rwkv-core`: argparse with one-line errors that suggest the intended name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rwkv_core.errors import OptionError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises OptionError for a mistake: one line, and where to look.
+    """Raises OptionError for a mistake: one line that names the help page.
 
-    A parser of a command reports its own unknown arguments, where argparse leaves them to the
-    parser of the program, which knows less.
+    A command's parser reports its unknown arguments itself. argparse would leave them to the
+    program's parser, which does not know the command's options.
     """
 
     def error(self, message: str) -> NoReturn:

@@ -1,7 +1,7 @@
-"""Holds the installed backends against the logits that ship with the model `prose`.
+"""Compares the installed backends' logits with those that ship with the model `prose`.
 
-Those come from the conformance suite's float64 reference (training/golden.py writes them), so that
-a wrong library, driver or build shows on the machine that has it, in seconds.
+The expected logits are from the conformance suite's float64 reference (training/golden.py writes
+them). So a faulty library, driver or build is found within seconds on the machine that has it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ GOLDEN = bundled.DATA / "golden.safetensors"
 
 
 class Case(NamedTuple):
-    """A prompt and what the reference makes of it."""
+    """A prompt, and the reference's logits after some of its tokens."""
 
     tokens: list[int]
     positions: list[int]
-    """Indices into `tokens`, after which the logits are."""
+    """Indices into `tokens`; `logits` are those after these tokens."""
     logits: NDArray[np.float32]  # [len(positions), V]
 
 
 @dataclass(frozen=True)
 class Check:
-    """How one backend did with one dtype.
+    """Result of one backend with one dtype.
 
     Attributes:
-        status: "pass", "FAIL", or "skipped" where it is not available on this machine.
-        error: the largest deviation found, of the logits' root mean square; None if none was.
-        reason: why it was skipped, or how it failed other than by its numbers.
+        status: "pass", "FAIL", or "skipped" if the backend is not available on this machine.
+        error: the largest difference, divided by the logits' root mean square; None if there are
+            no logits to compare.
+        reason: why it was skipped, or how it failed if not by its numbers.
     """
 
     backend: str
@@ -52,7 +53,7 @@ class Check:
 
 
 def golden_cases(fingerprint: str) -> list[Case]:
-    """The cases that ship, for the model of this fingerprint. Raises RWKVError for another's."""
+    """Return the cases that ship. Raises RWKVError if they are not for the model `fingerprint`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -72,18 +73,18 @@ def golden_cases(fingerprint: str) -> list[Case]:
 
 
 def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
-    """Check `backend`, or all that are installed, with each dtype it offers, one after the other.
+    """Check `backend`, or all installed ones, with each of its dtypes, one after the other.
 
-    `options` are the backend's; a dtype among them is the only one checked. Raises BackendError if
-    the backend named is not ready, or none is installed, and OptionError for options that none of
-    them takes.
+    `options` are the backend's; if they name a dtype, only that is checked. Raises BackendError if
+    `backend` is not ready or none is installed, and OptionError for options that none of the
+    backends has.
     """
     rows = plugins.list_backends()
     if not rows:
-        # Raises: it says what to install.
+        # Raises an error that says what to install.
         plugins.default_backend()
     if backend is not None:
-        # Its reason for not being ready, if there is one, is an error and no row here.
+        # A named backend that is not ready is an error, not a row.
         if all(row.status != "ready" for row in rows if row.name == backend):
             plugins.tensor_ops(backend, {})
         rows = [row for row in rows if row.name == backend and row.status == "ready"]
@@ -109,7 +110,7 @@ def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
 
 
 def _choices(row: BackendInfo, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each dtype that a backend offers and `options` leave open, as an option."""
+    """Yield options for each dtype of a backend; for one only if `options` name it."""
     for option in row.options:
         if option.name == "dtype":
             given = (options["dtype"],) if "dtype" in options else option.choices
@@ -132,7 +133,7 @@ def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
         return Check(row.name, dtype, device, "skipped", None, tolerance, str(refusal))
     except RWKVError:
         raise
-    # Whatever a tensor library raises is what this is here to find.
+    # A tensor library may raise any exception; each is a result of the check.
     except Exception as failure:
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
         return Check(row.name, dtype, device, "FAIL", None, tolerance, reason)
@@ -144,9 +145,10 @@ def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
 
 
 def deviation_of(model: Model, case: Case) -> float:
-    """How far the model's logits are off, the prompt read at once and token by token.
+    """Return the largest error of the model's logits, with the prompt read at once and by tokens.
 
-    A share of the expected logits' root mean square; infinite where they are not numbers.
+    It is divided by the root mean square of the expected logits; infinite if a logit is NaN or
+    infinite.
     """
     together, _ = model.forward(case.tokens, all_logits=True)
     at_once = model.to_numpy(together)[case.positions]
@@ -161,11 +163,11 @@ def deviation_of(model: Model, case: Case) -> float:
 
 
 def deviation(found: ArrayLike, expected: ArrayLike) -> float:
-    """The largest difference, as a share of `expected`'s root mean square."""
+    """Return the largest difference, divided by the root mean square of `expected`."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.max(np.abs(found - expected))) / root_mean_square(expected)
 
 
 def root_mean_square(expected: NDArray[np.float64]) -> float:
-    """Of `expected`; 1 where it is 0."""
+    """Return the root mean square of `expected`; 1 if it is 0."""
     return float(np.sqrt(np.mean(expected**2))) or 1.0
