@@ -45,7 +45,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What to add to a message about an unknown `name`; "" if nothing known is like it."""
+    """Return the end of a message about an unknown `name`; "" if no known name is similar.
+
+    Unlike `util.spelling`, it prefers names that begin with `name`: options may be shortened.
+    """
     begun = [one for one in known if one.startswith(name) and len(name) > 2]
     close = begun or difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else ""

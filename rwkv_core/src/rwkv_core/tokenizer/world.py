@@ -62,7 +62,7 @@ class WorldTokenizer(Tokenizer):
 
 
 def read_world_vocabulary(path: Path) -> WorldTokenizer:
-    """Read such a file; nothing in it is run. Raises TokenizerError, with the line at fault."""
+    """Read a vocabulary, without running code in it. Raises TokenizerError, with the wrong line."""
     try:
         text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,7 +85,7 @@ def read_world_vocabulary(path: Path) -> WorldTokenizer:
 
 
 def _parse(line: str) -> tuple[int, bytes]:
-    """The token and its bytes. Raises ValueError, with the reason."""
+    """Return a line's token and its bytes. Raises ValueError, with the reason."""
     found = _LINE.fullmatch(line.rstrip("\r"))
     if found is None:
         raise ValueError("not a number, a literal and a length")
@@ -99,7 +99,7 @@ def _parse(line: str) -> tuple[int, bytes]:
 
 
 def _bytes(literal: str) -> bytes:
-    """The bytes of a literal of str or bytes. Raises ValueError."""
+    """Return the bytes of a literal of str or bytes. Raises ValueError."""
     if "\\" not in literal:
         quote = literal[literal[0] == "b"]
         inner = literal.removeprefix("b")[1:-1]
