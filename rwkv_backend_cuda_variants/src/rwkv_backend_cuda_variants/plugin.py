@@ -11,7 +11,7 @@ from rwkv_core.backends.descriptor import DTYPE, RUNTIME_DTYPE
 
 
 def _status() -> Status:
-    """As torch's own, but never the best choice: `torch` is, where the model fits."""
+    """Return torch's status with a lower score: `torch` is faster if the model fits."""
     return replace(torch_status(), score=1.0)
 
 
@@ -25,7 +25,7 @@ _PIN_MEMORY = Option(
     "pin_memory",
     bool,
     None,
-    "pin host memory that is copied from, which makes copies faster; by default where CUDA is",
+    "pin the host memory of streamed matrices, for faster copies; by default on CUDA",
 )
 _STREAMING = (_TARGET.name, _PIN_MEMORY.name)
 
@@ -68,16 +68,16 @@ _QUANT = Backend(
             "dtype",
             str,
             "int8",
-            "type of the matrices; those of a prequantized file keep their own",
+            "type of the matrices; a prequantized file keeps its own",
             ("int8", "int4"),
         ),
         Option(
             "group_size",
             int,
             None,
-            "weights of a row that share a scale; by default 64, and the row in int8 on a CPU",
+            "number of weights that share a scale; by default 64, for int8 on a CPU a whole row",
         ),
-        Option("chunksize", int, None, "groups in a row, in place of group_size"),
+        Option("chunksize", int, None, "number of groups in a row, instead of group_size"),
         replace(RUNTIME_DTYPE, help="type of vectors and of the state; by default float32"),
         DEVICE,
         THREADS,

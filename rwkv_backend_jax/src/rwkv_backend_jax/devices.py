@@ -1,4 +1,4 @@
-"""Which devices to use, and how a matrix lies on them."""
+"""Selects JAX devices, and decides how matrices are split over them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ AXIS = "model"
 
 
 def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
-    """The devices that options `device` ("gpu", "gpu:1", None) and `mesh` (a count) mean.
+    """Return the devices for the options `device` ("gpu", "gpu:1", None) and `mesh` (a number).
 
-    Raises BackendError for devices that are not there, OptionError for options that make no sense.
+    Raises BackendError if a device is not available, and OptionError for wrong options.
     """
     platform, colon, index = (name or "").partition(":")
     if colon and not index.isdecimal():
@@ -33,7 +33,7 @@ def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
     try:
         with _quiet():
             devices = jax.local_devices(backend=platform or None)
-    # Of a platform that JAX knows but has no plugin for, it asserts that there is one.
+    # For a known platform without a plugin, JAX raises AssertionError.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0] or f"JAX has no {jax.config.jax_platforms} here"
         what = f"option device: {name!r} is not available here" if name else "JAX finds no device"
@@ -56,7 +56,7 @@ def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without JAX's log of the platforms it tried; the device chosen is shown anyway."""
+    """Hide JAX's log of the platforms it tries; rwkv-core shows the chosen device."""
     log = logging.getLogger("jax")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -67,13 +67,13 @@ def _quiet() -> Iterator[None]:
 
 
 class Placement:
-    """Where arrays go: on one device, or with the matrices split over several.
+    """Placement of arrays: on one device, or with the matrices split over several.
 
-    A matrix [out, in] is split along its outputs, one that narrows (channel mixing's value) along
-    its inputs, so that channel mixing's inner activations stay where they are and one sum joins
-    the halves. Time mixing's k, v, r and its scan stay split too; its square output matrix cannot
-    be told from the others, so it costs a gather before and one after, which move as many bytes
-    as the one sum would.
+    A matrix [out, in] is split along its outputs. If in > out (channel mixing's value), it is split
+    along its inputs, so that channel mixing's inner activations are not moved, and one sum joins
+    the results. Time mixing's k, v, r and its scan stay split too. Its square output matrix cannot
+    be distinguished from the others, so it needs a gather before and one after it, which together
+    move as many bytes as the sum would.
     """
 
     def __init__(self, devices: list[jax.Device], split: bool) -> None:
@@ -86,11 +86,11 @@ class Placement:
             self.name = "cpu"
 
     def of_matrix(self, shape: tuple[int, int]) -> Sharding:
-        """How a matrix [out, in] lies. Raises OptionError if the mesh divides neither size."""
+        """Return a matrix's sharding. Raises OptionError if the mesh divides neither out nor in."""
         if self.mesh is None:
             return self.whole
         specs = [P(AXIS, None), P(None, AXIS)]
-        # A vocabulary is seldom a multiple of anything: then the head is split along its inputs.
+        # A vocabulary's size is rarely divisible; then the head is split along its inputs.
         for axis in (1, 0) if shape[1] > shape[0] else (0, 1):
             if shape[axis] % self.mesh.size == 0:
                 return NamedSharding(self.mesh, specs[axis])
@@ -100,7 +100,7 @@ class Placement:
         )
 
     def of_table(self, width: int) -> Sharding:
-        """How the embedding [vocab, width] lies: every device has its columns of each row."""
+        """Return the embedding's sharding: each device has some columns of [vocab, width]."""
         if self.mesh is None or width % self.mesh.size:
             return self.whole
         return NamedSharding(self.mesh, P(None, AXIS))

@@ -1,8 +1,8 @@
 """RWKV's operations on JAX arrays, on one device or split over several.
 
-What is compiled is one block and not the whole model, whose layers XLA would unroll: 12 of them
-took two to four times as long at each size of chunk. All layers, and all models of the same sizes,
-share one.
+One block is compiled, not the whole model, whose layers XLA would unroll: for 12 layers that took
+two to four times as long for each size of chunk. All layers, and all models of the same sizes,
+share the compiled block.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rwkv_core.util.float16 import assign
 
 @cache
 def jax_ops(dtype: str, runtime_dtype: str | None, device: str | None, mesh: int | None) -> JaxOps:
-    """The one instance for these options: compilations belong to it, and models share them.
+    """Return the instance for these options, which models share with its compiled functions.
 
-    Raises BackendError for devices that are not there, OptionError for options that make no sense.
+    Raises BackendError if a device is not available, and OptionError for wrong options.
     """
     placement = Placement(chosen_devices(device, mesh), split=mesh is not None)
     return JaxOps(dtype, runtime_dtype, placement)
@@ -43,8 +43,8 @@ class JaxOps(TensorOps):
         self.dtype = dtype
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         if "float64" in (self.dtype, self.runtime_dtype):
-            # For the whole process, and only where float64 was asked for: under JAX's context
-            # manager the arrays would be float64, but nobody else could add 1 to them.
+            # For the whole process, and only if float64 was requested. With JAX's context manager
+            # instead, other code could not even add 1 to the float64 arrays.
             jax.config.update("jax_enable_x64", True)
         self.device = placement.name
         self._placement = placement
@@ -57,11 +57,11 @@ class JaxOps(TensorOps):
         return self._place(array, self.dtype, self._placement.of_matrix(array.shape))
 
     def embedding(self, array: NDArray[Any]) -> Array:
-        # In the file's type: a row is widened when it is taken.
+        # In the file's type; `embed` widens the rows that it returns.
         return self._place(array, array.dtype, self._placement.of_table(array.shape[1]))
 
     def _place(self, array: NDArray[Any], dtype: Any, sharding: jax.sharding.Sharding) -> Array:
-        # Each device is sent its own part. Waiting keeps copies from piling up on the host.
+        # Each device gets only its own part. Waiting keeps copies from piling up on the host.
         return jax.device_put(_copied(array, dtype), sharding).block_until_ready()
 
     def to_numpy(self, array: Array) -> NDArray[Any]:
@@ -90,8 +90,8 @@ class JaxOps(TensorOps):
     def wkv(
         self, k: Array, v: Array, decay: Array, first: Array, state: WKVState
     ) -> tuple[Array, WKVState]:
-        # One step after the other. associative_scan was 2.5 times slower on a CPU at 512 x 1024,
-        # took ten times as long to compile, and its sums of decays lose digits of the exponents.
+        # A sequential scan. associative_scan was 2.5 times slower on a CPU at 512 x 1024, took ten
+        # times as long to compile, and its sums of decays lose digits of the exponents.
         def step(state: WKVState, now: tuple[Array, Array]) -> tuple[WKVState, Array]:
             k, v = now
             mean, state = super(JaxOps, self).wkv(k[:, None], v[:, None], decay, first, state)
@@ -113,8 +113,8 @@ class JaxOps(TensorOps):
         return rows.swapaxes(0, 1).reshape(n_batch, n_time, width), scans.side_by_side(jnp, s)
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
-        # Its parts are compiled, below. The equations mix ranks and types, which settings of the
-        # caller's may forbid.
+        # The function's blocks are compiled, in `layers`. The equations mix ranks and types, which
+        # the caller's settings of JAX may forbid.
         @wraps(function)
         def run(*arguments: Any) -> Any:
             with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
@@ -145,14 +145,14 @@ class JaxOps(TensorOps):
         return jnp.stack(rows, axis=1)
 
     def whole(self, array: Array) -> Array:
-        """`array` on every device in full, as all but matrices is between blocks."""
+        """Return `array` complete on every device, as all activations are between blocks."""
         if self._placement.mesh is None:
             return array
         return lax.with_sharding_constraint(array, self._placement.whole)
 
 
 def _copied(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """A copy in `dtype` at an address that XLA takes over as it is on a CPU, not copying again."""
+    """Return an aligned copy in `dtype`, which XLA uses on a CPU without another copy."""
     copy = aligned_empty(array.shape, jnp.dtype(dtype))
     assign(copy, array)
     return copy
@@ -167,15 +167,16 @@ def _run_block(
 
 
 def _product(matrix: Array, x: Array) -> Array:
-    """`x` [B, T, in] times `matrix` [out, in] transposed, in float32 at least: [B, T, out].
+    """Return `x` [B, T, in] times the transpose of `matrix` [out, in]: [B, T, out].
 
-    With the matrix first: what XLA does fastest on a CPU for a matrix stored [out, in].
+    The result is float32 or float64. The matrix is the first operand, which is fastest with XLA on
+    a CPU.
     """
     y = lax.dot_general(
         matrix,
         x,
         (((1,), (2,)), ((), ())),
-        # For accelerators, whose default for float32 is fewer bits.
+        # For accelerators, which use fewer bits for float32 by default.
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.promote_types(matrix.dtype, jnp.float32),
     )
@@ -183,11 +184,11 @@ def _product(matrix: Array, x: Array) -> Array:
 
 
 def _product_on_cpu(matrix: Array, x: Array) -> Array:
-    """`_product` of a 16-bit matrix as XLA does it fastest on a CPU."""
+    """Return `_product` of a 16-bit matrix, in the form that is fastest with XLA on a CPU."""
     if matrix.dtype == jnp.bfloat16 and x.shape[0] * x.shape[1] > 1:
         return _product(matrix, x.astype(matrix.dtype))
     wide, x = matrix.astype(jnp.float32), x.astype(jnp.float32)
     if matrix.dtype == jnp.float16:
         return _product(wide, x)
-    # One loop that reads 16 bits, widens and adds up; of float16 it would go one by one.
+    # XLA makes one loop that reads 16 bits, widens and adds; for float16 it would not vectorize.
     return jnp.sum(wide * x[:, :, None, :], axis=-1)

@@ -15,7 +15,7 @@ _KINDS = {"cpu": "cpu", "tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 
 
 def jax_status() -> Status:
-    """What JAX would find here, told from its distributions and the drivers' device files."""
+    """Return whether JAX would run here, from its distributions and the drivers' device files."""
     if not (installed_version("jax") and installed_version("jaxlib")):
         return Status(available=False, reason="jax is not installed")
     found = {"cpu": Status(available=True, device="cpu", score=12.0)}
@@ -23,7 +23,7 @@ def jax_status() -> Status:
         found["tpu"] = Status(available=True, device="tpu", score=400.0)
     if os.path.exists("/dev/nvidiactl") and any(map(installed_version, _CUDA_PLUGINS)):
         found["gpu"] = Status(available=True, device="gpu", score=400.0)
-    # The user's choice and order; a platform of a plugin that is not known here JAX itself finds.
+    # The user's choice and order. JAX itself finds platforms of plugins that are not known here.
     platforms = [name for name in os.environ.get("JAX_PLATFORMS", "").split(",") if name]
     chosen = [_KINDS.get(name) for name in platforms] or ["gpu", "tpu", "cpu"]
     for kind in chosen:

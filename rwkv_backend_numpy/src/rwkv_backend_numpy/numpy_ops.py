@@ -1,6 +1,6 @@
 """RWKV's operations on NumPy arrays.
 
-Where a method overrides rwkv-core's default, it is for a cost that shows: products that miss BLAS's
+A method overrides rwkv-core's default only where that is measurably slow: products that miss BLAS's
 matrix-vector routine, NumPy's Python-level functions (mean, clip), temporaries in the scan's loop.
 """
 
@@ -37,7 +37,7 @@ class NumpyOps(TensorOps):
         return array
 
     def matmul(self, matrix: Matrix, x: Floats) -> Floats:
-        # One product over all B * T rows; for a single row NumPy takes BLAS's matrix-vector one.
+        # One product for all B * T rows; for a single row NumPy calls BLAS's matrix-vector routine.
         rows = x.reshape(-1, x.shape[-1])
         return np.matmul(rows, matrix.T).reshape(*x.shape[:-1], matrix.shape[0])
 
@@ -60,8 +60,8 @@ class NumpyOps(TensorOps):
     def wkv(
         self, k: Floats, v: Floats, decay: Floats, first: Floats, state: WKVState
     ) -> tuple[Floats, WKVState]:
-        # Only three recurrences depend on the step before: pp, aa and bb. The loop does those, in
-        # place; every exponential and quotient is taken for all steps at once.
+        # Only pp, aa and bb depend on the step before. The loop computes these, in place; the
+        # exponentials and quotients are computed for all steps at once.
         n_batch, n_time, n_embd = k.shape
         aa, bb, pp = (np.empty((n_batch, n_time + 1, n_embd), k.dtype) for _ in range(3))
         aa[:, 0], bb[:, 0], pp[:, 0] = state

@@ -11,7 +11,7 @@ _NUMPY = Backend(
     name="numpy",
     summary="NumPy: plain and readable, on any CPU",
     contract=2,
-    # A float32 product reads its matrix at the memory's speed, with nothing to add to it.
+    # The score: a float32 product is limited by the memory's rate.
     status=lambda: Status(available=True, device="cpu", score=20.0),
     options=(
         Option("dtype", str, "float32", "type of matrices and vectors", ("float32", "float64")),
@@ -22,7 +22,7 @@ _NUMPY = Backend(
 def _numba_status() -> Status:
     if installed_version("numba") is None:
         return Status(available=False, reason="numba is not installed")
-    # Compiling the kernels takes 10 s; a model of 14 MB decodes at 470 tokens/s without them.
+    # Compiling the kernels takes 10 s, and without them a model of 14 MB decodes at 470 tokens/s.
     return Status(available=True, device="cpu", score=40.0, min_bytes=60_000_000)
 
 
@@ -36,14 +36,14 @@ _NUMBA = Backend(
             "dtype",
             str,
             "float32",
-            "type of the matrices; those of a prequantized file keep their own",
+            "type of the matrices; a prequantized file keeps its own",
             ("float32", "bfloat16", "int8", "int4"),
         ),
         Option(
             "group_size",
             int,
             None,
-            "of int8 and int4: weights of a row that share a scale; by default 64",
+            "for int8 and int4: number of weights that share a scale; by default 64",
         ),
     ),
     requires=("numba",),

@@ -1,8 +1,8 @@
-"""The functions of the array API standard that rwkv-core uses, by the standard's names, over tf.
+"""The functions of the array API standard that RWKV's equations use, for TensorFlow.
 
-TensorFlow has no such namespace of its own. `tf.experimental.numpy` has NumPy's older names
-(`concatenate`) and promotion rules of its own, and `keras.ops` runs on whichever library Keras is
-set to, which need not be TensorFlow. What is missing here no equation of RWKV asks for.
+TensorFlow has no such namespace. `tf.experimental.numpy` has NumPy's older names (`concatenate`)
+and its own promotion rules; `keras.ops` runs on the library that Keras is set to, which may be
+another one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def asarray(x: tf.Tensor, *, copy: bool | None = None) -> tf.Tensor:
 
 
 def astype(x: tf.Tensor, dtype: tf.DType, *, copy: bool = True) -> tf.Tensor:
-    # Tensors are immutable, so whether two share memory cannot be told.
+    # Tensors are immutable, so it does not matter whether two share memory.
     return tf.cast(x, dtype)
 
 

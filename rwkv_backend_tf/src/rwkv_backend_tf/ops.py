@@ -1,7 +1,7 @@
 """RWKV's operations on TensorFlow's tensors, compiled by XLA.
 
-What is compiled is one block and not the whole model, so that the time it takes does not grow with
-the number of layers. All layers, and all models of the same sizes, share it.
+One block is compiled, not the whole model, so that the time for compilation does not grow with the
+number of layers. All layers, and all models of the same sizes, share the compiled block.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from rwkv_core.util.aligned import aligned_empty
 from rwkv_core.util.float16 import assign
 
 _CPU, _GPU = "/CPU:0", "/GPU:0"
-# By device, function, and types and shapes of its arguments, which are all that a program depends
-# on: models with matrices of different types share what they do to vectors.
+# Compiled programs by device, function, and types and shapes of the arguments. Models with matrices
+# of different types share the programs for vectors.
 _compiled: dict[Any, Compiled] = {}
 
 
@@ -37,12 +37,13 @@ class Matrix(NamedTuple):
 class Compiled:
     """`function` of tensors in named tuples, compiled by XLA for tensors of these shapes.
 
-    Called by `tf.raw_ops`: tf.function's own call looks at each of a block's 27 tensors for
-    0.03 ms. That drops a function's wish to be compiled, so it is given one around the compiled.
+    It is called through `tf.raw_ops`, since a call of a tf.function takes 0.03 ms for each of a
+    block's 27 tensors. That ignores a function's request to be compiled, so the compiled function
+    is wrapped in another one.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Any, device: str) -> None:
-        # Without the tensors: this outlives the model.
+        # Only the structure is kept, not the tensors: this object outlives the model.
         structure = tf.nest.map_structure(lambda _: 0, arguments)
 
         def run(*flat: tf.Tensor) -> Any:
@@ -65,7 +66,7 @@ class Compiled:
 
 
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of TFOps that runs compiled, whether called by itself or within a block."""
+    """Decorate a method of TFOps so that it runs compiled, alone or within a block."""
 
     @wraps(method)
     def run(self: TFOps, *arguments: Any) -> Any:
@@ -78,9 +79,9 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def tf_ops(dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> TFOps:
-    """The one instance for these options, which models share.
+    """Return the instance for these options, which models share.
 
-    Raises BackendError where the device is not available.
+    Raises BackendError if the device is not available.
     """
     return TFOps(dtype, runtime_dtype, use_gpu)
 
@@ -95,8 +96,8 @@ class TFOps(TensorOps):
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         self._device = tf_device(use_gpu)
         self.device = self._device[1:4].lower()
-        # The first compilation has much to log, and the first of a type more: best made where the
-        # log is hidden.
+        # The first compilations, in all and of each type, log much; so they are done here, with the
+        # log hidden.
         self.matmul(self.matrix(np.zeros((1, 1))), self.vector(np.zeros((1, 1, 1))))
 
     def vector(self, array: NDArray[Any]) -> tf.Tensor:
@@ -122,11 +123,11 @@ class TFOps(TensorOps):
     def matmul(self, matrix: Matrix, x: tf.Tensor) -> tf.Tensor:
         rows = matrix.rows
         if rows.dtype.size == 2 and self._device == _CPU:
-            # XLA's own product of 16-bit numbers there is slower, and rounds them on the way.
+            # XLA's product of 16-bit numbers on a CPU is slower, and rounds intermediate results.
             rows = tf.cast(rows, x.dtype)
         if rows.dtype != tf.float16:
             return tf.cast(_product(rows, tf.cast(x, rows.dtype)), x.dtype)
-        # Rows are brought to at most 1/64 first, as in the default, lest float16 overflow.
+        # Rows are scaled to at most 1/64 first, as in the default, so that float16 cannot overflow.
         scale = 64.0 * tf.maximum(tf.reduce_max(tf.abs(x), -1, keepdims=True), 1.0)
         return tf.cast(_product(rows, tf.cast(x / scale, rows.dtype)), x.dtype) * scale
 
@@ -199,13 +200,13 @@ class TFOps(TensorOps):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         states = tf.unstack(state, axis=1)
         for i, p in enumerate(blocks):
-            if i < 2:  # The second layer speaks for the rest; the first may be handed less.
+            if i < 2:  # all layers from the second on have the same arguments; the first, fewer
                 run = self.compiled_for(partial(block, self), block, (p, x, states[i]))
             x, states[i] = run(p, x, states[i])
         return x, tf.stack(states, axis=1)
 
     def compiled_for(self, function: Callable[..., Any], name: Any, arguments: Any) -> Compiled:
-        """`function`, which goes by `name`, compiled for arguments such as these."""
+        """Return `function`, known by `name`, compiled for arguments of these types and shapes."""
         kinds = tuple((x.dtype, tuple(x.shape)) for x in tf.nest.flatten(arguments))
         key = (self._device, name, kinds)
         found = _compiled.get(key)
@@ -221,14 +222,14 @@ def _product(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 def _host_tensor(array: NDArray[Any], dtype: str) -> tf.Tensor:
-    """A tensor over a copy of `array` that is its own.
+    """Return a tensor of its own copy of `array`.
 
-    By DLPack, since tf.constant would copy the copy, and the two, freed and taken in turn, leave
-    the heap in holes that add up to the size of the model.
+    DLPack is used, since tf.constant would copy twice; freeing one copy after each matrix would
+    fragment the heap, by up to the size of the model.
     """
     copy = aligned_empty(array.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     assign(copy, array)
-    if dtype == "bfloat16":  # which DLPack's side of NumPy does not know
+    if dtype == "bfloat16":  # NumPy's DLPack lacks it
         return tf.bitcast(_from_dlpack(copy.view(np.int16)), tf.bfloat16)
     return _from_dlpack(copy)
 
@@ -239,9 +240,9 @@ def _from_dlpack(array: NDArray[Any]) -> tf.Tensor:
 
 
 def tf_device(use_gpu: bool | None) -> str:
-    """TensorFlow's name of the device to use. Raises BackendError if it is not available."""
+    """Return TensorFlow's name of the device to use. Raises BackendError if it is not available."""
     if use_gpu is False:
-        # Else eager operations on tensors of the CPU would take their results to the GPU.
+        # Otherwise eager operations on CPU tensors would put their results on the GPU.
         try:
             tf.config.set_visible_devices([], "GPU")
         except RuntimeError:

@@ -9,13 +9,13 @@ from rwkv_core import Backend, Option, Status, TensorOps
 from rwkv_core.backends.descriptor import DTYPE, RUNTIME_DTYPE
 from rwkv_core.util.distributions import installed_version
 
-# Distributions that bring the module `tensorflow`; the first are its builds without a GPU.
+# Distributions with the module `tensorflow`; the first ones are builds without GPU support.
 _CPU_BUILDS = ("tensorflow-cpu", "tensorflow-intel", "tf-nightly-cpu")
 _BUILDS = (*_CPU_BUILDS, "tensorflow", "tensorflow-macos", "tf-nightly")
 
 
 def tf_status() -> Status:
-    """What TensorFlow would find here, told from its distribution and the driver's device file."""
+    """Return whether TensorFlow would run here, from its distribution and the device files."""
     build = next(filter(installed_version, _BUILDS), None)
     if build is None:
         return Status(available=False, reason="tensorflow is not installed")

@@ -1,7 +1,7 @@
-"""Keeps what TensorFlow logs while it starts off the user's terminal.
+"""Hides TensorFlow's log while the library starts.
 
-Its C++ parts log to file descriptor 2 by themselves, some before they look at TF_CPP_MIN_LOG_LEVEL,
-so the descriptor itself is turned aside for that time.
+Its C++ code writes to file descriptor 2, partly before it reads TF_CPP_MIN_LOG_LEVEL, so the
+descriptor is redirected during that time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
-# absl's lines, "I0000 00:00:1795461327.611718    6449 cudart_stub.cc:31] ...", in either of its
-# time formats, fatal ones (F) not among them; its warning of them; and what a line goes on with.
+# Hidden lines: absl's, "I0000 00:00:1795461327.611718    6449 cudart_stub.cc:31] ...", in both of
+# its time formats, but not fatal ones (F); absl's own warning; and a line that continues one.
 _LOG = re.compile(
     rb"[IWE]\d{4} \d\d:\d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] "
     rb"|WARNING: All log messages before absl|To enable the following instructions:"
@@ -24,10 +24,10 @@ _LOG = re.compile(
 
 @contextmanager
 def hidden_log() -> Iterator[None]:
-    """Hide TensorFlow's log for a while; whatever else came to standard error is shown after it.
+    """Hide TensorFlow's log in the block; other lines on standard error are printed at the end.
 
-    Does nothing where TF_CPP_MIN_LOG_LEVEL is 0, which says that the user wants to see it (JAX
-    sets it to 1), or where there is no standard error.
+    Does nothing if TF_CPP_MIN_LOG_LEVEL is 0, with which the user requests the log (JAX sets it
+    to 1), or if there is no standard error.
     """
     before = os.environ.get(_VARIABLE)
     if before == "0":
@@ -38,7 +38,7 @@ def hidden_log() -> Iterator[None]:
     except OSError:
         yield
         return
-    # For what is logged later; read once, when the library is loaded.
+    # For later logging. The library reads the variable once, when it is loaded.
     os.environ[_VARIABLE] = "2"
     _flush()
     with tempfile.TemporaryFile() as aside:

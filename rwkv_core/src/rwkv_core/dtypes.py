@@ -1,4 +1,4 @@
-"""The types that matrices are stored in: their names, their sizes and how exact they are."""
+"""The dtypes of matrices: their names, sizes and tolerances."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 GROUP_SIZE = 64
-"""Weights of a row that share a scale and an offset, in int8 and int4, unless a user says
-otherwise."""
+"""Default number of weights in a row that share a scale and an offset, in int8 and int4."""
 
 QUANTIZED_BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
-"""Bits of a weight, by those dtypes whose matrices are quantized (see `quantization`)."""
+"""Bits per weight of the quantized dtypes (see `quantization`)."""
 
 # A scale and an offset of 16 bits each.
 _PER_GROUP = 4 / GROUP_SIZE
@@ -22,18 +21,19 @@ BYTES_PER_WEIGHT: Mapping[str, float] = {
     "int8": 1 + _PER_GROUP,
     "int4": 0.5 + _PER_GROUP,
 }
-"""Bytes that one weight of a matrix takes, by dtype; of int8 and int4 in groups of GROUP_SIZE,
-which a backend need not keep to: see `TensorOps.matrix_bytes`."""
+"""Bytes per weight of a matrix, by dtype. For int8 and int4 with groups of GROUP_SIZE; a backend
+may have others, see `TensorOps.matrix_bytes`."""
 
 
 class Tolerance(NamedTuple):
-    """Largest deviations allowed, as shares of the expected values' root mean square.
+    """Largest allowed errors, each divided by the root mean square of the expected values.
 
     Attributes:
-        operation: of one operation, beside a float64 reference that has the weights as rounded.
-        model: of a model's logits and states, beside the same.
-        golden: of the shipped model's logits, beside a reference with the weights of the file.
-        weights: of the weights themselves; 0 where they are as NumPy rounds them to the type.
+        operation: for one operation, against a float64 reference with the rounded weights.
+        model: for a model's logits and states, against a float64 reference with the rounded
+            weights.
+        golden: for the logits of the model that ships, against a reference with the file's weights.
+        weights: for the weights themselves; 0 if they are rounded exactly as NumPy does.
     """
 
     operation: float
@@ -42,13 +42,13 @@ class Tolerance(NamedTuple):
     weights: float = 0.0
 
 
-# An operation's is some tens of the type's rounding error, a model's some hundreds; float64's is
-# the reference's own precision, for a model that of float32 logits. A slip in one layer, such as
-# two mixes exchanged or the bonus left out, deviates by 0.2 and more.
-# The golden logits' are several times what rounding the weights and activations makes: measured
-# were 0.02 to 0.03 for int8, and 0.18 to 0.32 for int4, where only gross faults are ruled out.
-# Half a step of int8, where a whole row shares a scale, is 0.02 of the weights, one of int4 0.3.
-# Quantized matrices are multiplied by activations in bfloat16 or in 8 bits.
+# For an operation: some tens of the type's rounding error; for a model, some hundreds. float64's
+# tolerance is the precision of the reference, whose logits are float32. A fault in one layer, such
+# as two exchanged mixes or a missing bonus, gives an error of 0.2 or more.
+# For golden logits: several times the error of rounding weights and activations, which measured
+# 0.02 to 0.03 for int8 and 0.18 to 0.32 for int4; int4 therefore only shows gross faults.
+# For weights: half a step of int8 is 0.02 if a row shares one scale; half a step of int4 is 0.3.
+# Activations are in bfloat16 or 8 bits where matrices are quantized.
 _TOLERANCES: Mapping[str, Tolerance] = {
     "float64": Tolerance(1e-10, 1e-6, 1e-6),
     "float32": Tolerance(1e-5, 1e-4, 1e-4),
@@ -61,5 +61,5 @@ _TOLERANCE_OF_OTHERS = Tolerance(6e-2, 1.2e-1, 2e-1, weights=0.6)
 
 
 def tolerance_of(dtype: str) -> Tolerance:
-    """The tolerance of a dtype; of one that is not known here, a wide one."""
+    """Return the tolerance of a dtype; a wide one for an unknown dtype."""
     return _TOLERANCES.get(dtype, _TOLERANCE_OF_OTHERS)

@@ -1,13 +1,13 @@
-"""Every error that a user can cause: one or two lines that say what was found, expected, to do."""
+"""Errors that a user can cause. A message says what was found, what was expected, what to do."""
 
 from rwkv_core.util.printable import error_message
 
 
 class RWKVError(Exception):
-    """The family: catch this to catch all of them.
+    """Base of all errors of rwkv-core.
 
-    Whatever file or server is quoted in a message, it shows no password, does not steer a
-    terminal and stays short.
+    A message may quote a file or server. It never shows a password, holds no control characters,
+    and is short.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -19,7 +19,7 @@ class CheckpointError(RWKVError):
 
 
 class DownloadError(RWKVError):
-    """An address that is malformed, or whose file cannot be fetched whole."""
+    """An address is malformed, or its file cannot be downloaded completely."""
 
 
 class BackendError(RWKVError):

@@ -38,24 +38,26 @@ def load(
     """Load a model file onto a backend.
 
     Arguments:
-        model: a checkpoint (.pth, .pqth, .safetensors, rwkv.cpp .bin: told from the content): its
-            path, its address (hf://owner/repo/file, http or https), or "prose" for the small model
-            that ships with rwkv-core.
-        backend: a name from `list_backends()`; None takes the best one ready on this machine that
-            takes the options, for a model of this size, and with a warning the next one where that
-            fails to start.
+        model: a checkpoint's path or address (hf://owner/repo/file, http or https), or "prose" for
+            the small model that ships with rwkv-core. The file may be .pth, .pqth, .safetensors,
+            .gguf or rwkv.cpp's .bin, and is recognized by its content.
+        backend: a name from `list_backends()`. None takes the fastest available backend for a model
+            of this size that has these options. If it fails to start, a warning is given, and the
+            next one is used.
         on_progress: called with the bytes read so far and in all, after each tensor.
         lora: LoRA weights to merge into the model; a path stands for `Lora(path)`.
-        options: the backend's own, such as dtype="bfloat16"; `list_backends()` describes them.
+        options: the backend's options, such as dtype="bfloat16"; `list_backends()` describes them.
 
-    Raises CheckpointError for the file, BackendError for the backend, OptionError for an option.
+    Raises CheckpointError if the file is damaged or not a supported model, DownloadError if an
+    address cannot be downloaded, BackendError if the backend is unknown or cannot start, and
+    OptionError for a wrong option.
     """
     try:
-        # The caller's np.seterr is for the caller's own arithmetic.
+        # The caller's np.seterr must not affect this code.
         with np.errstate(all="ignore"):
             return _load(model, backend, on_progress, lora, options)
     except BaseException as error:
-        # Whoever keeps the error would keep what its frames hold: the matrices loaded so far.
+        # A traceback's frames would keep the matrices loaded so far in memory.
         traceback.clear_frames(error.__traceback__)
         raise
 
@@ -68,7 +70,7 @@ def _load(
     options: dict[str, Any],
 ) -> Model:
     if isinstance(model, str) and scheme_of(model):
-        # Before gigabytes are fetched.
+        # Checked before gigabytes are downloaded.
         plugins.check_backend(backend, options)
     keep_freed_memory()
     with open_model(model, lora) as checkpoint, ThreadPoolExecutor(1) as pool:
@@ -98,7 +100,7 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 class _Reader:
-    """Hands the tensors of a checkpoint to a backend, one at a time."""
+    """Reads the tensors of a checkpoint and gives them to a backend, one at a time."""
 
     def __init__(
         self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnProgress | None, pool: Executor
@@ -109,13 +111,13 @@ class _Reader:
         self._total, self._done = sum(self._sizes.values()), 0
 
     def _made(self, name: str, make: Callable[[NDArray[Any]], Any], dtype: str) -> Any:
-        """What `make` makes of a tensor, which another thread looks through meanwhile."""
+        """Return `make(tensor)`, while another thread checks the tensor's values."""
         array = self._checkpoint.read(name)
         checked = self._pool.submit(self._check, name, array, dtype)
         try:
             made = make(array)
         finally:
-            # Of an error here and one that NaN has caused in the backend, this one is raised.
+            # This error comes before an error of the backend, which NaN may have caused.
             checked.result()
         self._count(name)
         return made
@@ -130,7 +132,7 @@ class _Reader:
             self._on_progress(self._done, self._total)
 
     def read(self, weight: Weight) -> Any:
-        """Return the tensor as the backend wants one of this role."""
+        """Return the tensor in the backend's form for its role."""
         make = {
             "table": self._table,
             "matrix": self._matrix,
@@ -153,7 +155,7 @@ class _Reader:
         return self._ops.quantized_matrix(quantized)
 
     def _low_rank(self, weight: Weight) -> Any:
-        """Return the matrix [out, in], or of several a tuple."""
+        """Return the backend's matrix [out, in]; a tuple if the tensor holds several."""
         make = self._ops.low_rank_matrix
         if len(weight.shape) == 2:
             return self._made(weight.name, lambda array: make(array.T), self._ops.dtype)
@@ -162,10 +164,10 @@ class _Reader:
         )
 
     def _vector(self, weight: Weight) -> Any:
-        """Return it as one row. `diagnose` has checked its values."""
+        """Return the backend's vector, flattened. `diagnose` has checked its values."""
         row = self._checkpoint.read(weight.name).reshape(-1)
         if weight.transform is not None:
-            # In float64, so that a float64 backend gets it to its own precision.
+            # In float64, so that a float64 backend gets full precision.
             row = weight.transform(row.astype(np.float64))
         row = np.repeat(row, weight.repeat)
         check_range(f"{weight.name} of {self._checkpoint.path}", row, self._ops.runtime_dtype)

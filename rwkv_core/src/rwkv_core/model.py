@@ -1,4 +1,4 @@
-"""Model: parameters on a device; tokens and a state in, logits and the next state out."""
+"""Model: parameters on a device, which map tokens and a state to logits and the next state."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Model:
     """An RWKV model on a backend; `load` makes one. It holds no running state.
 
     Attributes:
-        n_layer, n_embd, n_vocab: the model's dimensions; `config` has all of them.
-        backend, device: where it runs.
-        path: the file it came from.
-        fingerprint: 16 hex digits that saved states carry; the same on every backend.
+        n_layer, n_embd, n_vocab: the model's sizes; `config` has all of them.
+        backend, device: names of the backend and the device that it runs on.
+        path: the file it was loaded from.
+        fingerprint: 16 hex digits that identify the model, also in saved states; the same on every
+            backend.
         ops: the backend's TensorOps.
         parameters: the architecture's named tuple of the backend's arrays and matrices.
     """
@@ -73,17 +74,19 @@ class Model:
         all_logits: bool = False,
         on_progress: OnProgress | None = None,
     ) -> tuple[Any, State]:
-        """Read tokens, continuing from `state` (None: from nothing).
+        """Read tokens, continuing from `state` (None: from the empty state).
 
         Arguments:
-            tokens: T token numbers, or B rows of T each, with T >= 1.
-            state: a single state for single tokens, a batch of B for rows.
-            all_logits: logits after every token and not only after the last.
-            on_progress: called with the tokens read so far and in all, at 0 and after each chunk.
+            tokens: T token numbers, or B rows of T numbers each, with T >= 1.
+            state: a single state for a list of tokens, a batch of B states for rows.
+            all_logits: return logits after every token, not only after the last.
+            on_progress: called with the number of tokens read so far and in all, at 0 and after
+                each chunk.
 
-        Returns logits, float32 arrays of the backend: [V], with all_logits [T, V], and with a
-        leading B for rows; and the state after the last token, with the last token's logits.
-        Raises OptionError for unusable tokens, StateError for a state that does not fit.
+        Returns (logits, state). The logits are a float32 array of the backend: [V], or [T, V] with
+        all_logits; for rows [B, V] or [B, T, V]. The state is that after the last token, and holds
+        its logits. Raises OptionError for tokens outside the vocabulary or of a wrong shape, and
+        StateError for a state that does not fit.
         """
         rows = self._rows(tokens)
         single = rows.ndim == 1
@@ -104,14 +107,14 @@ class Model:
             pieces.append(logits)
             start += length
             if on_progress is not None:
-                self.ops.to_numpy(logits[:, -1, :])  # waits for what is computed in the background
+                self.ops.to_numpy(logits[:, -1, :])  # waits for asynchronous computation
                 on_progress(start, total)
         logits = pieces[-1] if len(pieces) == 1 or not all_logits else xp.concat(pieces, axis=1)
         logits = xp.astype(logits, xp.float32, copy=False)
         if single:
             logits, array = logits[0, ...], array[0, ...]
         last = logits[..., -1, :]
-        # A copy for the state: the caller may change the logits, or keep them for long.
+        # The state gets a copy: the caller may change the logits, or keep them for long.
         after = State(array, xp.asarray(last, copy=True), model=self.fingerprint)
         return (logits if all_logits else last), after
 
@@ -136,12 +139,12 @@ class Model:
         return rows.astype(np.int64)
 
     def to_numpy(self, array: Any) -> NDArray[Any]:
-        """A copy of an array of this model's (logits, a state) as NumPy, of its shape and dtype."""
+        """Return a NumPy copy of logits or of a state's array, in the same shape and dtype."""
         return np.array(self.ops.to_numpy(array.array if isinstance(array, State) else array))
 
     @property
     def architecture(self) -> str:
-        """The RWKV version, such as "rwkv4"."""
+        """RWKV version, such as "rwkv4"."""
         return self.config.architecture.name
 
     def matrices(self) -> dict[str, Matrix]:
@@ -153,7 +156,7 @@ class Model:
         return {name: value for (name, weight), value in found if weight.role == "matrix"}
 
     def empty_state(self, n_batch: int | None = None) -> State:
-        """The state of having read nothing; of `n_batch` sequences if given."""
+        """Return the initial state, [n_layer, rows, n_embd]; a batch of `n_batch` if given."""
         forks.check_threads(self.ops.threaded_library)
         array = self.config.empty_state()
         if n_batch is not None:
@@ -161,7 +164,7 @@ class Model:
         return State(self.ops.vector(array), model=self.fingerprint)
 
     def check_state(self, state: State, n_batch: int | None = None) -> None:
-        """Raise StateError unless `state` fits this model, as a batch of `n_batch` if given."""
+        """Raise StateError unless `state` fits this model, and is a batch of `n_batch` if given."""
         forks.check_threads(self.ops.threaded_library)
         if not isinstance(state, State):
             raise StateError(f"state: found a {type(state).__name__}, expected a State or None")
@@ -188,9 +191,10 @@ class Model:
             )
 
     def stack_states(self, states: Sequence[State]) -> State:
-        """B single states as one batch; their logits too, where all have them.
+        """Return B single states as one batch, [B, n_layer, rows, n_embd].
 
-        A batch has no `pending` bytes: a caller who decodes text keeps each row's.
+        Logits are stacked too if all states have them. A batch has no `pending` bytes: a caller who
+        decodes text must keep those of each state. Raises StateError for a state that does not fit.
         """
         if not isinstance(states, Sequence) or not states:
             raise StateError(f"states: found {states!r:.40}, expected a list of at least one State")
@@ -205,14 +209,14 @@ class Model:
         )
 
     def unstack_state(self, batch: State) -> list[State]:
-        """The single states of a batch."""
+        """Return the single states of a batch. Raises StateError if it is not a batch."""
         n_batch = batch.array.shape[0] if isinstance(batch, State) else 0
         if isinstance(batch, State) and len(batch.array.shape) != 4:
             raise StateError("state: found a single one, expected a batch")
         self.check_state(batch, n_batch)
         xp = self.ops.xp
 
-        # Copies, so that to keep one is not to keep the batch.
+        # Copies, so that one kept state does not keep the whole batch in memory.
         def row(array: Any, i: int) -> Any:
             return None if array is None else xp.asarray(array[i, ...], copy=True)
 
@@ -222,9 +226,10 @@ class Model:
         ]
 
     def save_state(self, path: str | os.PathLike[str], single: State, transcript: str = "") -> None:
-        """Write a state to a file that this model loads on any backend. Raises StateError.
+        """Write a single state to a file that this model loads on any backend.
 
-        `transcript` is any text to keep with it; `state.load_transcript` reads it.
+        `transcript` is any text to save with it; `state.load_transcript` reads it. Raises
+        StateError if the file cannot be written, or the state does not fit the model.
         """
         self.check_state(single)
         logits = None if single.logits is None else self.to_numpy(single.logits)
@@ -235,7 +240,7 @@ class Model:
     def load_state(self, path: str | os.PathLike[str]) -> State:
         """Read a state that `save_state` wrote, or a state-tuned file (`blocks.N.att.time_state`).
 
-        Raises StateError, for one of another model too.
+        Raises StateError if the file is damaged, or is of another model.
         """
         tuned = open_tuned_state(path)
         if tuned is not None:

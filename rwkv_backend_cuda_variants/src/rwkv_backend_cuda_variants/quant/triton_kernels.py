@@ -23,7 +23,7 @@ except ImportError as error:
         "torch-quant on CUDA needs Triton, which torch for CUDA brings: pip install triton"
     ) from error
 
-# Beyond, the matrix is restored once for all rows and multiplied with on the tensor cores.
+# For more rows, the matrix is dequantized once, and the tensor cores multiply.
 _MAX_ROWS = 8
 _MAX_GROUP_SIZE = 256
 _BLOCK_OUT, _BLOCK_IN = 16, 256
@@ -34,16 +34,16 @@ def _product(
     x, codes, scales, offsets, y, n_out, n_in, n_groups, group_size,
     PACKED: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Row `program_id(1)` of x [rows, in] with BLOCK_OUT rows of the matrix: y [rows, out].
+    """Multiply row `program_id(1)` of x [rows, in] with BLOCK_OUT rows of the matrix.
 
-    PACKED: two codes a byte, of one group, the even column's in the low half. BLOCK_IN counts
-    bytes of codes. Sums are float32.
+    Writes y [rows, out]. PACKED: a byte holds two codes of the same group, the even column's in the
+    low half. BLOCK_IN is in bytes of codes. Sums are float32.
     """
     per_byte: tl.constexpr = 2 if PACKED else 1
     row = tl.program_id(1).to(tl.int64)
     out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     out_ok = out < n_out
-    # In 64 bits: a matrix of 50277 x 65536 codes is beyond 32.
+    # In 64 bits: the indices of a matrix of 50277 x 65536 codes exceed 32 bits.
     matrix_row = out.to(tl.int64)
     n_bytes = n_in // per_byte
     total = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
@@ -68,7 +68,7 @@ def _product(
 
 
 class TritonMatrix(TensorKernel):
-    """Scales, offsets and codes on the device as the portable format has them."""
+    """Scales, offsets and codes on the device, in the layout of `QuantizedMatrix`."""
 
     def __init__(self, matrix: QuantizedMatrix, device: torch.device | str = "cpu") -> None:
         self._shape, self._group_size = matrix.shape, matrix.group_size
@@ -80,14 +80,14 @@ class TritonMatrix(TensorKernel):
 
     @staticmethod
     def n_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
-        """Bytes of the tensors of a matrix [out, in], with scales and offsets in float16."""
+        """Return the bytes of a matrix [out, in], with scales and offsets in float16."""
         rows, width = shape
         per_byte = 2 if _is_packed(bits, group_size) else 1
         scales = 2 * rows * (width // group_size)
         return aligned_bytes([scales, scales, rows * width // per_byte])
 
     def product(self, x: Tensor) -> Tensor:
-        """`x` [rows, in], of any float type, times the matrix, transposed: float32 [rows, out]."""
+        """Return `x` [rows, in], of any float type, times the transpose: float32 [rows, out]."""
         if x.shape[0] > _MAX_ROWS:
             return F.linear(x.bfloat16(), self.restored(torch.bfloat16)).float()
         n_out, n_in = self._shape
@@ -101,7 +101,7 @@ class TritonMatrix(TensorKernel):
         return y
 
     def weights(self) -> Weights | None:
-        """For the kernel of several products at once; None for groups that it does not know."""
+        """Return the form for the kernel of several products; None if it lacks the group size."""
         scales, offsets, codes = self.tensors
         size = self._group_size
         if size & (size - 1) or not 16 <= size <= _MAX_GROUP_SIZE:
@@ -110,16 +110,16 @@ class TritonMatrix(TensorKernel):
         return Weights(codes, scales, offsets, self._shape, bits, size)
 
     def restored(self, dtype: torch.dtype) -> Tensor:
-        """The matrix [out, in] in `dtype`: what a product of many rows multiplies with."""
+        """Return the matrix [out, in], dequantized to `dtype`, for a product of many rows."""
         scales, offsets, codes = self.tensors
         if self._packed:
             codes = torch.stack([codes & 15, codes >> 4], dim=-1)
         grouped = codes.view(*scales.shape, self._group_size)
-        # The product and the sum are float32, and only then rounded.
+        # Product and sum are computed in float32, and then rounded.
         scales, offsets = scales.float()[..., None], offsets.float()[..., None]
         return torch.addcmul(offsets, grouped, scales).to(dtype).view(self._shape)
 
 
 def _is_packed(bits: int, group_size: int) -> bool:
-    """Whether codes stand two a byte: the two share a group."""
+    """Return whether two codes in a byte always share a group."""
     return bits == 4 and group_size % 2 == 0

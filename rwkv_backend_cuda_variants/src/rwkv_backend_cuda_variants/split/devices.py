@@ -1,4 +1,4 @@
-"""The option `devices`: which devices a model is split over, and where its matrices are cut."""
+"""The option `devices`: the devices of a split model, and where its matrices are cut."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class Share(NamedTuple):
 
 
 def parse_devices(entries: list[str]) -> list[Share]:
-    """NAME or NAME=SHARE each; a share is a positive number, by default 1. Raises OptionError."""
+    """Parse entries NAME or NAME=SHARE; a share is a positive number, by default 1.
+
+    Raises OptionError for a malformed entry.
+    """
     if not entries:
         raise OptionError(f"option devices: found an empty list, {_EXPECTED}")
     return [_parse(entry) for entry in entries]
@@ -46,13 +49,13 @@ def _parse(entry: object) -> Share:
 
 
 def default_devices() -> list[Share]:
-    """Every CUDA device, with equal shares; without one, the CPU."""
+    """Return all CUDA devices with equal shares; the CPU if there are none."""
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return [Share(name, 1.0) for name in names or ["cpu"]]
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name, with its number. Raises BackendError if it is not available."""
+    """Return the device of this name, with its number. Raises BackendError if not available."""
     try:
         return probe(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -63,10 +66,10 @@ def find_device(name: str) -> torch.device:
 
 @cache
 def cuts(width: int, shares: tuple[float, ...], unit: int = 1) -> list[slice]:
-    """Where an axis of `width` is cut, in proportion to `shares`, at multiples of `unit`.
+    """Divide an axis of `width` in proportion to `shares`, at multiples of `unit`.
 
-    A width that is no multiple of `unit` is cut at whole numbers. Raises OptionError if a device
-    would get nothing.
+    A width that is no multiple of `unit` is divided at any whole number. Returns a slice for each
+    device. Raises OptionError if a device would get nothing.
     """
     if width % unit:
         unit = 1

@@ -1,4 +1,4 @@
-"""What the devices of a split model tell each other, in one process and among several."""
+"""Exchanges between the devices of a split model, in one process or among several."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from rwkv_backend_cuda_variants.split.devices import (
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.util.printable import printable
 
-# For what others still load, too: the first exchange waits for the slowest of them.
+# Includes the time of loading: the first exchange waits for the slowest process.
 _MINUTES = 10
 _Result = TypeVar("_Result")
 
 
 class OneProcess:
-    """Several devices, all driven by this process.
+    """Several devices, all used by this process.
 
     Attributes:
-        devices: those of this process, the first being where results go.
-        name: for people to read.
-        unit: channels that are not cut apart, such as those of a head.
+        devices: the devices of this process; results are on the first.
+        name: name of the devices, shown to users.
+        unit: number of channels that must stay together, such as those of a head.
     """
 
     def __init__(self, shares: Sequence[Share]) -> None:
@@ -47,13 +47,13 @@ class OneProcess:
         self._shares = tuple(share.share for share in shares)
 
     def own(self, width: int) -> list[slice]:
-        """The slice of an axis of `width` that each device of this process has."""
+        """Return the slice of an axis of `width` for each device of this process."""
         return cuts(width, self._shares, self.unit)
 
     def gather(self, slices: Sequence[Tensor], width: int) -> list[Tensor]:
-        """All `slices` [..., part] side by side, [..., width], on every device of this process."""
-        # Not non_blocking: between GPUs torch orders the streams either way, and a copy to the
-        # host would be read before it is there.
+        """Join all `slices` [..., part] to [..., width] on every device of this process."""
+        # Not non_blocking: between GPUs torch orders the streams anyway, and a copy to the host
+        # would be read before it has arrived.
         wholes = {
             device: torch.cat([part.to(device) for part in slices], -1)
             for device in dict.fromkeys(self.devices)
@@ -61,11 +61,11 @@ class OneProcess:
         return [wholes[device] for device in self.devices]
 
     def gather_first(self, slices: Sequence[Tensor], width: int) -> Tensor:
-        """As `gather`, on the first device only."""
+        """Join all `slices` [..., part] to [..., width] on the first device only."""
         return torch.cat([part.to(self.devices[0]) for part in slices], -1)
 
     def add(self, partials: Sequence[Tensor]) -> list[Tensor]:
-        """The sum of all `partials` [..., width], of which each device gets its slice."""
+        """Add all `partials` [..., width]; return each device's slice of the sum."""
         own = self.own(partials[0].shape[-1])
         sums = []
         for device, piece in zip(self.devices, own, strict=True):
@@ -83,9 +83,9 @@ class OneProcess:
 
 
 class Processes:
-    """One device in each of several processes, which torchrun started; else as OneProcess.
+    """One device in each of several processes started by torchrun; see OneProcess.
 
-    All of them run the same program and exchange what they have in the same order.
+    All processes run the same program, with the same exchanges in the same order.
     """
 
     def __init__(self, shares: Sequence[Share] | None) -> None:
@@ -132,7 +132,7 @@ class Processes:
         return [piece.stop - piece.start for piece in cuts(width, self._shares, self.unit)]
 
     def broadcast(self, number: int) -> int:
-        """The first process's `number`."""
+        """Return the first process's `number`."""
         numbers = [number]
         _exchange(dist.broadcast_object_list, numbers, src=0, device=torch.device("cpu"))
         return numbers[0]
@@ -151,9 +151,9 @@ class Processes:
 
 
 def find_group(entries: list[str] | None) -> OneProcess | Processes:
-    """The devices that the option names, or all there are; under torchrun one a process.
+    """Return the group of the option's devices, by default of all; under torchrun one per process.
 
-    Raises OptionError for the option, BackendError for a device or process that is not there.
+    Raises OptionError for a wrong option, and BackendError if a device or process is missing.
     """
     shares = None if entries is None else parse_devices(entries)
     joined = dist.is_initialized() and dist.get_world_size() > 1
@@ -169,10 +169,10 @@ def _started_together() -> bool:
 
 
 def _connect() -> None:
-    """Join the others, by the environment variables that torchrun sets, unless that was done."""
+    """Connect to the other processes, once, with the environment variables set by torchrun."""
     if dist.is_initialized():
         return
-    # The numbers to agree on are exchanged among the CPUs in any case.
+    # `broadcast` and `check_same` exchange their numbers on the CPU in any case.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=_MINUTES))
@@ -185,13 +185,13 @@ def _connect() -> None:
 
 
 def _disconnect() -> None:
-    # The program is over either way.
+    # Errors do not matter: the program ends anyway.
     with suppress(RuntimeError, AssertionError, ValueError):
         dist.destroy_process_group()
 
 
 def _one_each(shares: Sequence[Share] | None, size: int) -> Sequence[Share]:
-    """The device of each process; as far as the others' are not given, they are like this one's."""
+    """Return the device of each process; a single given device stands for all processes."""
     if shares is None:
         return [Share(_default_device(), 1.0)] * size
     if len(shares) != size:
@@ -229,5 +229,5 @@ def _padded(tensor: Tensor, width: int) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence, without the place in torch's sources."""
+    """Return the error's first sentence, without the place in torch's sources."""
     return re.sub(r"\[\S+\.(cc|cpp|h):\d+\] *", "", printable(error)).partition(". ")[0][:160]

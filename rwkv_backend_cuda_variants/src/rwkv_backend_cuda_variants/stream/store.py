@@ -1,4 +1,4 @@
-"""Matrices of a model on a device that holds only part of it, the rest in host memory."""
+"""Stores a model's matrices on a device that holds only part of them, and the rest on the host."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rwkv_core.errors import BackendError, OptionError
 
 Split: TypeAlias = Callable[[Tensor, int], Sequence[Tensor]]
 
-# Of free CUDA memory, left for what is no weight: activations of a chunk of 512 tokens, logits
-# and the workspaces of the matrix products.
+# Free CUDA memory that is not used for weights: room for the activations of a chunk of 512 tokens,
+# logits and the workspaces of matrix products.
 _RESERVE = 10**9
 
 
 class Placed:
-    """A matrix where it was put: on the device, or as one or more row blocks in host memory."""
+    """A stored matrix: on the device, or as one or more blocks of rows in host memory."""
 
     def __init__(self, on_device: Tensor | None, on_host: Sequence[HostTensor] = ()) -> None:
         self.on_device, self.on_host = on_device, on_host
@@ -34,18 +34,19 @@ class Placed:
 
 
 class MatrixStore:
-    """Places matrices, and lends them to products.
+    """Stores matrices on the device or the host, and runs products with them.
 
     Attributes:
-        device: where products are made.
-        target: the most bytes that weights may take there.
-        slots: through which matrices are streamed; None while all are resident.
+        device: the device that computes products.
+        target: largest number of bytes of weights on the device.
+        slots: the buffers for streamed matrices; None while all matrices are resident.
     """
 
     def __init__(self, device: torch.device, target: float | None, pin_memory: bool | None) -> None:
-        """Take `target` GB of `device`, by default all that is free; pin memory if CUDA is there.
+        """Use `target` GB of `device`, by default all free memory.
 
-        Raises OptionError for a target that is none.
+        `pin_memory` pins the streamed matrices in host memory; by default on CUDA. Raises
+        OptionError if the target is negative, infinite or NaN.
         """
         self.device = device
         self._given = target is not None
@@ -53,16 +54,17 @@ class MatrixStore:
         self._pin = device.type == "cuda" and pin_memory is not False
         self.slots: Slots | None = None
         self._vectors = 0
-        self._promised = 0.0  # to the model and its slots
+        self._promised = 0.0  # bytes reserved for the model and its slots
         self._resident: WeakSet[Placed] = WeakSet()
-        self._others: WeakSet[Placed] = WeakSet()  # of the resident, those nobody announced
+        self._others: WeakSet[Placed] = WeakSet()  # resident matrices that are not in the plan
         self._expected: list[tuple[int, bool]] = []
 
     def prepare(self, sizes: Sequence[int], vectors: int) -> OffloadPlan:
-        """Choose which matrices of a model stay, given their bytes in the order of their use.
+        """Make the offload plan of a model, from the bytes of its matrices in the order of use.
 
-        `place` is to be called for them in this order. Raises OptionError if the target is too
-        small, or more is to stay than the device has room for.
+        `vectors` are the bytes of everything else on the device. Call `place` for the matrices in
+        the same order. Raises OptionError if the target is too small for the model, or the device
+        has too little free memory.
         """
         chosen = plan_offload(sizes, vectors, self.target)
         free = _free_bytes(self.device)
@@ -74,21 +76,21 @@ class MatrixStore:
         self._vectors, self._promised = vectors, chosen.total
         if chosen.slot:
             self.slots = Slots(chosen.slot, self.device)
-        # Taken from the end.
+        # `pop` takes them from the end.
         self._expected = list(zip(sizes, chosen.stays, strict=True))[::-1]
         return chosen
 
     @property
     def resident_bytes(self) -> int:
-        """What is on the device of weights now: vectors, resident matrices and slots."""
+        """Bytes of weights on the device now: vectors, resident matrices and slots."""
         slots = 2 * self.slots.n_bytes if self.slots else 0
         return self._vectors + slots + _bytes(self._resident)
 
     def place(self, source: Tensor, dtype: torch.dtype, split: Split = Tensor.split) -> Placed:
-        """A copy of `source` [rows, ...] as `dtype`, on the device or in host memory.
+        """Copy `source` [rows, ...] as `dtype` to the device or to host memory.
 
-        `split(source, n)` makes the parts for `product` of a matrix larger than a slot, each at
-        most as large as n rows of `source`. Raises OptionError and BackendError for no room.
+        A matrix larger than a slot is divided by `split(source, n)` into parts of at most the size
+        of n rows. Raises OptionError and BackendError if there is no room.
         """
         try:
             return self._place(source, dtype, split)
@@ -111,9 +113,9 @@ class MatrixStore:
         return placed
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Whether a matrix that was not announced, such as a bench's, is to stay.
+        """Return whether a matrix that is not in the plan, such as a bench's, stays on the device.
 
-        Where there are no slots yet, there shall remain room for some.
+        If there are no slots yet, room for them must remain.
         """
         if self.slots:
             return False
@@ -125,7 +127,7 @@ class MatrixStore:
         return False
 
     def _on_host(self, source: Tensor, dtype: torch.dtype, split: Split) -> Placed:
-        # One block, unless a matrix that was not announced is larger than a slot.
+        # One block, unless a matrix that is not in the plan is larger than a slot.
         n_bytes = source.numel() * dtype.itemsize
         n_rows = self.slots.n_bytes * len(source) // n_bytes
         parts = split(source, n_rows) if n_rows else ()
@@ -152,9 +154,9 @@ class MatrixStore:
         return HostTensor(copy.copy_(rows))
 
     def product(self, placed: Placed, product: Callable[[Tensor], Tensor]) -> Tensor:
-        """`product` of the matrix on the device: [..., rows], as it makes it of [rows, ...].
+        """Return `product(matrix)`, [..., rows], for a matrix [rows, ...] on the device.
 
-        It is called once for each part, in their order.
+        `product` is called once for each part, in order, and the results are joined.
         """
         if placed.on_device is not None:
             return product(placed.on_device)
@@ -167,7 +169,7 @@ def _bytes(resident: Iterable[Placed]) -> int:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Free memory of a CUDA device, with what torch's allocator holds unused; else infinite."""
+    """Return the free bytes of a CUDA device, with torch's unused cache; else infinity."""
     if device.type != "cuda":
         return math.inf
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,7 @@
-"""Activations as products with a matrix of each kind take them; see `panel_kernels`."""
+"""Converts activations to the form that products need for each kind of matrix.
+
+See `panel_kernels` for the forms.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ _LEVELS = np.float32(32767)
 
 
 def row_for(kind: Any, depth: int) -> Any:
-    """An array for one row of activations."""
+    """Return an array for one row of activations."""
     raise NotImplementedError  # Only for compiled code.
 
 
 def rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
-    """An array for several rows of activations, each with a cache line to spare.
+    """Return an array for several rows of activations, each followed by an unused cache line.
 
-    Rows a multiple of 4 kB apart would all have their lines in the same few places of a cache.
+    Without it, rows could be a multiple of 4 kB apart, and so share the same few sets of a cache.
     """
     if kind.dtype in (INT8.dtype, INT4.dtype):
         return np.empty((n_rows, depth + 32), np.int16)
@@ -39,14 +42,14 @@ def rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
 
 @inner
 def prepared(kind: Any, depth: int, n_groups: int, x: Floats) -> Any:
-    """`x` [in] as a product of one row takes it: a row, the sums of its groups, its unit [1]."""
+    """Return `x` [in] in the form for a product of one row: row, sums of its groups, unit [1]."""
     row, sums, unit = row_for(kind, depth), np.empty(n_groups, np.float32), np.empty(1, np.float32)
     unit[0] = fill(kind, x, row, sums)
     return row, sums, unit
 
 
 def fill(kind: Any, x: Floats, row: Any, sums: Floats) -> np.float32:
-    """Store `x` [in] to such a row, and of codes the sum of each group; gives the unit of both."""
+    """Store `x` [in] to a row, and, for codes, the sum of each group. Return the unit of both."""
     raise NotImplementedError  # Only for compiled code.
 
 
@@ -86,7 +89,7 @@ def _to_bfloat16(kind: Any, x: Floats, row: Any, sums: Floats) -> Any:
 
 @inner
 def _to_int16(x: Floats, row: NDArray[np.int16], sums: Floats, half: int) -> Any:
-    """In units of the largest's share, two by two that are `half` a step apart."""
+    """Store `x` as int16, in pairs that are `half` a step apart, and the sums. Return the unit."""
     largest = _largest(x)
     per_unit = _LEVELS / largest if largest > np.float32(1e-30) else np.float32(0)
     size = x.size // sums.size
@@ -108,8 +111,8 @@ def _to_int16(x: Floats, row: NDArray[np.int16], sums: Floats, half: int) -> Any
 
 @inner
 def _largest(x: Floats) -> Any:
-    """The largest magnitude in `x`, or NaN if there is one."""
-    # Read as integers floats keep their order, NaN being the largest: a maximum that vectorizes.
+    """Return the largest magnitude in `x`; NaN if there is a NaN."""
+    # Read as integers, magnitudes keep their order and NaN is the largest; this maximum vectorizes.
     bits = x.view(np.int32)
     top = np.int32(0)
     for i in range(x.size):

@@ -1,4 +1,4 @@
-"""Kernels: functions that Numba compiles, whose work the threads of this process share."""
+"""Decorator for kernels: functions compiled by Numba, whose work is shared by threads."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ inner_sums = njit(
     fastmath=REORDERED, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy"
 )
 
-# One job at a time. In one thread, a signal's handler may call a kernel while another has just
-# been compiled.
+# Only one job runs at a time. The lock is reentrant, since a signal handler may call a kernel in a
+# thread that has just compiled another.
 _one_at_a_time = RLock()
 _workers: Workers | None = None
 
 
 def _after_fork() -> None:
     global _one_at_a_time, _workers
-    # Whoever held the lock is not in this process, nor are the workers.
+    # The thread that held the lock and the workers are not in the forked process.
     _one_at_a_time, _workers = RLock(), None
 
 
@@ -36,10 +36,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a kernel of `function(counts, thread, *arguments)`, called with the arguments alone.
+    """Make a kernel of `function(counts, thread, *arguments)`; call it with the arguments only.
 
-    Every thread runs the function; see `work_sharing` for how they share its phases, of which a
-    caller says how many there are if not one.
+    Every thread runs the function; `work_sharing` tells how they share a phase. A caller of a
+    kernel with several phases passes `n_phases`.
     """
     entry = _entry(function)
 
@@ -55,7 +55,7 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _entry(function: Callable[..., None]) -> Any:
-    """What Python calls, compiled: it is kept under the function's name and place."""
+    """Return the compiled function that Python calls, cached under the kernel's name and file."""
     own = function.__code__
     code = _run.__code__.replace(co_filename=own.co_filename, co_firstlineno=own.co_firstlineno)
     entry = FunctionType(code, {**_run.__globals__, "kernel": inner(function)}, function.__name__)

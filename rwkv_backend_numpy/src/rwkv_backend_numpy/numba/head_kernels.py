@@ -1,6 +1,7 @@
-"""The scans over the matrices of heads, of RWKV-5 to 7, compiled by Numba.
+"""The scans of RWKV-5 to 7 over the matrices of heads, compiled by Numba.
 
-A head's matrix S is N rows of the state's D columns; its rows do not touch each other.
+A head's matrix S has N rows, each in N of a state row's D columns. Its rows are independent of each
+other.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def wkv7_row(
 def wkv6(
     counts: Counters, thread: int, r: Floats, w: Floats, k: Floats, v: Floats, s: Floats, y: Floats
 ) -> None:
-    """`TensorOps.wkv6` without the bonus, to y [B, T, D]; s [B, N, D] is changed in place."""
+    """Compute `TensorOps.wkv6` without the bonus: write y [B, T, D], update s [B, N, D]."""
     n_batch, n_time, width = k.shape
     n = s.shape[1]
     while True:
@@ -70,7 +71,7 @@ def wkv7(
     counts: Counters, thread: int,
     r: Floats, w: Floats, k: Floats, v: Floats, kk: Floats, b: Floats, s: Floats, y: Floats,
 ) -> None:  # fmt: skip
-    """`TensorOps.wkv7`, to y [B, T, D]; s [B, N, D] is changed in place."""
+    """Compute `TensorOps.wkv7`: write y [B, T, D], update s [B, N, D]."""
     n_batch, n_time, width = k.shape
     n = s.shape[1]
     while True:

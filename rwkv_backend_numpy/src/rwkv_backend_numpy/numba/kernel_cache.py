@@ -1,4 +1,4 @@
-"""Numba's compilation as the kernels need it: announced, and kept on disk where possible."""
+"""Compiles kernels with Numba: shows a line on a terminal, and caches them on disk if possible."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from numba.core.caching import FunctionCache
 from rwkv_core.architectures import matrix_state, rwkv4, rwkv7
 from rwkv_core.errors import BackendError
 
-# Sums in any order, so that they vectorize. Not numba's fastmath=True, which assumes that there are
-# no NaNs and infinities, and would hide them.
+# Sums may be reordered, so that they vectorize. Not numba's fastmath=True, which assumes that there
+# are no NaNs and infinities, and would hide them.
 REORDERED = {"reassoc", "contract"}
 
 
 def _digest_of_sources() -> str:
-    # The rows of the state are the architecture's.
+    # The architectures define the rows of the state, so their sources count too.
     own = sorted(Path(__file__).parent.glob("*.py"))
     sources = [*own, *(Path(str(version.__file__)) for version in (matrix_state, rwkv4, rwkv7))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
@@ -41,24 +41,24 @@ if config.DISABLE_JIT:
 
 
 def kept(function: Callable[..., Any]) -> Any:
-    """`function` as Numba compiles it, running without the GIL, and kept on disk.
+    """Return `function`, compiled by Numba to run without the GIL, and cached on disk.
 
     NUMBA_CACHE_DIR names the folder.
     """
-    # Numba checks whether the kernel's own file has changed, not the files of the functions that
-    # it calls; but it also compares a function's closure.
+    # Numba checks whether the kernel's own file has changed, but not the files of functions that it
+    # calls. It also compares a function's closure, which therefore holds a digest of all sources.
     code = function.__code__.replace(co_freevars=("sources",))
     closed = FunctionType(code, function.__globals__, function.__name__, closure=(_SOURCES,))
     closed.__module__, closed.__qualname__ = function.__module__, function.__qualname__
     kernel = njit(nogil=True, fastmath=REORDERED, error_model="numpy")(closed)
     kernel.compile = _whole(kernel.compile)
-    with suppress(RuntimeError):  # Numba found no folder that it may write to.
+    with suppress(RuntimeError):  # Numba found no writable folder
         kernel._cache = _Cache(closed)
     return kernel
 
 
 def _whole(compile: Callable[..., Any]) -> Callable[..., Any]:
-    """`compile`, of which an interrupt would leave halves that later calls stumble over."""
+    """Return `compile` with interrupts held: half a compilation would break later calls."""
 
     @wraps(compile)
     def held(signature: Any) -> Any:
@@ -70,7 +70,7 @@ def _whole(compile: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """What Ctrl-C does is done at the end: LLVM calls back into Python, where it would be lost."""
+    """Delay Ctrl-C to the end: it could get lost in LLVM's callbacks into Python."""
     handler = signal.getsignal(signal.SIGINT)
     if current_thread() is not main_thread() or not callable(handler):
         yield
@@ -86,15 +86,15 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """Compiles again what cannot be read; what cannot be written is not kept."""
+    """A cache that treats unreadable files as missing, and does without unwritable ones."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             found = super().load_overload(sig, target_context)
-            # Two processes that compile at a time may give their files the same name.
+            # Two processes that compile at the same time may give their files the same name.
             if found is None or found.signature.args == tuple(sig):
                 return found
-        except Exception:  # Of a damaged file, whatever pickle and LLVM come upon.
+        except Exception:  # any error of pickle or LLVM, for a damaged file
             pass
         self._forget()
         return None
@@ -111,7 +111,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 class _Announcer(event.Listener):  # type: ignore[misc]
-    """Says on a terminal, in one line for all of them, that kernels are being compiled."""
+    """Shows one line on a terminal while kernels are compiled."""
 
     def __init__(self) -> None:
         self._said = False
@@ -120,7 +120,7 @@ class _Announcer(event.Listener):  # type: ignore[misc]
         module: str = started.data["dispatcher"].py_func.__module__
         if not self._said and module.startswith(__package__) and sys.stderr.isatty():
             self._said = True
-            # Over whatever progress is shown on the line.
+            # Replaces the progress shown on this line.
             line = "\r\x1b[Kcompiling kernels for this processor (once, some 15 seconds) ..."
             print(line, file=sys.stderr, flush=True)
 

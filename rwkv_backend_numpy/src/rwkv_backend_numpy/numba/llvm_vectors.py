@@ -1,4 +1,4 @@
-"""What the kernels written in LLVM's terms share. `b` is an IRBuilder, values are LLVM's."""
+"""Functions that build LLVM IR for vectors. `b` is an IRBuilder, values are LLVM's."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F32 = ir.FloatType()
 BYTES = I8.as_pointer()
 
-# Of the processor that is compiled for, such as "+avx512f"; NUMBA_CPU_NAME chooses another one.
+# Features of the target processor, such as "+avx512f"; NUMBA_CPU_NAME chooses another target.
 _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 # 32 registers of 16 float32.
 HAS_WIDE_VECTORS = "+avx512f" in _FEATURES
-# Products of bfloat16, added in float32. Before version 16 LLVM has them with other types.
+# Products of bfloat16, added in float32. LLVM before version 16 has other types for them.
 HAS_BFLOAT16_PRODUCTS = "+avx512bf16" in _FEATURES and llvmlite.binding.llvm_version_info[0] >= 16
 
 
 class BFloat16(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite does not know."""
+    """LLVM's bfloat, which llvmlite lacks."""
 
     intrinsic_name = "bf16"
 
@@ -42,57 +42,57 @@ def vector(kind: ir.Type, n: int) -> ir.VectorType:
 
 
 def filled(kind: ir.Type, n: int, value: float) -> ir.Constant:
-    """A vector of `n` times the number."""
+    """Return a constant vector of `n` times `value`."""
     return ir.Constant(vector(kind, n), [value] * n)
 
 
 def spread(b: ir.IRBuilder, value: Any, n: int) -> Any:
-    """A vector of `n` times the value."""
+    """Return a vector of `n` times `value`."""
     nothing = ir.Constant(vector(value.type, n), ir.Undefined)
     first = b.insert_element(nothing, value, I32(0))
     return b.shuffle_vector(first, nothing, filled(I32, n, 0))
 
 
 def loaded(b: ir.IRBuilder, pointer: Any, kind: ir.Type) -> Any:
-    """What is at `pointer`, of type `kind`, wherever that points to."""
+    """Load a value of type `kind` from `pointer`, of any pointer type."""
     value = b.load(b.bitcast(pointer, kind.as_pointer()))
     value.align = 1
     return value
 
 
 def store(b: ir.IRBuilder, value: Any, pointer: Any) -> None:
-    """`value` to `pointer`, wherever that points to."""
+    """Store `value` to `pointer`, of any pointer type."""
     b.store(value, b.bitcast(pointer, value.type.as_pointer())).align = 1
 
 
 def prefetch(b: ir.IRBuilder, pointer: Any, n_bytes: int) -> None:
-    """Ask for the memory `n_bytes` behind `pointer`, which need not be the program's."""
+    """Prefetch the memory `n_bytes` after `pointer`, which may be outside the program's memory."""
     arguments = [b.gep(pointer, [I64(n_bytes)]), I32(0), I32(3), I32(1)]
     call(b, "llvm.prefetch.p0i8", ir.VoidType(), arguments)
 
 
 def call(b: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[Any]) -> Any:
-    """The result of the function of that name, LLVM's own or the system's."""
+    """Call the function `name`, of LLVM or the system. Return its result."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return b.call(cgutils.get_or_insert_function(b.module, kind, name), arguments)
 
 
 def fused(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
-    """one * other + total of float32 vectors, in one rounding where the processor can."""
+    """Return one * other + total of float32 vectors, rounded once if the processor can."""
     name = f"llvm.fmuladd.v{total.type.count}f32"
     return call(b, name, total.type, [one, other, total])
 
 
 def bfloat16_products(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
-    """`total`, 16 float32, and to each added the products of a pair of bfloat16."""
+    """Return `total`, 16 float32, with the products of a pair of bfloat16 added to each."""
     pairs = [b.bitcast(pair, vector(BFloat16(), 32)) for pair in (one, other)]
     return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", total.type, [total, *pairs])
 
 
 def int16_products(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
-    """`total`, int32, and to each added the products of a pair of int16.
+    """Return `total`, int32, with the products of a pair of int16 added to each.
 
-    In plain terms, which become one instruction where the processor has such (vpmaddwd, vpdpwssd).
+    LLVM turns these operations into one instruction if the processor has it (vpmaddwd, vpdpwssd).
     """
     n = one.type.count
     wide = vector(I32, n)

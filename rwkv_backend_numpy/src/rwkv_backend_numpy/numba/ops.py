@@ -1,8 +1,8 @@
 """RWKV's operations on NumPy arrays, with compiled kernels.
 
-A token of one sequence goes through the whole model in one call, as some thirty NumPy calls a layer
-would take longer than a small layer's products. Everything else takes the core's equations, over
-kernels that are each as wide as the chunk.
+For one token of one sequence, one kernel computes the whole model, since about thirty NumPy calls
+per layer would take longer than a small layer's products. Everything else uses the core's
+equations, with kernels that each process a whole chunk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rwkv_core.quantization import QuantizedMatrix, quantize
 
 Floats = NDArray[np.float32]
 
-# Of each architecture, what packs a model for a token's kernel.
+# For each architecture with a kernel for one token: the function that packs a model for it.
 _ONE_TOKEN: dict[str, Callable[..., Any]] = {
     "rwkv4": rwkv4_packed.packed_model,
     "rwkv7": rwkv7_packed.packed_model,
@@ -55,7 +55,7 @@ class NumbaOps(NumpyOps):
         return float_matrix(array, kind, self._arena)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
-        # A file keeps its dtype, whatever the option says for what is quantized here.
+        # A prequantized matrix keeps its dtype; the option applies to matrices quantized here.
         self.dtype = "float32" if matrix.group_size % DEPTH else matrix.dtype
         if matrix.group_size % DEPTH:
             return float_matrix(matrix.dequantize(), FLOAT32, self._arena)

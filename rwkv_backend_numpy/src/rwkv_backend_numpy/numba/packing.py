@@ -1,4 +1,4 @@
-"""Matrices into panels: floats by a kernel that Numba compiles, as fast as memory is read."""
+"""Packs matrices into panels. A kernel packs floats as fast as memory is read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rwkv_backend_numpy.numba.transpose_kernel import put_square
 from rwkv_backend_numpy.numba.work_sharing import Counters, take_range
 from rwkv_core.quantization import QuantizedMatrix
 
-# As many products of codes with int16 as fit into a sum of 32 bits.
+# Largest number of products of codes with int16 whose sum fits into 32 bits.
 _MAX_GROUP_SIZE = 256
 
 
 def float_matrix(array: NDArray[Any], kind: Kind, arena: Arena) -> Matrix:
-    """In float32 or bfloat16, rounded to the nearest, from any float type."""
+    """Pack `array` [out, in], of any float type, as float32 or bfloat16, rounded to nearest."""
     n_out, width = array.shape
     depth = -(-width // DEPTH) * DEPTH
     panels = _empty(arena, n_out, depth * ROWS * kind.itemsize)
@@ -32,7 +32,7 @@ def float_matrix(array: NDArray[Any], kind: Kind, arena: Arena) -> Matrix:
 
 
 def _as_packed(array: NDArray[Any]) -> NDArray[Any]:
-    """The array as `pack` tells what it is of: bfloat16 as uint16, float16 as int16, or float32."""
+    """Return the array in a type for `pack`: bfloat16 as uint16, float16 as int16, or float32."""
     bits: dict[str, DTypeLike] = {"bfloat16": np.uint16, "float16": np.int16}
     if array.dtype.name in bits:
         return np.ascontiguousarray(array).view(bits[array.dtype.name])
@@ -40,7 +40,7 @@ def _as_packed(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def code_matrix(matrix: QuantizedMatrix, arena: Arena) -> Matrix:
-    """With the groups that it has, or parts of them; their size is a multiple of DEPTH."""
+    """Pack a quantized matrix, with its groups or equal parts of them, of a multiple of DEPTH."""
     n_out, width = matrix.shape
     size = matrix.group_size
     if size > _MAX_GROUP_SIZE:
@@ -61,9 +61,10 @@ def code_matrix(matrix: QuantizedMatrix, arena: Arena) -> Matrix:
 
 
 def _in_float16(matrix: QuantizedMatrix) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Units float32 [out], and scales and offsets in them, float16 [out, groups].
+    """Return units, float32 [out], and scales and offsets in these units, float16 [out, groups].
 
-    Units are 1 if these are float16 in the matrix, and otherwise powers of two that make them such.
+    Units are 1 if scales and offsets are float16 in the matrix, and otherwise powers of two that
+    bring them into float16's range.
     """
     scales, offsets = matrix.scales, matrix.offsets
     units = np.ones(len(scales), np.float32)
@@ -79,7 +80,7 @@ def _empty(arena: Arena, n_out: int, panel_bytes: int) -> NDArray[np.uint8]:
 
 
 def _by_panels(array: NDArray[Any]) -> NDArray[Any]:
-    """[out, ...] as [panels, ROWS, ...], with zeros for the rows that the last panel lacks."""
+    """Return `array` [out, ...] as [panels, ROWS, ...], with zeros for missing rows."""
     lacking = -len(array) % ROWS
     if lacking:
         array = np.concatenate([array, np.zeros((lacking, *array.shape[1:]), array.dtype)])
@@ -87,12 +88,12 @@ def _by_panels(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def as_float32(value: Any) -> Any:
-    """Of a float32, of the bits of a bfloat16 in uint16, or of those of a float16 in int16."""
+    """Return a float32, the bits of a bfloat16 in uint16, or of a float16 in int16, as float32."""
     raise NotImplementedError  # Only for compiled code.
 
 
 def put(panel: NDArray[Any], column: int, row: int, value: np.float32) -> None:
-    """Store a weight of a panel, in its kind."""
+    """Store a weight in a panel, converted to the panel's kind."""
     raise NotImplementedError  # Only for compiled code.
 
 
@@ -121,7 +122,10 @@ def _put_bfloat16(panel: NDArray[Any], column: int, row: int, value: np.float32)
 
 @compiled
 def pack(counts: Counters, thread: int, array: NDArray[Any], panels: NDArray[Any]) -> None:
-    """`array` [out, in], of what `as_float32` takes, to `panels` [panels, n], float32 or uint16."""
+    """Pack `array` [out, in], of a type that `as_float32` takes, into `panels` [panels, n].
+
+    The panels are float32, or uint16 for bfloat16.
+    """
     n_out, width = array.shape
     kind, source = panels[0, 0], array[0, 0]
     columns = LINE // panels.itemsize

@@ -1,14 +1,14 @@
 """The product of a panel of a matrix with rows of activations, for compiled code; see `panels`.
 
-In LLVM's vectors: which of them stay in registers decides the speed. Of one row of activations the
-product is as fast as memory is read; of several it is as fast as the processor multiplies, since a
-line, once loaded and taken apart, is multiplied with all of them.
+It is written in LLVM IR, since speed depends on which vectors stay in registers. For one row of
+activations the product is as fast as memory is read. For several rows it is as fast as the
+processor multiplies: a line is loaded and unpacked once, and multiplied with all rows.
 
-Activations come as the kind of the matrix wants them (`activations` makes them): a step of DEPTH
-columns takes as many elements of 32 bits, in this order:
+The form of activations depends on the matrix's kind (`activations` makes them). A step of DEPTH
+columns takes elements of 32 bits in this order:
 
     float32   float32
-    bfloat16  float32; or of several rows, where the processor has such products, pairs of bfloat16
+    bfloat16  float32; for several rows, if the processor has such products, pairs of bfloat16
     int8      pairs of int16 for the columns (0, 2), (1, 3), (4, 6), (5, 7)
     int4      pairs of int16 for the columns (0, 4), (1, 5), (2, 6), (3, 7)
 """
@@ -42,21 +42,21 @@ from rwkv_backend_numpy.numba.llvm_vectors import (
 from rwkv_backend_numpy.numba.panels import DEPTH, LINE, ROWS
 from rwkv_backend_numpy.numba.short_floats import FLOAT16_SCALE, small_floats
 
-# Bytes ahead of their use that lines are asked for where a processor, busy multiplying, does not
-# get as far ahead by itself.
+# Distance in bytes at which lines are prefetched; a processor that is busy multiplying does not
+# prefetch that far by itself.
 _AHEAD = 2048
 
 
 class _Kind(NamedTuple):
-    """What the kinds of matrices differ in.
+    """The differences between the kinds of matrices.
 
     Attributes:
-        n_lines: in a step.
-        parts: of a line, as vectors that `add` multiplies, each with one element of activations.
-        add: (b, part, activations, total) -> total.
-        total: the type of the sums of a group.
-        n_elements: of activations in a step.
-        has_groups: with scales and offsets.
+        n_lines: number of lines in a step.
+        parts: unpacks a line into vectors; each is multiplied with one element of activations.
+        add: takes (b, part, activations, total); returns the new total.
+        total: the type of a group's sums.
+        n_elements: number of elements of activations in a step.
+        has_groups: whether there are groups with scales and offsets.
     """
 
     n_lines: int
@@ -108,13 +108,13 @@ def _kind_of(tag: Any, n_rows: int) -> _Kind:
 
 
 def _product_with(n_rows: int) -> Callable[..., None]:
-    """A function for compiled code: `panel` times `n_rows` rows of activations, to `out`.
+    """Return a function for compiled code: it multiplies a panel with `n_rows` rows of activations.
 
-    (kind, panel, depth, n_groups, x, x_bytes, sums, units, out, out_bytes), in which all but the
-    kind are int64. Addresses are `panel`, `x` (the rows of activations, `x_bytes` from one to the
-    next), `out` (16 float32 for each row, `out_bytes` from one to the next), and for codes `sums`
-    (float32 [rows, groups], of the activations of a group) and `units` (float32 [rows], of the
-    activations).
+    Its arguments are (kind, panel, depth, n_groups, x, x_bytes, sums, units, out, out_bytes); all
+    except the kind are int64. `panel`, `x`, `sums`, `units` and `out` are addresses. `x` is the
+    rows of activations, `x_bytes` apart; `out` gets 16 float32 for each row, `out_bytes` apart. For
+    codes, `sums` is float32 [rows, groups], the sums of a group's activations, and `units` is
+    float32 [rows], the units of the activations.
     """
 
     @intrinsic
@@ -134,7 +134,7 @@ one_row, four_rows, eight_rows, sixteen_rows = (_product_with(n) for n in (1, 4,
 
 
 def _function(module: ir.Module, tag: Any, n_rows: int) -> ir.Function:
-    """By itself, so that it is compiled once for all its callers."""
+    """Return the product as an LLVM function of its own, compiled once for all callers."""
     name = f"rwkv_panel_{tag}_{n_rows}"
     if name in module.globals:
         return module.globals[name]
@@ -157,8 +157,8 @@ def _function(module: ir.Module, tag: Any, n_rows: int) -> ir.Function:
 
 
 def _totals(b: ir.IRBuilder, kind: _Kind, lines: Any, rows: list[Any], steps: Any) -> list[Any]:
-    """Of so many steps, the products of lines and each row of activations, added up."""
-    # One sum would wait for itself at each addition; those of several rows take turns.
+    """Return the sums of the products of lines with each row of activations, over `steps` steps."""
+    # With one row several sums take turns, as each addition waits for the sum's last one.
     n_sums = kind.n_elements if len(rows) == 1 else 1
     none = filled(kind.total, ROWS, 0)
     sums = [[cgutils.alloca_once(b, none.type) for _ in range(n_sums)] for _ in rows]
@@ -194,7 +194,7 @@ def _of_groups(
     b: ir.IRBuilder, kind: _Kind, panel: Any, rows: list[Any], steps: Any, n_groups: Any,
     sums: Any, units: Any,
 ) -> list[Any]:  # fmt: skip
-    """scale * (codes . x) + offset * sum(x) over all groups, in float32, for each row."""
+    """Return the sum of scale * (codes . x) + offset * sum(x) over all groups, float32, per row."""
     none = filled(F32, ROWS, 0.0)
     totals = [cgutils.alloca_once_value(b, none) for _ in rows]
     group_bytes = b.add(b.mul(steps, I64(LINE * kind.n_lines)), I64(LINE))
@@ -219,7 +219,7 @@ def _of_groups(
 
 
 def _small_floats(b: ir.IRBuilder, address: Any, start: int) -> Any:
-    """16 float16 that lie there, times 2**-112."""
+    """Load 16 float16 and return them, times 2**-112, as float32."""
     return small_floats(b, loaded(b, _pointer(b, address, I64(start)), vector(I16, ROWS)))
 
 

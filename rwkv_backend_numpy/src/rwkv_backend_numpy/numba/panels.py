@@ -1,16 +1,16 @@
-"""Matrices as the compiled kernels read them: in panels of 16 rows.
+"""Layout of matrices for the compiled kernels: micro-panels of 16 rows.
 
-A line of 64 bytes has something for each row of a panel, so that a product keeps the rows' sums
-beside each other in one vector, with nothing to add up across it at the end. Lines lie in the order
-in which they are read. By the kind of the matrix a panel is
+A line of 64 bytes holds 32 bits for each row of a panel. So the rows' sums are side by side in one
+vector, and nothing has to be added across it at the end. Lines are in the order in which they are
+read. Depending on the kind of the matrix, a panel holds
 
     float32   a line for each column
     bfloat16  a line for each two columns, the first in the low half of a row's 32 bits
-    int8      the rows' units in float32; then for each group a line with their scales and their
-              offsets in float16, in those units, and lines of four columns
+    int8      the rows' units in float32; then, for each group, a line with scales and offsets in
+              float16, in those units, and lines of four columns
     int4      the same with lines of eight columns, the first in the lowest bits
 
-There are DEPTH columns at a time; what the matrix lacks in rows and columns is zeros.
+Columns come in steps of DEPTH; missing rows and columns are zeros.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROWS, LINE, DEPTH = 16, 64, 8
-# The kernels are compiled for a kind of matrix, which they tell from the type of such a number.
+# Kinds of matrices. A kernel is compiled for each kind, since each number has a type of its own.
 FLOAT32, BFLOAT16, INT8, INT4 = np.float32(0), np.uint16(0), np.uint8(0), np.int8(0)
 Kind = np.float32 | np.uint16 | np.uint8 | np.int8
 
@@ -31,10 +31,10 @@ class Matrix(NamedTuple):
 
     Attributes:
         panels: uint8 [panels, bytes].
-        kind: of the numbers above.
-        n_out: rows.
-        depth: columns, those of zeros included.
-        n_groups: in a row; 1 of floats.
+        kind: one of the numbers above.
+        n_out: number of rows.
+        depth: number of columns, with those of zeros.
+        n_groups: number of groups in a row; 1 for floats.
     """
 
     panels: NDArray[np.uint8]

@@ -16,17 +16,17 @@ from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, take, t
 
 Floats = NDArray[np.float32]
 
-# Rows of activations come in multiples of so many, if there is more than one.
+# Several rows of activations are padded to a multiple of this.
 ROW_MULTIPLE = 4
-# Rows of activations, and bytes of weights for a single row, that a thread takes at a time.
+# Rows of activations in a thread's block; for a single row, bytes of weights in a thread's block.
 _ROWS_IN_BLOCK, _BLOCK = 16, 2**16
-# Where there are 16 registers, not 32, they hold no more sums than four rows have. With 32 a batch
-# of 16 is multiplied with while its weights come from memory, not after that.
+# 16 registers hold the sums of only four rows. With 32, a batch of 16 rows is multiplied while its
+# weights arrive from memory, not afterwards.
 _WIDE = HAS_WIDE_VECTORS
 
 
 def product(matrix: Matrix, x: Floats) -> Floats:
-    """`x` [rows, in] times the matrix, transposed: [rows, out]."""
+    """Return `x`, float32 [rows, in], times the transpose of the matrix: float32 [rows, out]."""
     n_rows = len(x)
     if n_rows == 1:
         out = np.empty((1, matrix.n_out), np.float32)
@@ -35,7 +35,7 @@ def product(matrix: Matrix, x: Floats) -> Floats:
     padded = -(-n_rows // ROW_MULTIPLE) * ROW_MULTIPLE
     out = np.empty((padded, matrix.n_out), np.float32)
     rows = rows_for(matrix.kind, padded, matrix.depth)
-    # What the kernel does not fill: columns that the matrix has for its panels, and rows.
+    # The kernel does not fill padding columns and padding rows.
     rows[:, x.shape[1] :] = 0
     rows[n_rows:] = 0
     sums = np.zeros((padded, matrix.n_groups), np.float32)
@@ -52,7 +52,7 @@ def _of_one_row(
     counts: Counters, thread: int,
     kind: Any, panels: NDArray[np.uint8], depth: int, n_groups: int, x: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """`x` [in] times a matrix to `out` [out]."""
+    """Multiply `x` [in] with a matrix; write `out` [out]."""
     row, sums, unit = prepared(kind, depth, n_groups, x)
     to = np.empty(ROWS, np.float32)
     while True:
@@ -74,9 +74,10 @@ def _of_rows(
     kind: Any, panels: NDArray[np.uint8], depth: int, n_groups: int, x: Floats,
     rows: Any, sums: Floats, units: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """`x` [rows, in] times a matrix to `out` [rows', out], rows' being a multiple of ROW_MULTIPLE.
+    """Multiply `x` [rows, in] with a matrix; write `out` [padded rows, out].
 
-    The first phase puts the activations into `rows`, `sums` and `units`; see `activations`.
+    Rows are padded to a multiple of ROW_MULTIPLE. The first phase converts the activations into
+    `rows`, `sums` and `units`; see `activations`.
     """
     n_blocks = (x.shape[0] + _ROWS_IN_BLOCK - 1) // _ROWS_IN_BLOCK
     while True:
@@ -104,7 +105,7 @@ def _times_rows(
     kind: Any, panel: NDArray[np.uint8], first: int, depth: int, n_groups: int,
     rows: Any, sums: Floats, units: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """One panel with all rows of activations, to columns of `out` from `first` on."""
+    """Multiply one panel with all rows of activations; write columns of `out` from `first` on."""
     whole = first + ROWS <= out.shape[1]
     beside = np.empty((16, ROWS), np.float32)
     j = 0

@@ -1,4 +1,4 @@
-"""An RWKV-4's parameters put together as `rwkv4_token` takes them."""
+"""Packs an RWKV-4's parameters for the kernel in `rwkv4_token`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Floats = NDArray[np.float32]
 
 
 def packed_model(p: Parameters, state: Floats) -> PackedModel | None:
-    """None if matrices are of several kinds, or those of a width of several forms.
+    """Pack a model; None if its matrices are of several kinds, or of several forms for one width.
 
-    `state` is there for versions with heads, whose size it tells; it is not used here.
+    `state` is not used here; versions with heads find their head size in it.
     """
     rows = [_matrices(block) for block in p.blocks]
     wide = [p.head, *(matrix for row in rows for matrix in row[:CHANNEL_VALUE])]
@@ -46,12 +46,12 @@ def _vectors(block: Block) -> list[Floats]:
 
 
 def _form(matrix: Matrix) -> tuple[int, int, int]:
-    """What `Token.wide` and `Token.deep` are of."""
+    """Return a matrix's form, for `Token.wide` and `Token.deep`."""
     return matrix.depth, matrix.n_groups, matrix.panels.shape[1]
 
 
 class PackedModel:
-    """A model as `one_token` takes it."""
+    """A model in the form for `one_token`."""
 
     def __init__(self, p: Parameters) -> None:
         matrices = list(map(_matrices, p.blocks))
@@ -72,7 +72,7 @@ class PackedModel:
         }
 
     def run(self, x: Floats, state: Floats) -> tuple[Floats, Floats]:
-        """Logits [1, 1, V] and state after one token's embedding `x`."""
+        """Return logits [1, 1, V] and the state [1, L, 5, D] after one embedding `x` [1, 1, D]."""
         before, after = np.ascontiguousarray(state[0]), np.empty_like(state[0])
         logits = np.empty(-(-self._n_vocab // ROWS) * ROWS, np.float32)
         token = Token(**self._constant, x=x[0, 0], state=before, after=after, logits=logits)

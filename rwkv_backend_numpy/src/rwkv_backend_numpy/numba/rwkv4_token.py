@@ -36,19 +36,20 @@ PHASES = 4
 
 
 class Token(NamedTuple):
-    """What a token is computed from, and where to.
+    """Inputs and outputs of one token.
 
     Attributes:
-        kind: of all matrices; see `panels`.
-        wide, deep: of matrices with D and with F columns: `depth`, `n_groups`, bytes of a panel.
+        kind: kind of all matrices; see `panels`.
+        wide, deep: form of matrices with D and with F columns: (`depth`, `n_groups`, bytes of a
+            panel).
         vectors: [L, 11, D].
-        norms: [4, D], weight and bias of the first and of the last.
+        norms: [4, D], weight and bias of the first and of the last norm.
         matrices: addresses [L, 7].
         head: address.
         n_ffn: F.
         x: the embedding [D].
-        state, after: [L, 5, D].
-        between: [L, 4 D' + F'], what phases give; D', F' and V' are whole panels.
+        state, after: the state before and after the token, [L, 5, D].
+        between: results of phases, [L, 4 D' + F']; D', F' and V' are padded to whole panels.
         logits: [V'].
     """
 
@@ -69,7 +70,7 @@ class Token(NamedTuple):
 
 @compiled
 def one_token(counts: Counters, thread: int, t: Token) -> None:
-    """Fill the token's `after` and `logits`; in PHASES L + 1 phases."""
+    """Compute the token's `after` and `logits`, in PHASES * L + 1 phases."""
     x = np.empty(t.x.size, np.float32)
     layer_norm_row(t.x, t.norms[0], t.norms[1], x)
     for i in range(t.vectors.shape[0]):
@@ -89,7 +90,7 @@ def one_token(counts: Counters, thread: int, t: Token) -> None:
 
 @inner
 def _parts(t: Token, i: int) -> Any:
-    """What the phases of layer i give: [D] four times, and [F], each to be written in panels."""
+    """Return the arrays for the results of layer i's phases: [D] four times, and [F], padded."""
     row, d = t.between[i], t.x.size
     n = (d + ROWS - 1) // ROWS * ROWS
     k = row[4 * n : 4 * n + t.n_ffn]
@@ -100,7 +101,7 @@ def _parts(t: Token, i: int) -> Any:
 def _keys_and_values(
     counts: Counters, thread: int, phase: int, t: Token, i: int, x: Floats, wkv: Floats
 ) -> None:
-    """The first half of time mixing: keys, values, receptance, and the scan's step."""
+    """Compute the first half of time mixing: keys, values, receptance, and the scan's step."""
     n_embd = x.size
     count = n_blocks(counts, n_embd, 3 * t.wide[2])
     if is_over(counts, phase, count):
@@ -144,7 +145,7 @@ def _times_sigmoid(x: Floats, gate: Floats) -> None:
 def _channel_keys(
     counts: Counters, thread: int, phase: int, t: Token, i: int, x: Floats, gate: Floats, k: Floats
 ) -> None:
-    """The first half of channel mixing: keys, squared, and the gate before its sigmoid."""
+    """Compute the first half of channel mixing: squared keys, and the gate before its sigmoid."""
     n_embd = x.size
     n_keys, n_gates = n_blocks(counts, k.size, t.wide[2]), n_blocks(counts, n_embd, t.wide[2])
     if is_over(counts, phase, n_keys + n_gates):

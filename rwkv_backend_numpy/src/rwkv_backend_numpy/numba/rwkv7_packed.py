@@ -1,4 +1,4 @@
-"""An RWKV-7's parameters put together as `rwkv7_token` takes them."""
+"""Packs an RWKV-7's parameters for the kernel in `rwkv7_token`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Floats = NDArray[np.float32]
 
 
 def packed_model(p: Parameters, state: Floats) -> PackedModel | None:
-    """None if matrices are of several kinds, those of a width of several forms, or heads of a size
-    that is not whole panels."""
+    """Pack a model; None if its matrices are of several kinds, or of several forms for one width,
+    or the head size is no multiple of a panel's rows."""
     rows = [_matrices(block) for block in p.blocks]
     wide = [p.head, *(matrix for row in rows for matrix in row[:CHANNEL_VALUE])]
     deep = [row[CHANNEL_VALUE] for row in rows]
@@ -69,7 +69,7 @@ def _panels(n: int) -> int:
 
 
 class PackedModel:
-    """A model as `one_token` takes it."""
+    """A model in the form for `one_token`."""
 
     def __init__(self, p: Parameters) -> None:
         matrices, low = list(map(_matrices, p.blocks)), list(map(_low_rank, p.blocks))
@@ -97,7 +97,7 @@ class PackedModel:
         }
 
     def run(self, x: Floats, state: Floats) -> tuple[Floats, Floats]:
-        """Logits [1, 1, V] and state after one token's embedding `x`."""
+        """Return logits [1, 1, V] and state [1, L, 2 + N, D] after one embedding `x` [1, 1, D]."""
         before, after = np.ascontiguousarray(state[0]), np.empty_like(state[0])
         logits = np.empty(_panels(self._n_vocab), np.float32)
         token = Token(**self._constant, x=x[0, 0], state=before, after=after, logits=logits)

@@ -43,21 +43,24 @@ _ONE = np.float32(1)
 
 
 class Token(NamedTuple):
-    """What a token is computed from, and where to.
+    """Inputs and outputs of one token.
 
     Attributes:
-        kind, low_kind: of all matrices, and of the low-rank ones; see `panels`.
-        wide, deep: of matrices with D and with F columns: `depth`, `n_groups`, bytes of a panel.
-        low: the same of the low-rank matrices with D columns, then of those with each rank [5, 3].
-        ranks: of w, a, v and g.
+        kind, low_kind: kinds of the matrices and of the low-rank ones; see `panels`.
+        wide, deep: form of matrices with D and with F columns: (`depth`, `n_groups`, bytes of a
+            panel).
+        low: forms [5, 3] of the low-rank matrices: those with D columns, then those with the rank
+            of w, a, v and g.
+        ranks: ranks of w, a, v and g.
         vectors: [L, 19, D].
-        norms: [4, D], weight and bias of the first and of the last.
+        norms: [4, D], weight and bias of the first and of the last norm.
         matrices, low_rank: addresses [L, 6] and [L, 8].
         head: address.
         n_ffn: F.
         x: the embedding [D].
-        state, after: [L, 2 + N, D].
-        between: [L, 6 D' + R' + F'], what phases give; D', R' and so on are whole panels.
+        state, after: the state before and after the token, [L, 2 + N, D].
+        between: results of phases, [L, 6 D' + R' + F']; D', R', F' and V' are padded to whole
+            panels.
         logits: [V'].
     """
 
@@ -81,7 +84,7 @@ class Token(NamedTuple):
 
 
 class Between(NamedTuple):
-    """What the phases of a layer give: [D] each, the numbers of all ranks, and [F]."""
+    """Results of a layer's phases: [D] each, the inner values of all ranks, and [F]."""
 
     r: Floats
     k: Floats
@@ -95,7 +98,7 @@ class Between(NamedTuple):
 
 @compiled
 def one_token(counts: Counters, thread: int, t: Token) -> None:
-    """Fill the token's `after` and `logits`; in PHASES L + 1 phases."""
+    """Compute the token's `after` and `logits`, in PHASES * L + 1 phases."""
     x = np.empty(t.x.size, np.float32)
     layer_norm_row(t.x, t.norms[0], t.norms[1], x)
     for i in range(t.vectors.shape[0]):
@@ -131,7 +134,7 @@ def _parts(t: Token, i: int) -> Any:
 
 @inner
 def _low_start(t: Token, which: int) -> Any:
-    """Where the numbers of a rank begin: each rank has whole panels."""
+    """Return where a rank's inner values begin; each rank is padded to whole panels."""
     start = 0
     for i in range(which):
         start += (t.ranks[i] + ROWS - 1) // ROWS * ROWS
@@ -142,7 +145,7 @@ def _low_start(t: Token, which: int) -> Any:
 def _inputs(
     counts: Counters, thread: int, phase: int, t: Token, i: int, x: Floats, parts: Any
 ) -> None:
-    """Receptance, keys and values, and the low-rank matrices' inner numbers."""
+    """Compute receptance, keys and values, and the inner values of low-rank products."""
     n_embd, m, low = x.size, t.matrices[i], t.low_rank[i]
     n_wide = n_blocks(counts, n_embd, 3 * t.wide[2])
     count = n_wide + N_LOW_RANK
@@ -178,7 +181,7 @@ def _inputs(
 
 @inner
 def _activate(which: int, x: Floats) -> None:
-    """tanh of the decay's inner numbers, sigmoid of the gate's."""
+    """Apply tanh to the decay's inner values, sigmoid to the gate's."""
     for i in range(x.size):
         if which == W:
             x[i] = np.float32(2) * sigmoid_of(np.float32(2) * x[i]) - _ONE
@@ -188,7 +191,7 @@ def _activate(which: int, x: Floats) -> None:
 
 @inner
 def _from_rank(t: Token, i: int, which: int, parts: Any, head: slice) -> Any:
-    """The rows of a head of a product with what a rank has."""
+    """Return a head's part of the product of a low-rank matrix with a rank's inner values."""
     out = np.empty(head.stop - head.start, np.float32)
     start = _low_start(t, which)
     inputs = prepared(t.low_kind, t.low[1 + which, 0], 1, parts.low[start : start + t.ranks[which]])
@@ -199,7 +202,7 @@ def _from_rank(t: Token, i: int, which: int, parts: Any, head: slice) -> Any:
 
 @inner_sums
 def _heads(counts: Counters, thread: int, phase: int, t: Token, i: int, parts: Any) -> None:
-    """The step of the scan, and what follows from a head of it alone."""
+    """Compute the scan's step, and the operations that need only one head of its result."""
     n = t.state.shape[1] - FIRST_OF_S
     n_head = parts.y.size // n
     if is_over(counts, phase, n_head):
@@ -260,7 +263,7 @@ def _head(t: Token, i: int, parts: Any, head: slice) -> None:
 def _channel_keys(
     counts: Counters, thread: int, phase: int, t: Token, i: int, x: Floats, squares: Floats
 ) -> None:
-    """The first half of channel mixing: keys, squared."""
+    """Compute the first half of channel mixing: squared keys."""
     count = n_blocks(counts, squares.size, t.wide[2])
     if is_over(counts, phase, count):
         return

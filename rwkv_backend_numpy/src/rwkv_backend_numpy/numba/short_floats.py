@@ -1,6 +1,6 @@
-"""float16 and bfloat16 by their bits, as not every processor converts them.
+"""Converts float16 and bfloat16 by their bits, as not every processor has instructions for it.
 
-In LLVM's terms, for single numbers and vectors alike, and for compiled code as two functions.
+The functions build LLVM IR for single numbers and for vectors; two are for compiled code.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from numba.extending import intrinsic
 from rwkv_backend_numpy.numba.llvm_vectors import F32, I32, filled, vector
 
 FLOAT16_SCALE = 2.0**112
-"""What `small_floats` are to be multiplied with."""
+"""Factor for the results of `small_floats`."""
 
 
 def small_floats(b: ir.IRBuilder, halves: Any) -> Any:
-    """float16, given as int16, times 2**-112 as float32."""
-    # The sign's copies are left out again but for the first.
+    """Return float16, given as int16, times 2**-112 as float32."""
+    # Only the first of the sign's copies is kept.
     bits = b.shl(b.sext(halves, _like(halves, I32)), _number(halves, I32, 13))
     bits = b.and_(bits, _number(halves, I32, 0x8FFFFFFF))
     return b.bitcast(bits, _like(halves, F32))
 
 
 def rounded(b: ir.IRBuilder, bits: Any) -> Any:
-    """float32, given as int32, to the nearest bfloat16 in the lower half; halfway to the even one.
+    """Round float32, given as int32, to the nearest bfloat16, ties to even, in the lower half.
 
-    Not for NaN, which rounding may carry over.
+    Not for NaN, which rounding may turn into another value.
     """
     upper = b.lshr(bits, _number(bits, I32, 16))
     odd = b.and_(upper, _number(bits, I32, 1))
@@ -38,7 +38,7 @@ def rounded(b: ir.IRBuilder, bits: Any) -> Any:
 
 @intrinsic
 def float16_to_float32(context, half):  # type: ignore[no-untyped-def]
-    """A float16, given as int16, as float32."""
+    """Return a float16, given as int16, as float32."""
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.fmul(small_floats(b, args[0]), F32(FLOAT16_SCALE))
@@ -48,7 +48,7 @@ def float16_to_float32(context, half):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def float32_to_bfloat16(context, bits):  # type: ignore[no-untyped-def]
-    """See `rounded`: uint32 to uint32, since a loop of one width vectorizes best."""
+    """Round like `rounded`; uint32 to uint32, since a loop of one width vectorizes best."""
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return rounded(b, args[0])
@@ -57,7 +57,7 @@ def float32_to_bfloat16(context, bits):  # type: ignore[no-untyped-def]
 
 
 def _like(value: Any, kind: ir.Type) -> ir.Type:
-    """`kind`, or a vector of as many as `value` is."""
+    """Return `kind`, or a vector of `kind` as long as `value`."""
     return vector(kind, value.type.count) if isinstance(value.type, ir.VectorType) else kind
 
 

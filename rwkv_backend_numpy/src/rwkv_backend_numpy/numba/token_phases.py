@@ -1,9 +1,9 @@
-"""What the kernels of one token have in common, compiled by Numba: products in phases.
+"""Products in phases, compiled by Numba: the common part of the kernels for one token.
 
-A phase (see `work_sharing`) is the products that can be computed at the same time, and what follows
-from a row of them alone. What needs a whole vector before that, norms and token shifts, each thread
-computes for itself. What a phase gives is written to a place that nothing else is written to while
-the token lasts, so a thread that has been held up finds it as it was.
+A phase (see `work_sharing`) computes products that do not depend on each other, and operations that
+need only single rows of them. Every thread computes norms and token shifts, which need a whole
+vector, for itself. Each phase writes its results to memory of its own, which is not overwritten
+during the token, so a delayed thread still finds them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, is_over
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
-# Bytes of weights that a thread takes at a time, about: with fewer the beginnings show, of blocks
-# and of the processor's reading ahead; with more the wait for the last block of a phase.
+# Approximate bytes of weights in a block. Smaller blocks lose time at their start, where the
+# processor does not prefetch yet; larger ones make threads wait for the last block of a phase.
 _BLOCK = 2**16
 
 
 @inner
 def n_blocks(counts: Counters, n_out: int, n_bytes: int) -> Any:
-    """In how many blocks so many rows are taken: as many for each thread. A panel is `n_bytes`."""
+    """Return the number of blocks for `n_out` rows, the same for each thread.
+
+    `n_bytes` is the size of a panel.
+    """
     n_panels, n_threads = (n_out + ROWS - 1) // ROWS, counts.shape[1] - 1
     of_each = (n_panels * n_bytes + _BLOCK * n_threads - 1) // (_BLOCK * n_threads)
     return min(n_panels, of_each * n_threads)
@@ -37,7 +40,7 @@ def n_blocks(counts: Counters, n_out: int, n_bytes: int) -> Any:
 
 @inner
 def block_range(block: int, count: int, n_out: int) -> Any:
-    """The rows of a block."""
+    """Return the first row of a block, and the row after its last."""
     n_panels = (n_out + ROWS - 1) // ROWS
     start, end = block * n_panels // count, (block + 1) * n_panels // count
     return start * ROWS, min(end * ROWS, n_out)
@@ -47,7 +50,10 @@ def block_range(block: int, count: int, n_out: int) -> Any:
 def multiply(
     kind: Any, form: Integers, matrix: int, start: int, end: int, activations: Any, out: Floats
 ) -> None:
-    """Rows of the matrix, from the start of a panel on, times the activations, to `out`."""
+    """Multiply rows `start` to `end` of the matrix with the activations; write `out`.
+
+    `start` is the first row of a panel.
+    """
     depth, n_groups, n_bytes = form[0], form[1], form[2]
     row, sums, unit = activations
     for first in range(start, end, ROWS):
@@ -76,7 +82,7 @@ def product(
     x: Floats,
     out: Floats,
 ) -> None:
-    """A phase that is a product alone: of `x` with the matrix, to `out`."""
+    """Run a phase that is only a product: multiply `x` with the matrix; write `out`."""
     count = n_blocks(counts, out.size, form[2])
     if is_over(counts, phase, count):
         return
@@ -93,7 +99,7 @@ def product(
 
 @inner
 def copy(x: Floats, to: Floats) -> None:
-    # To assign a slice would compile for a second what makes the message of its errors.
+    # A loop, since assigning a slice takes a second longer to compile, for its error message.
     for i in range(x.size):
         to[i] = x[i]
 

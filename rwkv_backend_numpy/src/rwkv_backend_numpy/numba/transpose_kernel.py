@@ -1,7 +1,7 @@
-"""A square of 16 rows of a matrix, turned into 16 lines of a panel, for compiled code.
+"""Transposes 16 rows of a matrix into 16 lines of a panel, for compiled code.
 
-In registers: the rows of a matrix as wide as a power of two lie at addresses that a cache keeps in
-the same few places, so that what is read of one row drives out the others before all of it is used.
+This is done in registers. If a matrix's width is a power of two, its rows share the same few sets
+of a cache, so rows read from memory one by one would evict each other before they are used.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from rwkv_backend_numpy.numba.short_floats import FLOAT16_SCALE, rounded, small_
 
 @intrinsic
 def put_square(context, kind, source, address, row_bytes, out):  # type: ignore[no-untyped-def]
-    """16 lines of a panel of `kind` to address `out`, from rows at `address`.
+    """Write 16 lines of a panel of `kind` to address `out`, from 16 rows at `address`.
 
-    As many columns as fill a line of the panel: 16 of float32, 32 of bfloat16. The rows are
-    `row_bytes` from one to the next, and of what `source` is of; see `packing.as_float32`.
+    This takes 16 columns for float32, 32 for bfloat16. The rows are `row_bytes` apart, and have the
+    type of `source`; see `packing.as_float32`.
     """
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -49,7 +49,7 @@ def put_square(context, kind, source, address, row_bytes, out):  # type: ignore[
 
 
 def _words(b: ir.IRBuilder, kind: Any, source: Any, row: Any) -> Any:
-    """What a row has in the lines, 32 bits in each: int32 [16]."""
+    """Return a row's bits in the lines, 32 in each: int32 [16]."""
     if kind == types.float32:
         return _float32(b, source, row)
     if source == types.uint16:
@@ -62,7 +62,7 @@ def _words(b: ir.IRBuilder, kind: Any, source: Any, row: Any) -> Any:
 
 
 def _float32(b: ir.IRBuilder, source: Any, pointer: Any) -> Any:
-    """16 columns as the bits of float32: int32 [16]."""
+    """Return 16 columns as the bits of float32: int32 [16]."""
     if source == types.float32:
         return loaded(b, pointer, vector(I32, ROWS))
     bits = loaded(b, pointer, vector(I16, ROWS))
@@ -73,12 +73,12 @@ def _float32(b: ir.IRBuilder, source: Any, pointer: Any) -> Any:
 
 
 def _transposed(b: ir.IRBuilder, rows: list[Any]) -> list[Any]:
-    """16 vectors of 16, the i-th made of the others' i-th elements."""
+    """Return the transpose of 16 vectors of 16 elements."""
     for step in (1, 2, 4, 8):
         for i in range(ROWS):
             if i & step:
                 continue
-            # Of each 2 x 2 blocks of this size, the two off the diagonal change places.
+            # In each square of 2 x 2 blocks of this size, the two off the diagonal are swapped.
             pair = rows[i], rows[i + step]
             upper = [j if not j & step else ROWS + j - step for j in range(ROWS)]
             lower = [j + step if not j & step else ROWS + j for j in range(ROWS)]

@@ -1,4 +1,4 @@
-"""What is between the products, compiled by Numba: each operation over all rows at once."""
+"""Kernels for vectors, between the products, compiled by Numba: each runs over all rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take_range
 Floats = NDArray[np.float32]
 
 EPSILON = np.float32(1e-5)
-# Channels that a thread takes at a time, through all of a chunk's tokens.
+# Channels per block; a thread computes a block for all tokens of a chunk.
 _CHANNELS = 128
-# Numbers that a thread takes at a time, about: 32 kB, some microseconds of work.
+# Approximate numbers per block: 32 kB, a few microseconds of work.
 _NUMBERS = 2**13
 
 
 @inner
 def exp_negative(x: np.float32) -> np.float32:
-    """exp(x) for x of at most 0, to about 1 unit in the last place; NaN stays NaN.
+    """Return exp(x) for x <= 0, to about 1 unit in the last place; NaN stays NaN.
 
-    The polynomial is that of Cephes' expf (S. Moshier, 1989). In plain arithmetic, which LLVM
-    vectorizes, as it does not a call of the C library's.
+    The polynomial is that of Cephes' expf (S. Moshier, 1989). LLVM vectorizes this arithmetic, but
+    not a call of the C library.
     """
-    # Below, 2**n ends at n = -127, whose bits are those of 0.
+    # The exponent n is limited to -127, for which the bits of 2**n are those of 0.
     x = np.float32(-88.0) if x < np.float32(-88.0) else x
     n = np.int32(x * np.float32(1.44269504088896341) - np.float32(0.5))
     r = x - np.float32(n) * np.float32(0.693359375) - np.float32(n) * np.float32(-2.12194440e-4)
@@ -69,7 +69,7 @@ def layer_norm_row(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None
 def layer_norm(
     counts: Counters, thread: int, x: Floats, weight: Floats, bias: Floats, out: Floats
 ) -> None:
-    """`x` [rows, D] to `out`."""
+    """Write the layer norm of `x` [rows, D] to `out`."""
     while True:
         start, end = _take_rows(counts, thread, x)
         if start == end:
@@ -82,7 +82,7 @@ def layer_norm(
 def mix(
     counts: Counters, thread: int, x: Floats, previous: Floats, share: Floats, out: Floats
 ) -> None:
-    """`share` [D] of `x` and the rest of `previous` [rows, D], to `out`."""
+    """Write share * x + (1 - share) * previous to `out`; `share` [D], the others [rows, D]."""
     while True:
         start, end = _take_rows(counts, thread, x)
         if start == end:
@@ -118,7 +118,7 @@ def relu_squared(counts: Counters, thread: int, x: Floats, out: Floats) -> None:
             break
         for row in range(start, end):
             for i in range(x.shape[1]):
-                # Not the other way round: NaN stays NaN.
+                # In this order, NaN stays NaN.
                 positive = np.float32(0) if x[row, i] < 0 else x[row, i]
                 out[row, i] = positive * positive
 
@@ -128,10 +128,10 @@ def wkv_row(
     k: Floats, v: Floats, decay: Floats, first: Floats,
     aa: Floats, bb: Floats, pp: Floats, means: Floats,
 ) -> None:  # fmt: skip
-    """One token of the scan for some channels [n] to `means`; aa, bb and pp are changed in place.
+    """Compute one token of the scan for some channels [n]: write `means`, update aa, bb and pp.
 
-    See TensorOps.wkv. Of the two exponentials of numbers less their maximum, one is always 1. With
-    each row as an array of its own LLVM makes vectors of this, as it does not otherwise.
+    See TensorOps.wkv. One of the two exponentials, whose arguments are differences from their
+    maximum, is always 1. LLVM vectorizes this only if each row is an array of its own.
     """
     one = np.float32(1)
     for i in range(means.size):
@@ -154,7 +154,7 @@ def wkv(
     k: Floats, v: Floats, decay: Floats, first: Floats,
     aa: Floats, bb: Floats, pp: Floats, means: Floats,
 ) -> None:  # fmt: skip
-    """The scan over k and v [B, T, D] to `means`; aa, bb and pp [B, D] are changed in place."""
+    """Compute the scan over k and v [B, T, D]: write `means`, update aa, bb and pp [B, D]."""
     n_batch, n_time, n_embd = k.shape
     n_parts = (n_embd + _CHANNELS - 1) // _CHANNELS
     while True:

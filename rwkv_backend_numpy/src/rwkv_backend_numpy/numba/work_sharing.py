@@ -1,12 +1,12 @@
-"""How threads share the work of a kernel, for compiled code.
+"""Shares the work of a kernel among threads, for compiled code.
 
-A kernel is one or more phases; each phase needs all results of the phase before it. A phase is cut
-into blocks, and threads take blocks until none is left. They count what is taken and what is done
-in memory that they share.
+A kernel has one or more phases; each phase needs all results of the phase before it. A phase is
+divided into blocks, and threads take blocks until none is left. Shared counters hold the numbers of
+blocks taken and done.
 
-A thread never waits for one that has not begun: a block that nobody has taken is taken by whoever
-comes first, and only blocks that are being worked on are waited for. So a thread that the system
-does not run holds up nobody, unless it is in the middle of a block.
+A thread never waits for a thread that has not started: any thread may take a free block, and only
+blocks in progress are waited for. So a thread that the system does not run delays the others only
+if it is in the middle of a block.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from numpy.typing import NDArray
 
 from rwkv_backend_numpy.numba.llvm_vectors import I32, I64, call
 
-# A cache line, in int64. Counters lie that far apart, so that threads do not slow each other.
+# A cache line, in int64. Each counter has its own, so that threads do not slow each other down.
 _STRIDE = 8
-# How often a counter is read (20 to 50 ns each) before the core is given to other threads.
+# Number of times a counter is read (20 to 50 ns each) before the core is given to other threads.
 _PATIENCE = 2000
 Counters = NDArray[np.int64]
 
-# Functions that only compiled ones call: without the slow-to-compile entry from Python, and with
-# products and sums fused, which halves the time of an exponential.
+# Decorator for functions called only by compiled ones: without an entry from Python, which is slow
+# to compile, and with fused products and sums, which halve the time of an exponential.
 inner = njit(
     fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy"
 )
 
 
 def counters(*shape: int) -> Counters:
-    """Counters of this shape, all zero, each in a cache line of its own."""
+    """Return counters of this shape, all zero, each in a cache line of its own."""
     return np.zeros((*shape, _STRIDE), np.int64)
 
 
 def phase_counters(n_phases: int, n_threads: int) -> Counters:
-    """For each phase, the blocks taken from each thread's share, and last the blocks done."""
+    """Return counters: for each phase the blocks taken of each thread's share, then blocks done."""
     return counters(n_phases, n_threads + 1)
 
 
 @intrinsic
 def fetch_add(context, counts, phase, index, value):  # type: ignore[no-untyped-def]
-    """Add to a counter; return its value before."""
+    """Add `value` to a counter. Return its value before."""
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.atomic_rmw("add", _place(context, b, sig, args), args[3], "seq_cst")
@@ -57,7 +57,7 @@ def fetch_add(context, counts, phase, index, value):  # type: ignore[no-untyped-
 
 @intrinsic
 def exchange(context, counts, phase, index, value):  # type: ignore[no-untyped-def]
-    """Set a counter; return its value before."""
+    """Set a counter to `value`. Return its value before."""
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.atomic_rmw("xchg", _place(context, b, sig, args), args[3], "seq_cst")
@@ -67,7 +67,7 @@ def exchange(context, counts, phase, index, value):  # type: ignore[no-untyped-d
 
 @intrinsic
 def current(context, counts, phase, index):  # type: ignore[no-untyped-def]
-    """A counter. What other threads wrote before they changed it can be read from now on."""
+    """Return a counter; memory that other threads wrote before they changed it is then visible."""
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.load_atomic(_place(context, b, sig, args), "seq_cst", 8)
@@ -83,7 +83,7 @@ def _place(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
 
 @intrinsic
 def pause(context):  # type: ignore[no-untyped-def]
-    """Tell the processor that this loop waits."""
+    """Tell the processor that this is a waiting loop."""
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         machine = platform.machine()
@@ -122,7 +122,7 @@ def wait_for(counts: Counters, phase: int, index: int, value: int) -> None:
 
 @inner
 def take(counts: Counters, phase: int, thread: int, n_blocks: int) -> Any:
-    """A block of the phase for this thread, from its own share or another's; -1 for none."""
+    """Take a block of the phase, from this thread's share or another's; -1 if none is left."""
     n_threads = counts.shape[1] - 1
     for i in range(n_threads):
         owner = (thread + i) % n_threads
@@ -135,24 +135,27 @@ def take(counts: Counters, phase: int, thread: int, n_blocks: int) -> Any:
 
 @inner
 def take_range(counts: Counters, thread: int, n: int, size: int) -> Any:
-    """The next `size` of `n` items, as start and end, in a kernel of one phase; equal if none."""
+    """Take the next `size` of `n` items in a kernel of one phase. Return start and end.
+
+    They are equal if no item is left.
+    """
     block = take(counts, 0, thread, (n + size - 1) // size)
     return (0, 0) if block < 0 else (block * size, min((block + 1) * size, n))
 
 
 @inner
 def done(counts: Counters, phase: int) -> None:
-    """Count a block that was taken as done."""
+    """Count a taken block as done."""
     fetch_add(counts, phase, counts.shape[1] - 1, 1)
 
 
 @inner
 def wait(counts: Counters, phase: int, n_blocks: int) -> None:
-    """Wait until all blocks of the phase are done, of which none is left to take."""
+    """Wait until all blocks of the phase are done; call it when none is left to take."""
     wait_for(counts, phase, counts.shape[1] - 1, n_blocks)
 
 
 @inner
 def is_over(counts: Counters, phase: int, n_blocks: int) -> Any:
-    """Whether all blocks of the phase are done."""
+    """Return whether all blocks of the phase are done."""
     return current(counts, phase, counts.shape[1] - 1) == n_blocks

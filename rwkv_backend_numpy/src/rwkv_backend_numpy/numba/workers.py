@@ -1,9 +1,9 @@
-"""Threads that help with kernels: they wait for a job, take part in it, and sleep when none comes.
+"""Worker threads for kernels: they wait for a job, join it, and sleep when none comes.
 
 A job is a compiled function and its arguments. The thread that calls a kernel opens a job, works
-on it itself, closes it, and waits for those who are still in it. Others join if they are awake, so
-a job never waits for a thread to start: that is what makes OpenMP's parallel regions, in which all
-threads must take part, many times slower on a machine with other work to do.
+on it itself, closes it, and waits for the workers still in it. Workers join if they are awake, so a
+job never waits for a thread to start. In OpenMP's parallel regions all threads must take part,
+which makes them many times slower on a machine with other work to do.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from rwkv_backend_numpy.numba.work_sharing import (
 )
 from rwkv_core.util.threads import available_threads
 
-# The counters of `Workers.control`: the job's number, odd while it is open; its function and
-# arguments, as addresses; how many workers are in it, and how many sleep.
+# Counters of `Workers.control`: the job's number, odd while it is open; addresses of its function
+# and its arguments; the number of workers in it; the number of sleeping workers.
 _JOB, _FUNCTION, _ARGUMENTS, _INSIDE, _ASLEEP, _N_COUNTERS = range(6)
-# How often a worker looks for a job (20 to 50 ns each) before it sleeps. Between two kernels, and
-# between two tokens, a caller takes up to some tenths of a millisecond.
+# Number of times a worker looks for a job (20 to 50 ns each) before it sleeps. The caller's pauses
+# between two kernels, and between two tokens, last up to some tenths of a millisecond.
 _PATIENCE = 5000
 _JOIN_SECONDS = 1.0
 
@@ -47,18 +47,18 @@ _FUNCTION_TYPE = ir.FunctionType(ir.VoidType(), [BYTES, I64])
 
 
 class Workers:
-    """The threads of this process.
+    """The worker threads of this process.
 
     Attributes:
-        control: what `run_job` takes.
-        n_threads: the caller's among them.
+        control: the counters for `run_job`.
+        n_threads: number of threads, with the caller's.
     """
 
     def __init__(self) -> None:
         self.control = counters(1, _N_COUNTERS)
         self._wake_ups: SimpleQueue[bool] = SimpleQueue()
         self._threads: list[Thread] = []
-        # This compiles it, before there are sleepers that it would take without waking them.
+        # Compiles the function, before there are sleeping workers that this call would count.
         _take_sleepers(self.control)
         # The system may allow fewer threads than there are cores.
         with suppress(RuntimeError):
@@ -67,11 +67,11 @@ class Workers:
                 thread.start()
                 self._threads.append(thread)
         self.n_threads = 1 + len(self._threads)
-        # Python ends threads that are in compiled code when it exits, which may crash there.
+        # At exit Python kills threads in compiled code, which may crash; so they end first.
         atexit.register(self._close)
 
     def wake(self) -> None:
-        """Wake those who sleep; called before each job."""
+        """Wake sleeping workers; called before each job."""
         if self.control[0, _ASLEEP, 0]:
             for _ in range(_take_sleepers(self.control)):
                 self._wake_ups.put(True)
@@ -90,7 +90,7 @@ class Workers:
 
 
 def thread_count() -> int:
-    """NUMBA_NUM_THREADS, or one for each core that this process may use."""
+    """Return the number of threads: NUMBA_NUM_THREADS, or the cores that this process may use."""
     if os.environ.get("NUMBA_NUM_THREADS"):
         return int(config.NUMBA_NUM_THREADS)
     return available_threads()
@@ -98,7 +98,7 @@ def thread_count() -> int:
 
 @kept
 def _serve(control: Counters, thread: int) -> None:
-    """Take part in jobs, until none has come for a while."""
+    """Join jobs, until none has come for a while."""
     last = 0
     looks = 0
     while looks < _PATIENCE:
@@ -109,18 +109,18 @@ def _serve(control: Counters, thread: int) -> None:
             looks += 1
             pause()
     fetch_add(control, 0, _ASLEEP, 1)
-    # One whose caller took this thread to be awake.
+    # A job may have been opened just now, by a caller that counted this thread as awake.
     _join(control, thread, last)
 
 
 @inner
 def _join(control: Counters, thread: int, last: int) -> Any:
-    """Take part in the job, if one is open that is not the `last`; its number, or `last`."""
+    """Join the job if one is open and it is not `last`. Return its number, or else `last`."""
     job = current(control, 0, _JOB)
     if job % 2 == 0 or job == last:
         return last
     fetch_add(control, 0, _INSIDE, 1)
-    # From here on the caller waits for this thread, unless it has closed the job just before.
+    # From here on the caller waits for this thread, unless it has just closed the job.
     if current(control, 0, _JOB) == job:
         _call(current(control, 0, _FUNCTION), current(control, 0, _ARGUMENTS), thread)
     fetch_add(control, 0, _INSIDE, -1)
@@ -129,13 +129,13 @@ def _join(control: Counters, thread: int, last: int) -> Any:
 
 @kept
 def _take_sleepers(control: Counters) -> Any:
-    """How many sleep; they are counted as awake from now on."""
+    """Return the number of sleeping workers, and count them as awake."""
     return exchange(control, 0, _ASLEEP, 0)
 
 
 @inner
 def run_job(control: Counters, function: int, arguments: int) -> None:
-    """Run a job (see `outlined`) in this thread and all that join."""
+    """Run a job (see `outlined`) in this thread and in all workers that join."""
     exchange(control, 0, _FUNCTION, function)
     exchange(control, 0, _ARGUMENTS, arguments)
     fetch_add(control, 0, _JOB, 1)
@@ -146,10 +146,10 @@ def run_job(control: Counters, function: int, arguments: int) -> None:
 
 @intrinsic
 def outlined(context, kernel, counts, arguments):  # type: ignore[no-untyped-def]
-    """The addresses of a function that runs `kernel` in a thread, and of its arguments.
+    """Return the addresses of a function that runs `kernel` in a thread, and of its arguments.
 
     `kernel(counts, thread, *arguments)` is compiled for the types of the arguments. The addresses
-    are good until the caller returns.
+    are valid until the caller returns.
     """
     given = types.Tuple([counts, *arguments.types])
 
@@ -165,9 +165,9 @@ def outlined(context, kernel, counts, arguments):  # type: ignore[no-untyped-def
 
 
 def _borrowed(context: Any, b: ir.IRBuilder, kind: Any, value: Any) -> Any:
-    """`value` without the owners of its arrays, whose reference counts threads would fight over.
+    """Return `value` without the owners of its arrays, so that no thread counts references.
 
-    That makes kernels which cut arrays into rows up to three times faster.
+    Kernels that slice arrays into rows are up to three times faster so.
     """
     if isinstance(kind, types.BaseTuple):
         parts = zip(kind.types, cgutils.unpack_tuple(b, value, len(kind)), strict=True)

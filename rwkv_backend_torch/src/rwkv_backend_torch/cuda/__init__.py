@@ -1,1 +1,1 @@
-"""What is particular to CUDA: recorded tokens and Triton kernels."""
+"""Code for CUDA only: CUDA graphs for decoding, and Triton kernels."""

@@ -1,7 +1,7 @@
-"""Decoding on CUDA in one launch a token: what a function does there is recorded and replayed.
+"""CUDA graphs: the kernels of a token are recorded once, and replayed with one launch per token.
 
-A token takes some hundred kernels, of a few microseconds each; to start them one by one takes the
-CPU several times as long.
+A token takes some hundred kernels of a few microseconds each; launching them one by one takes
+several times as long.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What makes an RWKV version, and the sizes that make one model of it differ from another.
+"""Declares RWKV versions (`Architecture`) and the sizes of one model (`Config`).
 
 A version's parameters are named tuples, whose fields are annotated with the tensors they come from:
 `key: Annotated[Matrix, matrix("key.weight", D, D)]`. So each tensor is declared once, beside the
-equations that use it, and all else that is to be known of the tensors is a function of that.
+equations that use it; loading, validation, byte counts and random models read this declaration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ D, F, V = "n_embd", "n_ffn", "n_vocab"
 H, N = "n_head", "head_size"
 # The shares of a token shift, in a random model.
 MIX = {"mean": 0.5, "spread": 0.1}
-# What stands for a tensor in a layer that does not have it.
+# Placeholder for a tensor that a layer does not have.
 ABSENT = ()
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,13 +33,13 @@ class Group(NamedTuple):
     """Annotation of a field that holds a named tuple of weights, or one for each layer."""
 
     prefix: str
-    """What the names of its tensors begin with; {} stands for the layer's number."""
+    """Prefix of its tensors' names; {} stands for the layer's number."""
     alias: str = ""
-    """The same in files of transformers, of RWKV-7 of FLA; "" where that is `prefix`."""
+    """Prefix in transformers' files (for RWKV-7, FLA's); "" if it is the same as `prefix`."""
     feeds_stream: bool = False
-    """As `Weight.feeds_stream`, of all its tensors."""
+    """`Weight.feeds_stream` of all its tensors."""
     layer: int = 0
-    """The number of the layer that it is in."""
+    """Number of its layer."""
 
     @property
     def of_layers(self) -> bool:
@@ -51,17 +51,18 @@ class Architecture:
     """An RWKV version.
 
     Attributes:
-        name: as `Model.architecture` says it, such as "rwkv4".
+        name: the value of `Model.architecture`, such as "rwkv4".
         title: for people, such as "RWKV-4".
-        recognizes: whether the tensors of a file, shapes by BlinkDL's names, are of this version.
+        recognizes: takes the shapes of a file's tensors by BlinkDL's names; returns whether the
+            file is of this version.
         embedding: the table that tokens are looked up in.
-        parameters: the named tuple of all other weights; see the module.
-        blocks: (ops, parameters, x [B, T, D], state [B, L, rows, D]) to the residual stream after
-            the last block and the state after the last token, of the same shapes.
-        empty_state: of a configuration: the state of having read nothing, float64 [L, rows, D].
-        is_state: whether such values [L, rows, D] can be a state.
-        differs: weights that are declared otherwise than in `parameters`, by the names there; None
-            for one that this version lacks.
+        parameters: the named tuple of all other weights; see this module's docstring.
+        blocks: takes (ops, parameters, x [B, T, D], state [B, L, rows, D]); returns the residual
+            stream after the last block and the state after the last token, in the same shapes.
+        empty_state: takes a configuration; returns the initial state, float64 [L, rows, D].
+        is_state: takes an array [L, rows, D]; returns whether it can be a state.
+        differs: weights that replace those declared in `parameters`, by their name there; None for
+            a weight that this version lacks.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Config(NamedTuple):
         return fill(self.architecture, self.n_layer, sized)
 
     def count_parameters(self) -> Counts:
-        """Return the numbers of parameters."""
+        """Return the number of parameters, counted by role and place."""
         counts = {"table": 0, "vector": 0, "block": 0, "head": 0, "low_rank": 0}
         for name, weight in self.weights().items():
             place = "block" if name.startswith("blocks.") else "head"
@@ -111,12 +112,12 @@ class Config(NamedTuple):
         return Counts(*counts.values())
 
     def empty_state(self) -> NDArray[Any]:
-        """Return the state of having read nothing, float64 [L, rows, D]."""
+        """Return the initial state, float64 [L, rows, D]."""
         return self.architecture.empty_state(self)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The numbers by name."""
+        """Return the sizes by name, such as "n_embd"."""
         named = {name: size for name, size in self._asdict().items() if isinstance(size, int)}
         return named | dict(self.more)
 
@@ -126,7 +127,7 @@ class Config(NamedTuple):
 
 
 def declared_weights(architecture: Architecture, n_layer: int) -> dict[str, Weight]:
-    """Return the tensors of a model by name, in the order of use, with sizes by name."""
+    """Return the tensors of a model by name, in the order of use; shapes hold names of sizes."""
     found = [architecture.embedding]
     fill(architecture, n_layer, found.append)
     return {weight.name: weight for weight in found}
@@ -135,9 +136,10 @@ def declared_weights(architecture: Architecture, n_layer: int) -> dict[str, Weig
 # No closure and no comprehension may hold `make` below: their frames, and so the matrices loaded so
 # far, would stay alive in the traceback of an error.
 def fill(architecture: Architecture, n_layer: int, make: Callable[[Weight], Any]) -> Any:
-    """Return the parameters with what `make` returns for each weight, called in order of use.
+    """Return the architecture's parameters: each weight replaced by `make(weight)`.
 
-    The weights have full names, and sizes by name.
+    `make` is called in the order of use, with weights that have full names, and shapes that hold
+    names of sizes, such as "n_embd".
     """
     return _fill(architecture.differs, n_layer, make, architecture.parameters, Group(""))
 
@@ -187,7 +189,7 @@ def _group_in(group: Group, inner: Group, layer: int = 0) -> Group:
 
 
 def leaves(parameters: Any) -> Iterator[tuple[Weight, Any]]:
-    """Yield what `fill` put into a named tuple, in order, each with its declaration."""
+    """Yield (declaration, value) for each weight in parameters that `fill` made, in order."""
     kind: Any = type(parameters)
     for value, (_, note) in zip(parameters, _fields(kind), strict=True):
         if isinstance(note, Weight):
@@ -200,7 +202,7 @@ def leaves(parameters: Any) -> Iterator[tuple[Weight, Any]]:
 
 @cache
 def _fields(kind: Any) -> list[tuple[Any, Weight | Group]]:
-    """Return each field's annotation, and of a group its named tuple."""
+    """Return each field's annotation, and a group's named tuple."""
     hints = get_type_hints(kind, include_extras=True)
     found = []
     for hint in hints.values():

@@ -1,4 +1,4 @@
-"""What every version has around its blocks: layer norms, and the head from them to logits.
+"""Layers that all versions share: the layer norm, and the head that computes logits.
 
 Shapes: B batch, T time, D width, V vocabulary, L layers, R rows of a layer's state.
 """
@@ -20,7 +20,7 @@ class LayerNorm(NamedTuple):
 def all_logits(
     architecture: Architecture, ops: TensorOps, p: Any, x: Array, state: Array
 ) -> tuple[Array, Array]:
-    """Logits [B, T, V] after every token, of embeddings `x` [B, T, D], and the last state."""
+    """Run a model on embeddings `x` [B, T, D]: return all logits [B, T, V] and the last state."""
     x, state = architecture.blocks(ops, p, x, state)
     return ops.matmul(p.head, ops.layer_norm(x, *p.ln_out)), state
 
@@ -28,6 +28,6 @@ def all_logits(
 def last_logits(
     architecture: Architecture, ops: TensorOps, p: Any, x: Array, state: Array
 ) -> tuple[Array, Array]:
-    """Logits [B, 1, V] after the last token, and the state there."""
+    """Run a model on embeddings `x` [B, T, D]: return the last logits [B, 1, V] and state."""
     x, state = architecture.blocks(ops, p, x, state)
     return ops.matmul(p.head, ops.layer_norm(x[:, -1:, :], *p.ln_out)), state

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from rwkv_core.architectures.base import Config, N
 
-# Rows of one layer's part of the state [B, L, 2 + N, D]: the last input of channel mixing and of
-# time mixing, then the matrices S: row i of all heads' side by side.
+# Rows of one layer's part of the state [B, L, 2 + N, D]: the last input of channel mixing, that of
+# time mixing, then N rows of the matrices S, in each of which the heads lie side by side.
 CHANNEL_X, TIME_X, FIRST_OF_S = range(3)
 
 
 def empty_state(config: Config) -> NDArray[Any]:
-    """Return the state of having read nothing, float64 [L, 2 + N, D]."""
+    """Return the initial state, float64 [L, 2 + N, D]."""
     return np.zeros((config.n_layer, FIRST_OF_S + config.more[N], config.n_embd))

@@ -1,4 +1,4 @@
-"""The models that were published, by version and by the size that they are called by."""
+"""Sizes of the published models, by version and name, such as "rwkv7:0.1B"."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RWKV7 = {"0.1B": (12, 768), "0.4B": (24, 1024), "1.5B": (24, 2048), "2.9B": (32
 
 
 def published_configs() -> dict[str, Config]:
-    """Return the sizes of published models, as "169M" for RWKV-4 and "rwkv7:0.1B" for others."""
+    """Return the sizes of published models by name: "169M" for RWKV-4, "rwkv7:0.1B" for others."""
     named = {name: rwkv4_config(*size) for name, size in _RWKV4.items()}
     for version, sizes in (("rwkv5.2", _RWKV5), ("rwkv6", _RWKV6), ("rwkv7", _RWKV7)):
         named |= {f"{version}:{name}": CONFIGS[version](*size) for name, size in sizes.items()}
@@ -57,7 +57,7 @@ def rwkv7_config(n_layer: int, n_embd: int) -> Config:
         "rank_w": _rank(1.8 * root),
         "rank_a": _rank(1.8 * root),
         "rank_v": _rank(1.3 * root),
-        # The smallest two have 128.
+        # The two smallest published models have 128.
         "rank_g": 128 if n_embd <= 1024 else _rank(0.6 * n_embd**0.8),
     }
     more = _heads(n_embd) | ranks
@@ -65,7 +65,7 @@ def rwkv7_config(n_layer: int, n_embd: int) -> Config:
 
 
 def _heads(n_embd: int) -> dict[str, int]:
-    """Heads of 64 channels, or of all where that does not divide the width."""
+    """Return the sizes of heads of 64 channels; of one head where 64 does not divide the width."""
     size = n_embd if n_embd % _HEAD_SIZE else _HEAD_SIZE
     return {"n_head": n_embd // size, "head_size": size}
 
@@ -84,4 +84,4 @@ CONFIGS = {
     "rwkv6": rwkv6_config,
     "rwkv7": rwkv7_config,
 }
-"""From layers and width to sizes, by version."""
+"""By version: a function from the number of layers and the width to all sizes."""

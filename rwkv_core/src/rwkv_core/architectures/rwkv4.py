@@ -23,15 +23,15 @@ from rwkv_core.weights import matrix, table, vector
 # mixing and of time mixing (for their token shifts), then the WKV scan's aa, bb and pp.
 CHANNEL_X, TIME_X, AA, BB, PP = range(5)
 STATE_ROWS = 5
-# "No exponent yet": below any real one, yet finite, so that pp - pp is 0 and not NaN.
+# Exponent before the first token: below any real one, but finite, so that pp - pp is 0, not NaN.
 EMPTY_PP = -1e30
-# Channels of a larger time_decay forget each token at once, as exp(-exp(40)) is 0 in every type.
-# From 89 on, exp(time_decay) would be infinite in float32, and 0 times that NaN.
+# With a larger time_decay a channel forgets each token at once: exp(-exp(40)) is 0 in every type.
+# From 89 on, exp(time_decay) is infinite in float32, and 0 * inf is NaN.
 MAX_TIME_DECAY = 40.0
 
 
 def decay_of(time_decay: NDArray[Any]) -> NDArray[Any]:
-    """Return what is added to an exponent once a token."""
+    """Return the decay, which the scan adds to an exponent once a token."""
     return -np.exp(np.minimum(time_decay, MAX_TIME_DECAY))
 
 
@@ -77,7 +77,12 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, state: WKVState
 ) -> tuple[Array, WKVState]:
-    """`x` [B, T, D], its predecessor `last` [B, D] and the scan's state to the block's output."""
+    """Return the block's output [B, T, D] and the scan's state after it.
+
+    Arguments:
+        x, last: the input [B, T, D], and the input before it [B, D].
+        state: the scan's (aa, bb, pp), each [B, D].
+    """
     previous = ops.token_shift(x, last)
     k = ops.matmul(p.key, ops.mix(x, previous, p.mix_k))
     v = ops.matmul(p.value, ops.mix(x, previous, p.mix_v))
@@ -87,7 +92,7 @@ def time_mixing(
 
 
 def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
-    """`x` [B, T, D] and its predecessor `last` [B, D] to the block's output [B, T, D]."""
+    """Return the block's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
     previous = ops.token_shift(x, last)
     k = ops.matmul(p.key, ops.mix(x, previous, p.mix_k))  # [B, T, F]
     r = ops.matmul(p.receptance, ops.mix(x, previous, p.mix_r))
@@ -95,7 +100,7 @@ def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> A
 
 
 def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Array]:
-    """`x` [B, T, D] and this layer's part of the state [B, 5, D] through a block; the same shapes.
+    """Run one block: return x [B, T, D] and the layer's state [B, 5, D] after it.
 
     Pure, and the same function for every layer: see `TensorOps.layers`.
     """
@@ -109,21 +114,21 @@ def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Arra
 
 
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
-    """Embeddings `x` [B, T, D] and state [B, L, 5, D] through all blocks; the same shapes."""
+    """Run all blocks: return x [B, T, D] and the state [B, L, 5, D] after them."""
     return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state, kernel="rwkv4")
 
 
 def empty_state(config: Config) -> NDArray[Any]:
-    """Return the state of having read nothing, float64 [L, 5, D]."""
+    """Return the initial state, float64 [L, 5, D]."""
     state = np.zeros((config.n_layer, STATE_ROWS, config.n_embd))
     state[:, PP] = EMPTY_PP
     return state
 
 
 def is_state(array: NDArray[Any]) -> bool:
-    """Whether bb, the sum of weights that a mean is divided by, is positive where it is used.
+    """Return whether `array` [L, 5, D] can be a state: bb, the denominator, must be positive.
 
-    It is 0, as aa is, where nothing was read: there pp is the empty state's.
+    Before the first token aa and bb are 0, and pp is EMPTY_PP.
     """
     aa, bb, pp = (array[:, row] for row in (AA, BB, PP))
     empty = (aa == 0) & (bb == 0) & (pp <= EMPTY_PP / 2)
@@ -131,7 +136,7 @@ def is_state(array: NDArray[Any]) -> bool:
 
 
 def recognizes(shapes: Shapes) -> bool:
-    """Whether a file's tensors are RWKV-4's, whose time mixing has no group norm."""
+    """Return whether a file's tensors are RWKV-4's, whose time mixing has no group norm."""
     return "emb.weight" in shapes or any(".att." in name for name in shapes)
 
 

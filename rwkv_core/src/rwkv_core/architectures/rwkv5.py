@@ -1,7 +1,7 @@
 """RWKV-5 "Eagle", over TensorOps: its weights, its state and its equations.
 
-There are three: 5.0 has no gate, 5.1 has one, and 5.2 has a decay and a bonus for each channel
-where the others have one for each head. The scan over the heads' matrices S is `TensorOps.wkv6`.
+There are three: 5.0 has no gate, 5.1 has one. 5.2 also has a decay and a bonus for each channel;
+5.0 and 5.1 have one for each head. The scan over the heads' matrices S is `TensorOps.wkv6`.
 Source: B. Peng et al., Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence
 (arXiv 2404.05892), section 4; names as in BlinkDL's RWKV-LM, RWKV-v5.
 Shapes: B batch, T time, D width, F channel mixing's inner width, V vocabulary, L layers, H heads of
@@ -33,12 +33,12 @@ from rwkv_core.architectures.matrix_state import CHANNEL_X, FIRST_OF_S, TIME_X, 
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
 from rwkv_core.weights import matrix, table, vector
 
-# Of the group norm: 1e-5 for a scan's result divided by 8.
+# Of the group norm. BlinkDL divides the scan's result by 8 and uses 1e-5, which is the same.
 EPSILON = 64e-5
 
 
 def decay_of(time_decay: NDArray[Any]) -> NDArray[Any]:
-    """Return what S is multiplied with once a token."""
+    """Return the decay, which S is multiplied by once a token."""
     return np.exp(-np.exp(time_decay))
 
 
@@ -47,7 +47,7 @@ _BONUS = {"spread": 0.3}
 
 
 class TimeMixing(NamedTuple):
-    """5.2's; what differs in the others is said at the end of this file."""
+    """Weights of 5.2; the end of this file declares how 5.0 and 5.1 differ."""
 
     mix_k: Annotated[Array, vector("time_mix_k", 1, 1, D, alias="time_mix_key", **MIX)]
     mix_v: Annotated[Array, vector("time_mix_v", 1, 1, D, alias="time_mix_value", **MIX)]
@@ -89,7 +89,12 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, s: Array
 ) -> tuple[Array, Array]:
-    """`x` [B, T, D], its predecessor `last` [B, D] and `s` [B, N, D] to output and next s."""
+    """Return the block's output [B, T, D] and the heads' matrices after it [B, N, D].
+
+    Arguments:
+        x, last: the input [B, T, D], and the input before it [B, D].
+        s: the heads' matrices [B, N, D].
+    """
     previous, head_size = ops.token_shift(x, last), s.shape[1]
     k = ops.matmul(p.key, ops.mix(x, previous, p.mix_k))
     v = ops.matmul(p.value, ops.mix(x, previous, p.mix_v))
@@ -103,7 +108,7 @@ def time_mixing(
 
 
 def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
-    """`x` [B, T, D] and its predecessor `last` [B, D] to the block's output [B, T, D]."""
+    """Return the block's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
     previous = ops.token_shift(x, last)
     k = ops.matmul(p.key, ops.mix(x, previous, p.mix_k))  # [B, T, F]
     r = ops.matmul(p.receptance, ops.mix(x, previous, p.mix_r))
@@ -111,7 +116,7 @@ def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> A
 
 
 def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Array]:
-    """`x` [B, T, D] and this layer's part of the state [B, 2 + N, D] through a block."""
+    """Run one block: return x [B, T, D] and the layer's state [B, 2 + N, D] after it."""
     time_x = ops.layer_norm(x, *p.ln1)
     y, s = time_mixing(ops, p.time, time_x, state[:, TIME_X, :], state[:, FIRST_OF_S:, :])
     x = x + y
@@ -121,12 +126,12 @@ def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Arra
 
 
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
-    """Embeddings `x` [B, T, D] and state [B, L, 2 + N, D] through all blocks; the same shapes."""
+    """Run all blocks: return x [B, T, D] and the state [B, L, 2 + N, D] after them."""
     return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state, kernel="rwkv5")
 
 
 def _is_5_0(shapes: Shapes) -> bool:
-    """RWKV-4 has no group norm."""
+    """Return whether the file has RWKV-5's group norm, which RWKV-4 lacks, and no gate."""
     return any(".att.ln_x." in name or name.endswith(".time_faaaa") for name in shapes)
 
 

@@ -1,6 +1,6 @@
 """RWKV-6 "Finch", over TensorOps: its weights, its state and its equations.
 
-Decay and token shifts depend on the token, by way of low-rank matrices. The scan over the heads'
+Decay and token shifts depend on the token, through low-rank matrices. The scan over the heads'
 matrices S is `TensorOps.wkv6`. Source: B. Peng et al., Eagle and Finch: RWKV with Matrix-Valued
 States and Dynamic Recurrence (arXiv 2404.05892), section 4; names as in BlinkDL's RWKV-LM, RWKV-v5.
 Shapes: B batch, T time, D width, F channel mixing's inner width, V vocabulary, L layers, H heads of
@@ -27,15 +27,15 @@ from rwkv_core.architectures.matrix_state import CHANNEL_X, FIRST_OF_S, TIME_X, 
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
 from rwkv_core.weights import low_rank, matrix, table, vector
 
-# Of the group norm: 1e-5 for a scan's result divided by 8.
+# Of the group norm. BlinkDL divides the scan's result by 8 and uses 1e-5, which is the same.
 EPSILON = 64e-5
 
 _SPREAD = {"spread": 0.3}
 
 
 class TimeMixing(NamedTuple):
-    # The shares of the token shifts: for all, then those of w, k, v, r and g, to which the products
-    # with maa_w1 and the five matrices of maa_w2 are added in this order.
+    # Shares of the token shifts: maa_x comes first; then one each for w, k, v, r and g. The product
+    # with maa_w1 and one of the five matrices in maa_w2, in the same order, is added to each.
     maa_x: Annotated[Array, vector("time_maa_x", 1, 1, D, **MIX)]
     maa_w1: Annotated[Matrix, low_rank("time_maa_w1", D, "rank_maa_5")]
     maa_w2: Annotated[tuple[Matrix, ...], low_rank("time_maa_w2", 5, "rank_maa", D)]
@@ -82,14 +82,19 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, s: Array
 ) -> tuple[Array, Array]:
-    """`x` [B, T, D], its predecessor `last` [B, D] and `s` [B, N, D] to output and next s."""
+    """Return the block's output [B, T, D] and the heads' matrices after it [B, N, D].
+
+    Arguments:
+        x, last: the input [B, T, D], and the input before it [B, D].
+        s: the heads' matrices [B, N, D].
+    """
     xp, head_size = ops.xp, s.shape[1]
     previous = ops.token_shift(x, last)
     shift = xp.tanh(ops.matmul(p.maa_w1, ops.mix(previous, x, p.maa_x)))  # [B, T, 5 rank]
     rank = shift.shape[2] // 5
 
     def mixed(i: int, share: Array) -> Array:
-        """`x` moved towards its predecessor, by a share that depends on the token."""
+        """Return `x` moved towards its predecessor, by a share that depends on the token."""
         part = shift[:, :, i * rank : (i + 1) * rank]
         return ops.mix(previous, x, share + ops.matmul(p.maa_w2[i], part))
 
@@ -105,7 +110,7 @@ def time_mixing(
 
 
 def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
-    """`x` [B, T, D] and its predecessor `last` [B, D] to the block's output [B, T, D]."""
+    """Return the block's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
     previous = ops.token_shift(x, last)
     k = ops.matmul(p.key, ops.mix(previous, x, p.maa_k))  # [B, T, F]
     r = ops.matmul(p.receptance, ops.mix(previous, x, p.maa_r))
@@ -113,7 +118,7 @@ def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> A
 
 
 def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Array]:
-    """`x` [B, T, D] and this layer's part of the state [B, 2 + N, D] through a block."""
+    """Run one block: return x [B, T, D] and the layer's state [B, 2 + N, D] after it."""
     time_x = ops.layer_norm(x, *p.ln1)
     y, s = time_mixing(ops, p.time, time_x, state[:, TIME_X, :], state[:, FIRST_OF_S:, :])
     x = x + y
@@ -123,12 +128,12 @@ def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Arra
 
 
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
-    """Embeddings `x` [B, T, D] and state [B, L, 2 + N, D] through all blocks; the same shapes."""
+    """Run all blocks: return x [B, T, D] and the state [B, L, 2 + N, D] after them."""
     return ops.layers(block, p.blocks, ops.layer_norm(x, *p.ln0), state, kernel="rwkv6")
 
 
 def recognizes(shapes: Shapes) -> bool:
-    """Whether any of a file's tensors is one that only RWKV-6 has."""
+    """Return whether a file has tensors that only RWKV-6 has."""
     return any(".time_maa_" in name for name in shapes)
 
 

@@ -1,7 +1,7 @@
 """RWKV-7 "Goose", over TensorOps: its weights, its state and its equations.
 
 A head's state is a matrix S with a row for each value channel and a column for each key channel. A
-token takes out of it, in part, what is stored under the key `kk`, and stores v under k:
+token removes part of the value stored under the key `kk`, and stores v under k:
 
     S <- S diag(w) - (S kk) (a kk)^T + v k^T,    y = S r
 
@@ -33,9 +33,9 @@ from rwkv_core.architectures.matrix_state import CHANNEL_X, FIRST_OF_S, TIME_X, 
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
 from rwkv_core.weights import low_rank, matrix, table, vector
 
-# Of the group norm, whatever the head's size.
+# Of the group norm, for every head size.
 EPSILON = 64e-5
-# Of the decay exp(-e^-0.5 sigmoid(.)), which is so at least 0.545.
+# In the decay exp(-SLOWEST * sigmoid(.)), which is therefore at least 0.545.
 SLOWEST = math.exp(-0.5)
 
 _SPREAD = {"spread": 0.3}
@@ -51,7 +51,7 @@ class TimeMixing(NamedTuple):
     receptance: Annotated[Matrix, matrix("receptance.weight", D, D, alias="r_proj.weight")]
     key: Annotated[Matrix, matrix("key.weight", D, D, alias="k_proj.weight")]
     value: Annotated[Matrix, matrix("value.weight", D, D, alias="v_proj.weight")]
-    # The decay w, the rate a of what is taken out, the share of layer 0's values, and the gate g.
+    # The decay w, the removal rate a, the share of layer 0's values, and the gate g.
     w0: Annotated[Array, vector("w0", 1, 1, D, alias="w_lora.lora.2.bias", mean=-2.0, **_SPREAD)]
     w1: Annotated[Matrix, low_rank("w1", D, "rank_w", alias="w_lora.lora.0.weight")]
     w2: Annotated[Matrix, low_rank("w2", "rank_w", D, alias="w_lora.lora.2.weight")]
@@ -98,12 +98,12 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, s: Array, v_first: tuple[Array, ...]
 ) -> tuple[Array, Array, Array]:
-    """The block's output [B, T, D], the heads' matrices after it, and layer 0's values.
+    """Return the block's output [B, T, D], the heads' matrices after it, and layer 0's values.
 
     Arguments:
-        x, last: the input [B, T, D], and the one before it [B, D].
-        s: [B, N, D].
-        v_first: layer 0's values [B, T, D], as the one of a tuple; empty in layer 0.
+        x, last: the input [B, T, D], and the input before it [B, D].
+        s: the heads' matrices [B, N, D].
+        v_first: a tuple of layer 0's values [B, T, D]; empty in layer 0.
     """
     xp, head_size = ops.xp, s.shape[1]
     previous = ops.token_shift(x, last)
@@ -131,15 +131,15 @@ def time_mixing(
 
 
 def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
-    """`x` [B, T, D] and its predecessor `last` [B, D] to the block's output [B, T, D]."""
+    """Return the block's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
     k = ops.matmul(p.key, ops.mix(ops.token_shift(x, last), x, p.mix_k))  # [B, T, F]
     return ops.matmul(p.value, ops.relu_squared(k))
 
 
 def block(ops: TensorOps, p: Block, carry: Any, state: Array) -> tuple[Any, Array]:
-    """`carry` and this layer's part of the state [B, 2 + N, D] through a block; the same shapes.
+    """Run one block: return the carry and the layer's state [B, 2 + N, D] after it.
 
-    The carry is x [B, T, D] and, but for layer 0, that layer's values [B, T, D].
+    The carry is the tuple (x [B, T, D],), and from layer 1 on also layer 0's values [B, T, D].
     """
     x, *v_first = carry
     time_x = ops.layer_norm(x, *p.ln1)
@@ -153,14 +153,14 @@ def block(ops: TensorOps, p: Block, carry: Any, state: Array) -> tuple[Any, Arra
 
 
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:
-    """Embeddings `x` [B, T, D] and state [B, L, 2 + N, D] through all blocks; the same shapes."""
+    """Run all blocks: return x [B, T, D] and the state [B, L, 2 + N, D] after them."""
     carry = (ops.layer_norm(x, *p.ln0),)
     (x, _), state = ops.layers(block, p.blocks, carry, state, kernel="rwkv7")
     return x, state
 
 
 def recognizes(shapes: Shapes) -> bool:
-    """Whether any of a file's tensors is one that only RWKV-7 has."""
+    """Return whether a file has tensors that only RWKV-7 has."""
     return any(re.search(r"\.(r_k|att\.(x_[rwkvag]|[wav][012]))$", name) for name in shapes)
 
 

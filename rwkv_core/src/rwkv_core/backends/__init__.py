@@ -1,1 +1,1 @@
-"""What a backend is: its operations, its description, and what it keeps on the device."""
+"""The contract with backends: their operations, their description, and the offload plan."""

@@ -1,4 +1,4 @@
-"""What a backend says of itself, without its tensor library being imported."""
+"""Description of a backend: its name, options and status, without importing its library."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 class Status:
     """Whether a backend would run here, found out without importing its library.
 
-    `score` ranks the available backends of a machine when none is named: about the tokens a
-    second that a 169M model decodes at, as far as that can be told cheaply. A model whose tensors
-    take fewer than `min_bytes` goes to the next backend: for a backend that starts slowly, as one
-    that compiles does.
+    Attributes:
+        available: whether it would run.
+        device: the device it would run on, such as "cpu" or "cuda:0".
+        reason: one line; why it would not run, and what to install.
+        score: rank among the available backends, the highest first, when the user names none:
+            roughly the tokens per second at which it decodes a 169M model.
+        min_bytes: a model with fewer bytes of tensors goes to the next backend. For a backend that
+            starts slowly, because it compiles.
     """
 
     available: bool
@@ -42,7 +46,7 @@ class Option:
     choices: tuple[Any, ...] = ()
 
     def parse(self, value: Any) -> Any:
-        """`value`, which may be text from a command line, as this option's type.
+        """Return `value`, which may be text from a command line, converted to this option's type.
 
         Raises OptionError if it is of another type or not among the choices.
         """
@@ -83,7 +87,7 @@ class Option:
         return OptionError(f"option {self.name}: found {value!r}, expected {self.type.__name__}")
 
 
-# What most backends take, in the same words.
+# Options that most backends have.
 DTYPE = Option(
     "dtype",
     str,
@@ -104,10 +108,12 @@ RUNTIME_DTYPE = Option(
 class Backend:
     """The descriptor that a plugin's `rwkv_backends` hook returns.
 
-    `contract` is the `rwkv_core.CONTRACT` that the backend was built for, `requires` the pip
-    requirements that a user may still have to install, and `status` a function that takes well
-    under 10 ms and imports no tensor library. `quantized_dtypes` are those ("int8", "int4") of
-    prequantized files whose matrices it multiplies with as they are, without restoring them first.
+    Attributes:
+        contract: the `rwkv_core.CONTRACT` that the backend was built for.
+        requires: pip requirements that a user may still have to install.
+        status: a function that takes well under 10 ms and imports no tensor library.
+        quantized_dtypes: dtypes ("int8", "int4") of prequantized matrices that the backend
+            multiplies with directly. Matrices of other dtypes are dequantized at load.
     """
 
     name: str
@@ -121,10 +127,10 @@ class Backend:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One row of `list_backends()`: a backend, or a plugin too broken to say which it offers.
+    """One row of `list_backends()`: a backend, or a plugin that failed before it named one.
 
     `status` is "ready", "unavailable" (`reason` says what to install) or "broken" (`reason` says
-    how). `contract` is None where it could not be found out. Texts are of one printable line.
+    what failed). `contract` is None if it is unknown. Every text is one printable line.
     """
 
     name: str
@@ -146,7 +152,7 @@ class BackendInfo:
 
 
 def install_line(*requirements: str) -> str:
-    """The pip command that installs `requirements`."""
+    """Return the pip command that installs `requirements`."""
     return "pip install " + " ".join(f'"{requirement}"' for requirement in requirements)
 
 
@@ -157,7 +163,7 @@ def check_name(name: object) -> None:
 
 
 def check_backend(backend: Backend) -> None:
-    """Raise BackendError for the first field of a descriptor, its name aside, that is wrong."""
+    """Raise BackendError for the first wrong field of a descriptor, other than its name."""
     _expect("summary", backend.summary, str)
     _expect("contract", backend.contract, int)
     if not callable(backend.status):
@@ -172,7 +178,7 @@ def check_backend(backend: Backend) -> None:
 
 
 def check_options(options: object) -> None:
-    """Raise BackendError unless `options` is a tuple of sound options."""
+    """Raise BackendError unless `options` is a tuple of valid options."""
     _expect("options", options, tuple)
     assert isinstance(options, tuple)
     for option in options:
@@ -218,9 +224,9 @@ class HasOptions(Protocol):
 
 
 def resolve_options(offer: HasOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of the backend or sampler with its value: the given one or the default.
+    """Return the value of every option of a backend or sampler: the given one or the default.
 
-    Raises OptionError for a name that it does not have and for a value that does not fit.
+    Raises OptionError for an unknown name and for a value of a wrong type.
     """
     known = {option.name: option for option in offer.options}
     for name in given:

@@ -1,4 +1,4 @@
-"""Which matrices of a model stay on a device that holds only part of it, computed from sizes."""
+"""Offload plan: which matrices stay on a device that holds only part of a model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rwkv_core.errors import OptionError
 from rwkv_core.weights import Weight
 
 GB = 10**9
-"""Bytes in the unit that a target is given in."""
+"""Bytes in a GB, the unit of a target."""
 
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """What of a model is on a device, in bytes.
+    """Which matrices stay on a device, and the sizes in bytes.
 
     Attributes:
         stays: for each matrix, in the order in which a token uses them, whether it stays.
-        slot: size of each of the two buffers that the others are copied to; 0 where all stay.
-        resident: the matrices that stay.
-        streamed: the other matrices, which are copied once a token.
-        total: all that is on the device: vectors, resident matrices and the two slots.
+        slot: size of each of the two buffers for the other matrices; 0 if all stay.
+        resident: size of the matrices that stay.
+        streamed: size of the other matrices, which are copied once a token.
+        total: size of everything on the device: vectors, resident matrices and the two slots.
     """
 
     stays: tuple[bool, ...]
@@ -34,7 +34,7 @@ class OffloadPlan:
 
 
 def target_bytes(target: float) -> int:
-    """A target of so many GB in bytes. Raises OptionError if it is none."""
+    """Return `target` GB in bytes. Raises OptionError if it is negative, infinite or NaN."""
     if not 0 <= target * GB < math.inf:
         raise OptionError(f"option target: found {target}, expected GB of a device, such as 5.5")
     return round(target * GB)
@@ -43,9 +43,10 @@ def target_bytes(target: float) -> int:
 def model_bytes(
     weights: Collection[Weight], dtype: str, runtime_dtype: str
 ) -> tuple[list[int], int]:
-    """Return the bytes of each matrix, in the order of `weights`, and those of all else that stays.
+    """Return the bytes of each matrix, in the order of `weights`, and those of everything else.
 
-    That is vectors and low-rank matrices. The types are from `dtypes.BYTES_PER_WEIGHT`.
+    Everything else is vectors and low-rank matrices, which always stay on the device. The dtypes
+    are keys of `dtypes.BYTES_PER_WEIGHT`.
     """
     n_vectors = sum(weight.size * weight.repeat for weight in weights if weight.role == "vector")
     n_low_rank = sum(weight.size for weight in weights if weight.role == "low_rank")
@@ -55,17 +56,21 @@ def model_bytes(
 
 
 def plan_offload(sizes: Sequence[int], vectors: int, target: float) -> OffloadPlan:
-    """What stays of matrices of `sizes` bytes, in the order of their use, within `target` bytes.
+    """Return the plan that keeps as many bytes of matrices as fit within `target` bytes.
 
-    `vectors` are the bytes of all else that is on the device. Raises OptionError if the target is
-    below `smallest_target`.
+    Arguments:
+        sizes: bytes of each matrix, in the order of use.
+        vectors: bytes of everything else on the device.
+        target: bytes.
+
+    Raises OptionError if the target is below `smallest_target`.
     """
-    # A token reads every matrix once, so what is not resident, over the rate of the bus, is the
-    # time it takes: as many bytes as possible shall stay. Two slots as large as the largest
-    # streamed matrix are lost to that. So the largest (the head, where the vocabulary is large)
-    # stay first if the smaller slots pay for it: every size is tried as the slots'. Of equal
-    # matrices those that stay lie evenly between those that do not, whose copies then have
-    # products of resident ones to hide behind.
+    # A token reads every matrix once, so its time is the streamed bytes over the rate of the bus:
+    # as many bytes as possible must stay. The two slots, each as large as the largest streamed
+    # matrix, take room from that. So it can pay to keep the largest matrix (the head, where the
+    # vocabulary is large) and have smaller slots: every matrix's size is tried as the slot's.
+    # Among equal matrices, resident and streamed ones alternate evenly, so that a copy overlaps
+    # with the products of resident matrices.
     if vectors + sum(sizes) <= target:
         return _summarize([True] * len(sizes), sizes, vectors)
     tried = [_choose(sizes, target - vectors - 2 * slot, slot) for slot in sorted(set(sizes))]
@@ -80,20 +85,23 @@ def plan_offload(sizes: Sequence[int], vectors: int, target: float) -> OffloadPl
 
 
 def smallest_target(sizes: Sequence[int], vectors: int) -> int:
-    """The fewest bytes on the device with which a model runs."""
+    """Return the smallest number of bytes on the device with which a model runs."""
     needs = [2 * slot + sum(s for s in sizes if s > slot) for slot in set(sizes)]
     return vectors + min([*needs, sum(sizes)])
 
 
 def as_target(n_bytes: int) -> str:
-    """`n_bytes` in GB, rounded up: a target that is enough for them."""
+    """Return `n_bytes` as text in GB, rounded up, so that it is a sufficient target."""
     if n_bytes >= GB:
         return f"{math.ceil(n_bytes / 1e6) / 1e3:.3f}"
     return f"{math.ceil(n_bytes / 1e3) / 1e6:.6f}"
 
 
 def _choose(sizes: Sequence[int], room: float, slot: int) -> list[bool] | None:
-    """Which stay in `room` bytes if none above `slot` is streamed; None if those alone do not."""
+    """Return which matrices stay within `room` bytes, if those larger than `slot` must stay.
+
+    None if those alone exceed `room`.
+    """
     stays = [size > slot for size in sizes]
     room -= sum(size for size in sizes if size > slot)
     if room < 0:

@@ -1,17 +1,17 @@
 """The contract between RWKV's equations and a tensor library.
 
 Libraries differ in how they multiply, place and compile, not in what the equations need. So a
-backend gives the namespace of the Python array API standard that its library has (`xp`), says how
-a vector and a matrix get onto its device and how an array comes back, and inherits all else from
-here, made of the standard's functions. What it can do faster it overrides, one method at a time,
-and the conformance suite holds each override against the default it replaces.
+backend gives its library's namespace of the Python array API standard (`xp`), and says how a vector
+and a matrix get onto its device and how an array comes back. All other methods have a default here,
+made of the standard's functions. A backend overrides those that it can do faster, one at a time;
+the conformance suite compares each override with its default.
 
-A matrix is opaque: the core gets one from `matrix`, and only ever gives it back to `matmul`. That
-is what lets a backend quantize, stream or split it.
+A matrix is opaque: the core gets one from `matrix`, and only ever gives it back to `matmul`. So a
+backend may quantize, stream or split it.
 
-Several threads may use one model at once, and the caller uses arrays again that it gave or got. So
-an operation changes none of its arguments, and no memory that it works in or returns is used again
-for another call, unless each thread has its own. NaN stays NaN.
+Several threads may use one model at once, and the caller keeps using the arrays that it passed or
+received. So an operation must not change its arguments, and must not reuse memory that it returned;
+it may reuse a buffer only within one thread. NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rwkv_core.quantization import QuantizedMatrix
     from rwkv_core.weights import Weight
 
-# Raised whenever a backend written for the present number would no longer work or be right.
+# Increased whenever a backend written for the present number would fail or compute wrong results.
 CONTRACT = 2
 
 Array: TypeAlias = Any
@@ -43,18 +43,18 @@ _FIXED_SIZES = (MAX_TOKENS, 256, 64, 16, 4, 1)
 
 
 class TensorOps(ABC):
-    """What the recurrence asks of a backend; B, T, D are batch, time and width.
+    """The operations that a backend gives; B, T, D are batch, time and width.
 
     Attributes:
         xp: a namespace with the array API standard's functions.
-        device: the device in the library's own words, for people to read.
-        dtype: what matrices are stored and multiplied in, "float32", "bfloat16", ...
-        runtime_dtype: what vectors and activations are in, "float32" or "float64". The WKV sums
-            and the state have this type too.
-        fixed_shapes: True where each new shape costs a compilation, so that a prompt is read in
-            chunks of a few sizes only.
-        threaded_library: the library that hangs in a forked process, as it lacks the threads that
-            were started before; "" where none does. A model used there is then an error.
+        device: the library's name of the device, shown to users.
+        dtype: dtype of the stored matrices and of products, "float32", "bfloat16", ...
+        runtime_dtype: dtype of vectors, activations, WKV sums and the state: "float32" or
+            "float64".
+        fixed_shapes: True if each new shape costs a compilation. A prompt is then read in chunks
+            of a few sizes only.
+        threaded_library: name of a library that hangs in a forked process, which lacks the
+            library's threads; "" if there is none. Using a model there is then an error.
     """
 
     xp: Any
@@ -67,37 +67,37 @@ class TensorOps(ABC):
     def prepare(self, weights: Sequence[Weight]) -> None:  # noqa: B027
         """Called once before a model is loaded, with its tensors. Does nothing by default.
 
-        They are in the order in which a token uses them, which is that of loading. Raise
-        OptionError here, before anything is read, for a model that the options leave no room for.
+        The tensors are in the order in which a token uses them and in which they are loaded. Raise
+        OptionError here, before anything is read, for a model that does not fit with the options.
         """
 
     @abstractmethod
     def vector(self, array: NDArray[Any]) -> Array:
-        """`array`, of any shape and float type, on the device in `runtime_dtype`.
+        """Return `array`, of any shape and float type, on the device in `runtime_dtype`.
 
         The result shares no memory with `array`, which may be a view of a file.
         """
 
     @abstractmethod
     def matrix(self, array: NDArray[Any]) -> Matrix:
-        """`array` [out, in], of any float type, as this backend multiplies with it.
+        """Return `array` [out, in], of any float type, in the form that `matmul` takes.
 
         The result shares no memory with `array`, which may be a view of a file.
         """
 
     def low_rank_matrix(self, array: NDArray[Any]) -> Matrix:
-        """A low-rank factor `array` [out, in], out or in being the rank, as `matmul` takes it.
+        """Return a low-rank factor `array` [out, in] in the form that `matmul` takes.
 
-        Default: `matrix`. A backend that quantizes matrices keeps these in 16 bits at least: they
-        are few, and small errors in them change what a state keeps. The result shares no memory
-        with `array`.
+        Either out or in is the rank. Default: `matrix`. A backend that quantizes matrices keeps
+        these in at least 16 bits: they are small, and small errors in them change the state. The
+        result shares no memory with `array`.
         """
         return self.matrix(array)
 
     def quantized_matrix(self, matrix: QuantizedMatrix) -> Matrix:
-        """A matrix of a prequantized file as this backend multiplies with it.
+        """Return a matrix of a prequantized file in the form that `matmul` takes.
 
-        By default it is restored and loaded like any other. A backend with a kernel for it
+        Default: dequantize it, then `matrix`. A backend with a kernel for quantized matrices
         overrides this, and names their dtypes in `Backend.quantized_dtypes`. The result
         shares no memory with `matrix`, which may be a view of a file.
         """
@@ -115,40 +115,46 @@ class TensorOps(ABC):
 
     @abstractmethod
     def to_numpy(self, array: Array) -> NDArray[Any]:
-        """An array of this backend as NumPy, with its shape and dtype."""
+        """Return an array of this backend as a NumPy array of the same shape and dtype."""
 
     def matmul(self, matrix: Matrix, x: Array) -> Array:
-        """`x` [B, T, in] times `matrix` [out, in], transposed: [B, T, out] in `x`'s dtype."""
+        """Return `x` [B, T, in] times the transpose of `matrix` [out, in]: [B, T, out].
+
+        The result has `x`'s dtype.
+        """
         xp = self.xp
         if matrix.dtype == x.dtype:
             return xp.matmul(x, matrix.mT)
-        # Rows are brought to at most 1/64 first: float16 ends at 65504, and squared ReLUs and large
-        # products go past it. With less than that, small values would lose digits.
+        # Rows are scaled to at most 1/64 first: float16 ends at 65504, and squared ReLUs and large
+        # products exceed that. With a smaller limit, small values would lose digits.
         scale = 64.0 * xp.clip(xp.max(xp.abs(x), axis=-1, keepdims=True), min=1.0)
         y = xp.matmul(xp.astype(x / scale, matrix.dtype), matrix.mT)
         return xp.astype(y, x.dtype) * scale
 
     def embedding(self, array: NDArray[Any]) -> Any:
-        """The embedding table [vocab, D] as `embed` wants it; by default it stays on the host."""
+        """Return the embedding table [V, D] in the form that `embed` takes.
+
+        By default it stays on the host.
+        """
         return array.copy()
 
     def embed(self, table: Any, tokens: NDArray[np.int64]) -> Array:
-        """Rows of the table for `tokens` [B, T]: [B, T, D] on the device in `runtime_dtype`."""
+        """Return the rows for `tokens` [B, T]: [B, T, D] on the device in `runtime_dtype`."""
         return self.vector(table[tokens])
 
     def layer_norm(self, x: Array, weight: Array, bias: Array) -> Array:
-        """Layer norm over the last axis with epsilon 1e-5 (Ba et al., 2016)."""
+        """Return the layer norm of `x` [B, T, D] over D, with epsilon 1e-5 (Ba et al., 2016)."""
         xp = self.xp
         x = x - xp.mean(x, axis=-1, keepdims=True)
         variance = xp.mean(x * x, axis=-1, keepdims=True)
         return x / xp.sqrt(variance + EPSILON) * weight + bias
 
     def token_shift(self, x: Array, last: Array) -> Array:
-        """Each token's predecessor: `x` [B, T, D] moved one step later, `last` [B, D] first."""
+        """Return each token's predecessor [B, T, D]: `last` [B, D], then `x` without its last."""
         return self.xp.concat([last[:, None, :], x[:, :-1, :]], axis=1)
 
     def mix(self, x: Array, previous: Array, mix: Array) -> Array:
-        """`mix` of the token and 1 - `mix` of its predecessor, both [B, T, D].
+        """Return `mix * x + (1 - mix) * previous`: each token mixed with its predecessor [B, T, D].
 
         `mix` is [D], or in RWKV-6 [B, T, D].
         """
@@ -156,7 +162,7 @@ class TensorOps(ABC):
 
     def sigmoid(self, x: Array) -> Array:
         """The logistic function, elementwise."""
-        # By way of tanh, which cannot overflow.
+        # tanh cannot overflow.
         return 0.5 * self.xp.tanh(0.5 * x) + 0.5
 
     def relu_squared(self, x: Array) -> Array:
@@ -167,12 +173,12 @@ class TensorOps(ABC):
     def wkv(
         self, k: Array, v: Array, decay: Array, first: Array, state: WKVState
     ) -> tuple[Array, WKVState]:
-        """RWKV-4's attention-like weighted mean over time, as a scan, the RWKV paper's RNN cell.
+        """RWKV-4's scan: an attention-like weighted mean over time (the RWKV paper's RNN cell).
 
         Arguments:
             k, v: keys and values [B, T, D].
-            decay: -exp(time_decay) [D], added to an exponent once a step; negative.
-            first: time_first [D], the bonus of the present token.
+            decay: -exp(time_decay) [D], negative; added to an exponent once a step.
+            first: time_first [D], the bonus of the current token.
             state: (aa, bb, pp), each [B, D]: numerator and denominator in units of exp(pp), where
                 pp is the running maximum of the exponents, so that nothing overflows.
 
@@ -192,21 +198,27 @@ class TensorOps(ABC):
         return xp.stack(means, axis=1), (aa, bb, pp)
 
     def head_sums(self, x: Array, head_size: int) -> Array:
-        """Each number of `x` [B, T, D] replaced by its head's sum; heads lie side by side."""
+        """Return `x` [B, T, D] with each number replaced by the sum over its head.
+
+        Heads lie side by side in D.
+        """
         xp = self.xp
         heads = self._heads(x, head_size)
         sums = xp.sum(heads, axis=-1, keepdims=True)
         return xp.reshape(xp.broadcast_to(sums, heads.shape), x.shape)
 
     def normalize_heads(self, x: Array, head_size: int) -> Array:
-        """Each head of `x` [B, T, D] divided by its Euclidean norm, or by 1e-12 if that is less."""
+        """Return `x` [B, T, D], each head divided by its Euclidean norm, or by 1e-12 if larger."""
         norms = self.xp.sqrt(self.head_sums(x * x, head_size))
         return x / self.xp.clip(norms, min=1e-12)
 
     def group_norm(
         self, x: Array, weight: Array, bias: Array, head_size: int, epsilon: float
     ) -> Array:
-        """Layer norm of each head of `x` [B, T, D] by itself (Wu and He, 2018)."""
+        """Return the layer norm of each head of `x` [B, T, D], computed separately.
+
+        This is group normalization (Wu and He, 2018); its variance is the population's.
+        """
         x = x - self.head_sums(x, head_size) / head_size
         variance = self.head_sums(x * x, head_size) / head_size
         return x / self.xp.sqrt(variance + epsilon) * weight + bias
@@ -214,15 +226,15 @@ class TensorOps(ABC):
     def wkv6(
         self, r: Array, w: Array, k: Array, v: Array, bonus: Array, s: Array
     ) -> tuple[Array, Array]:
-        """RWKV-5's and RWKV-6's scan (arXiv 2404.05892, section 4). N is a head's channels.
+        """RWKV-5's and RWKV-6's scan (arXiv 2404.05892, section 4). A head has N channels.
 
             y = (S + v (bonus k)^T) r,    S <- S diag(w) + v k^T
 
         Arguments:
             r, k, v: receptance, keys and values [B, T, D].
-            w: the decay of each key channel, from 0 to 1: [B, T, D], in RWKV-5 [D].
-            bonus: of the present token, [D].
-            s: S of all heads side by side, [B, N, D]: a row for each value channel.
+            w: the decay of each key channel, from 0 to 1: [B, T, D]; [D] in RWKV-5.
+            bonus: the bonus of the current token, [D].
+            s: S of all heads side by side, [B, N, D]: one row for each value channel.
 
         Returns y [B, T, D] and S after the last token.
         """
@@ -234,26 +246,26 @@ class TensorOps(ABC):
     def wkv7(
         self, r: Array, w: Array, k: Array, v: Array, kk: Array, b: Array, s: Array
     ) -> tuple[Array, Array]:
-        """RWKV-7's scan (arXiv 2503.14456, section 4). N is a head's channels.
+        """RWKV-7's scan (arXiv 2503.14456, section 4). A head has N channels.
 
             S <- S diag(w) - (S kk) b^T + v k^T,    y = S r
 
         Arguments:
             r, k, v: receptance, keys and values [B, T, D].
             w: the decay of each key channel, from 0 to 1, [B, T, D].
-            kk: the keys of what is taken out of S, each head of length 1 [B, T, D].
-            b: `kk` times how much of it is taken out, [B, T, D].
-            s: S of all heads side by side, [B, N, D]: a row for each value channel.
+            kk: the keys whose values are removed from S, of length 1 in each head, [B, T, D].
+            b: `kk` times the share that is removed, [B, T, D].
+            s: S of all heads side by side, [B, N, D]: one row for each value channel.
 
         Returns y [B, T, D] and S after the last token.
         """
         return self.scan(scans.wkv7_step, s, r, w, k, v, kk, b)
 
     def scan(self, step: Callable[..., Any], s: Array, *inputs: Array) -> tuple[Array, Array]:
-        """A step of `scans` over all tokens of `inputs`, each [B, T, D]: y [B, T, D] and `s`.
+        """Run `step` (see `scans`) for each token of `inputs`, each [B, T, D].
 
-        The plain loop. A library that compiles overrides this with a loop of its own, and a backend
-        with kernels overrides `wkv6` and `wkv7`.
+        Returns y [B, T, D] and `s` after the last token. This is the plain loop. A backend that
+        compiles overrides it with its library's loop; one with kernels overrides `wkv6` and `wkv7`.
         """
         xp, head_size, shape = self.xp, s.shape[1], inputs[0].shape
         heads = [self._heads(x, head_size) for x in inputs]
@@ -264,7 +276,7 @@ class TensorOps(ABC):
         return xp.reshape(xp.stack(rows, axis=1), shape), scans.side_by_side(xp, s)
 
     def _heads(self, x: Array, head_size: int) -> Array:
-        """`x` [B, T, D] as [B, T, H, N]."""
+        """Return `x` [B, T, D] as [B, T, H, N]."""
         return self.xp.reshape(x, (*x.shape[:2], x.shape[2] // head_size, head_size))
 
     def layers(
@@ -275,18 +287,19 @@ class TensorOps(ABC):
         state: Array,
         kernel: str = "",
     ) -> tuple[Array, Array]:
-        """`x` and `state` [B, L, R, D] through all layers; the state in the same shape.
+        """Run all layers: return `x` and `state` [B, L, R, D] after them.
 
         Arguments:
-            x: [B, T, D], or a tuple of such, which may be shorter before the first layer: what a
-                block hands on to the next.
-            block: pure: (ops, a layer's parameters, x, its state [B, R, D]) to x and the state.
+            x: what a block hands on to the next: [B, T, D], or a tuple of such arrays. The first
+                block may get a shorter tuple.
+            block: a pure function that takes (ops, the layer's parameters, x, the layer's state
+                [B, R, D]) and returns x and the state.
             blocks: the parameters of each layer.
-            kernel: the equations that `block` computes, such as "rwkv4"; "" for any others.
+            kernel: name of the equations that `block` computes, such as "rwkv4"; "" for others.
 
-        Override this to compile one layer at a time, where compiling all of them takes too long,
-        or to run a kernel that computes what `kernel` names, beside which `block` is the plain
-        version: the conformance suite compares the two.
+        Override this to compile one layer at a time, where compiling all of them takes too long, or
+        to run a kernel for the equations that `kernel` names. `block` is then the plain version:
+        the conformance suite compares the two.
         """
         rows = []
         for i, p in enumerate(blocks):
@@ -295,24 +308,23 @@ class TensorOps(ABC):
         return x, self.xp.stack(rows, axis=1)
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
-        """`function`, made faster where the library can (jax.jit, a CUDA graph, ...).
+        """Return a faster version of `function` where the library can (jax.jit, a CUDA graph, ...).
 
-        It is pure; its arguments and results are arrays, matrices and named tuples of them.
-        `kernel` is the architecture, such as "rwkv4", if the function is (parameters, x, state) to
-        its logits and state; "" for any other function.
+        `function` is pure; its arguments and results are arrays, matrices and named tuples of them.
+        `kernel` is the architecture, such as "rwkv4", if the function takes (parameters, x, state)
+        and returns logits and state; "" for any other function.
         """
         return function
 
     def broadcast(self, number: int) -> int:
-        """Return the first process's `number`, where several processes compute one model together.
+        """Return the first process's `number`, if several processes compute one model together.
 
-        Returns `number` by default. Seeds go through here, so that all processes choose the same
-        tokens.
+        Default: `number`. Seeds go through here, so that all processes choose the same tokens.
         """
         return number
 
     def chunks(self, n_tokens: int) -> list[int]:
-        """Lengths, `n_tokens` in sum, of the pieces in which a prompt is read."""
+        """Return the lengths of the chunks in which a prompt of `n_tokens` tokens is read."""
         if not self.fixed_shapes:
             whole, rest = divmod(n_tokens, MAX_TOKENS)
             return [MAX_TOKENS] * whole + [rest] * (rest > 0)

@@ -1,8 +1,8 @@
-"""How fast a model runs here, and how fast it could: what `rwkv-core bench` measures.
+"""Measurements of `rwkv-core bench`: how fast a model runs, and how fast the machine could run it.
 
-Decoding reads all weights once a token, so its yardstick is how fast large matrices can be read;
-reading a prompt is matrix products, so its yardstick is those products alone. Each is timed in turn
-with its yardstick, in one process.
+Decoding reads all weights once a token, so its yardstick is the rate at which large matrices can be
+read. Prefill is matrix products, so its yardstick is the same products alone. Each takes turns with
+its yardstick, in one process.
 """
 
 from rwkv_core.bench.combinations import Combination, bench_alone

@@ -1,7 +1,6 @@
-"""A backend, a dtype, threads and busy processes beside it, each measured in a process of its own.
+"""Benches of several backends, dtypes and thread counts, each in a process of its own.
 
-The peak of memory and the number of threads belong to a process, and a library that is loaded stays
-loaded.
+Peak memory and the number of threads belong to a process, and a loaded library stays loaded.
 """
 
 from __future__ import annotations
@@ -22,16 +21,19 @@ from rwkv_core.bench.report import Report
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.util.printable import one_line
 
-# What the libraries below the backends read when they are loaded.
+# Variables that OpenMP, BLAS and other libraries read when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Combination:
-    """What one bench measures; None is the best backend, its default dtype, and its own choice.
+    """Settings of one bench; None stands for the default.
 
     Attributes:
-        busy: how many other processes keep a core busy meanwhile.
+        backend: a backend's name; by default the fastest available one.
+        dtype: type of the matrices; by default the backend's.
+        threads: number of threads; by default the backend's choice.
+        busy: number of other processes that each keep a core busy during the bench.
     """
 
     backend: str | None = None
@@ -40,17 +42,17 @@ class Combination:
     busy: int = 0
 
     def options(self) -> dict[str, Any]:
-        """The backend's options that mean the dtype."""
+        """Return the backend's options that set the dtype."""
         return {} if self.dtype is None else {"dtype": self.dtype}
 
 
 def bench_alone(
     combination: Combination, model: str, options: dict[str, Any], **arguments: Any
 ) -> Report:
-    """`bench` of one combination in a new process; `arguments` are those of `bench`.
+    """Run `bench` for one combination in a new process; `arguments` are passed to `bench`.
 
-    Raises OptionError for options that the combination sets too, and BackendError for what went
-    wrong there.
+    Raises OptionError for an option that the combination sets too, and BackendError for a failure
+    in the new process.
     """
     own = combination.options()
     for name in own.keys() & options.keys():
@@ -81,7 +83,7 @@ def bench_alone(
 
 
 def _work(sending: Connection, positional: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-    # stdout is the parent's, for results; some libraries say there what they do.
+    # stdout is for the parent's results, and some libraries print there.
     os.dup2(2, 1)
     try:
         sending.send((bench(*positional, **arguments), None, ""))
@@ -93,7 +95,7 @@ def _work(sending: Connection, positional: tuple[Any, ...], arguments: dict[str,
 
 @contextmanager
 def busy_processes(n: int) -> Iterator[None]:
-    """Processes that each keep a core busy, as other programs do on a shared machine."""
+    """Run `n` processes that each keep a core busy, like other programs on a shared machine."""
     command = [sys.executable, "-c", "while True: pass"]
     with ExitStack() as running:
         for _ in range(n):
@@ -105,10 +107,10 @@ def busy_processes(n: int) -> Iterator[None]:
 
 @contextmanager
 def _limited_to(threads: int | None) -> Iterator[None]:
-    """A process started here computes with so many threads, whatever libraries it loads.
+    """Limit processes started inside to so many threads, whichever libraries they load.
 
-    Libraries that read no variable take as many threads as there are cores for them, so where the
-    system can give a process fewer cores, that is done too.
+    A library that reads none of the variables starts one thread for each core that the process may
+    use, so the cores are limited too where the system can do that.
     """
     if threads is None:
         yield

@@ -25,22 +25,22 @@ from rwkv_core.rwkv import RWKV
 from rwkv_core.tokenizer import Tokenizer
 
 _BATCHES = (1, 4, 16)
-# Timed in a round of decoding.
+# Number of tokens timed in a round of decoding.
 _TOKENS = 10
-# Seconds after which a library's threads, which at first wait for its next call on the cores, are
-# no longer in the way of another's.
+# Seconds to wait before another library is timed: after a call, a library's threads keep the cores
+# busy for a while, waiting for the next call.
 _REST = 0.05
 _SAMPLING = Sampling(top_p=0.9)
 _ENDLESS = 10**9
-# Tokens of a prompt, some minutes of even a small model.
+# Tokens of a prompt; even a small model takes minutes to read so many.
 _MAX_LENGTH = 2**20
 
 
 def parse_shape(text: str) -> Config:
-    """The sizes that "430M" or "rwkv7:0.1B", of a published model, or "24x1024" or "rwkv7:24x1024"
-    (layers x width) name; without a version they are of RWKV-4.
+    """Return the sizes that `text` names.
 
-    Raises OptionError.
+    That is a published model ("430M", "rwkv7:0.1B"), or layers x width ("24x1024",
+    "rwkv7:24x1024"). Without a version it is RWKV-4. Raises OptionError for any other text.
     """
     published = published_configs()
     if text in published:
@@ -69,12 +69,14 @@ def bench(
     """Load a model file and time it.
 
     Arguments:
-        lengths: of the prompts; the first is that of the time to the first token, too.
-        rounds: how often a measurement and its yardstick take turns; fewer where that takes long.
-        name: what the report calls the model, by default as `model` does.
-        on_stage: called with a word for what is being done.
+        lengths: prompt lengths in tokens; the first is also used for the time to the first token.
+        rounds: number of times that a measurement and its yardstick take turns; slow ones take
+            fewer.
+        name: the model's name in the report; by default `model`.
+        on_stage: called with the name of each stage when it begins.
 
-    Raises what `load` raises, and OptionError for no length, one out of range, and no rounds.
+    Raises the errors of `load`, and OptionError if there is no length, a length is out of range, or
+    `rounds` is below 1.
     """
     if not lengths or rounds < 1:
         raise OptionError("bench: expected a prompt length or more, and at least 1 round")
@@ -103,7 +105,7 @@ def bench(
 
 
 class _NumberTokenizer(Tokenizer):
-    """Every token is its number: of use where there is no text to encode."""
+    """Tokenizer whose tokens stand for their numbers, for models without a vocabulary."""
 
     def __init__(self, n_vocab: int) -> None:
         super().__init__({token: b" %d" % token for token in range(n_vocab)}, "numbers")
@@ -129,7 +131,7 @@ def _bench_first_token(model: Model, length: int, rounds: int) -> FirstToken:
 
 
 def bench_decode(model: Model, rounds: int) -> Decode:
-    """Time single tokens, of the model alone and of a generation, in turn with their yardsticks."""
+    """Time single tokens of the model and of a generation, taking turns with the yardsticks."""
     counts = model.config.count_parameters()
     stream = stream_for(model, counts.matrices)
     rwkv = RWKV(model, tokenizer=_NumberTokenizer(model.n_vocab))
@@ -143,7 +145,7 @@ def bench_decode(model: Model, rounds: int) -> Decode:
         model.to_numpy(logits)
 
     jobs = [step, lambda: next(text), bare_products(model, 1)]
-    # More tokens than passes: a token's time varies more. The first pass wakes threads.
+    # More tokens than stream passes, as a token's time varies more. The first pass wakes threads.
     round_of_jobs = [*jobs * _TOKENS, _rest, stream.run, stream.run, _rest]
     *times, _, _, reads, _ = in_turn(round_of_jobs, rounds)
     steps, generated, products = (list(chain(*times[i :: len(jobs)])) for i in range(len(jobs)))
@@ -171,7 +173,7 @@ def _rest() -> None:
 
 
 def _bench_prefill(model: Model, length: int, rounds: int) -> Prefill:
-    """Time a prompt in turn with its bare products."""
+    """Time a prompt, taking turns with its bare products."""
     tokens = _prompt(model, length)
 
     def prompt() -> None:
@@ -179,13 +181,13 @@ def _bench_prefill(model: Model, length: int, rounds: int) -> Prefill:
 
     taken, products = map(median, in_turn([prompt, bare_products(model, length)], rounds))
     counts = model.config.count_parameters()
-    # The head is multiplied with the last token alone.
+    # Only the last token is multiplied with the head.
     flops = 2 * (counts.block_matrices * length + counts.head)
     return Prefill(length, length / taken, flops / taken, flops / products, products / taken)
 
 
 def _bench_batches(model: Model, rounds: int) -> tuple[Batch, ...]:
-    """Time a token of several sequences, each number of them in turn."""
+    """Time one step of 1, 4 and 16 sequences, taking turns."""
 
     def step_of(n_batch: int) -> Callable[[], None]:
         state = model.empty_state(n_batch)
@@ -211,12 +213,12 @@ def _prompt(model: Model, length: int) -> list[int]:
 
 
 def peak_memory() -> int | None:
-    """The largest resident memory of this process so far, in bytes; None where it is not told."""
+    """Return the peak resident memory of this process in bytes; None if it is unknown."""
     if sys.platform == "darwin":
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # On Linux ru_maxrss counts what the process was before it became this program, too.
+    # On Linux ru_maxrss also counts what the process used before it became this program.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]

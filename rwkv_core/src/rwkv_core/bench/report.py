@@ -1,4 +1,4 @@
-"""What a bench found. Seconds and rates are medians; shares are of 1."""
+"""Results of a bench. Times and rates are medians; shares are from 0 to 1."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FirstToken:
-    """From a prompt of `tokens` tokens given to the text of the first token given out.
+    """Time from a prompt of `tokens` tokens to the text of the first generated token.
 
     Attributes:
-        cold_seconds: the first time in the process, which is when libraries compile.
-        seconds: afterwards.
+        cold_seconds: the first time in the process, with the time for compilation.
+        seconds: the median of later times.
     """
 
     tokens: int
@@ -21,21 +21,22 @@ class FirstToken:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decoding one sequence. A byte, rate or share is None where the matrices' size is not known.
+    """Decoding one sequence. Bytes, rates and shares are None if the matrices' size is unknown.
 
     Attributes:
-        bytes_per_token: matrices as they are stored and vectors, each read once a token.
-        bytes_per_second: that many, times the tokens a second.
-        stream_bytes_per_second: the yardstick's.
-        share: the one of the other.
-        yardstick: what that is: "NumPy float32", its `W @ x` over matrices that no cache holds, on
-            a CPU; "own", the backend's product of large matrices as big as the model, elsewhere.
-        product_seconds: for the bare products of a token with the model's own matrices.
-        overhead_seconds: by how much a token of a generation, with sampling (top_p 0.9) and
-            detokenizing, takes longer than those products just after it; or than the model's step
-            alone, where a backend takes that in fewer calls than its products one by one.
-        sampling_seconds: by how much it takes longer than the model's step alone just before it:
-            the part of the overhead that is sampling, detokenizing and bookkeeping.
+        bytes_per_token: size of the stored matrices and the vectors, each read once a token.
+        bytes_per_second: `bytes_per_token` times `tokens_per_second`.
+        stream_bytes_per_second: the yardstick's rate.
+        share: `bytes_per_second` / `stream_bytes_per_second`.
+        yardstick: name of the yardstick. On a CPU it is "NumPy float32": NumPy's `W @ x` over
+            matrices too large for the caches. Elsewhere it is "own": the backend's products with
+            large matrices that are together as big as the model.
+        product_seconds: time of a token's bare products with the model's own matrices.
+        overhead_seconds: a token of a generation, with sampling (top_p 0.9) and detokenizing, minus
+            `product_seconds`; minus the model's step if the backend computes that faster than the
+            bare products.
+        sampling_seconds: a token of a generation minus the model's step: the part of the overhead
+            for sampling, detokenizing and bookkeeping.
     """
 
     tokens_per_second: float
@@ -54,9 +55,9 @@ class Prefill:
     """Reading a prompt of `tokens` tokens.
 
     Attributes:
-        flops_per_second: of the matrix products, a multiplication and an addition being two.
-        gemm_flops_per_second: the same products', of the model's own matrices, bare.
-        share: the one of the other.
+        flops_per_second: rate of the matrix products; a multiplication and an addition count as 2.
+        gemm_flops_per_second: rate of the same products alone, with the model's own matrices.
+        share: `flops_per_second` / `gemm_flops_per_second`.
     """
 
     tokens: int
@@ -68,7 +69,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoding `sequences` together: tokens a second of all, and as a multiple of one's."""
+    """Decoding `sequences` together: tokens per second in all, and its ratio to one sequence's."""
 
     sequences: int
     tokens_per_second: float
@@ -77,7 +78,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Report:
-    """What a bench found. `peak_memory` is the process's after loading, in bytes, if known."""
+    """Results of a bench. `peak_memory` is the process's after loading, in bytes, if known."""
 
     model: str
     backend: str

@@ -1,19 +1,19 @@
-"""Times of jobs that take turns, so that a busy moment of the machine hits all of them."""
+"""Times jobs that take turns, so that a busy moment of the machine affects all of them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 
-# Beyond so many seconds, no more rounds than the fewest.
+# After _MAX_SECONDS no round begins, once there were _MIN_ROUNDS.
 _MAX_SECONDS, _MIN_ROUNDS = 8.0, 3
 
 
 def in_turn(jobs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """The seconds that each job took, all of them run once in each round.
+    """Run every job once in each round; return each job's times in seconds.
 
-    One round before those that count lets libraries compile, and caches and clocks settle. What
-    takes long is measured less often than `rounds`, though three times at least.
+    A first round is not counted: it lets libraries compile, and caches and clocks settle. If the
+    jobs take long, there are fewer rounds than `rounds`, but at least 3.
     """
     times: list[list[float]] = [[] for _ in jobs]
     began = time.perf_counter()
@@ -28,7 +28,7 @@ def in_turn(jobs: Sequence[Callable[[], object]], rounds: int) -> list[list[floa
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """How long one run of `job` takes."""
+    """Return how long one run of `job` takes, in seconds."""
     began = time.perf_counter()
     job()
     return time.perf_counter() - began

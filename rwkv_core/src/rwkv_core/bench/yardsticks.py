@@ -1,4 +1,4 @@
-"""What a model's time is compared with: bare products, and reading large matrices."""
+"""Yardsticks for a model's time: its bare products, and reading large matrices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rwkv_core.evaluation.random_model import random_values
 from rwkv_core.model import Model
 
 _WIDTH = 2048
-# Of NumPy's matrices together; several times the cache that one core reaches on a large server.
+# Size of NumPy's matrices together: several times the cache of a large server's core.
 _STREAM_BYTES = 2**28
 
 
 class Stream(NamedTuple):
-    """One pass over large matrices: what it is called, how many bytes it reads, and the pass."""
+    """One pass over large matrices: its name, the bytes it reads, and the function that runs it."""
 
     name: str
     n_bytes: float
@@ -29,15 +29,16 @@ class Stream(NamedTuple):
 
 
 def stream_for(model: Model, n_weights: int) -> Stream:
-    """The yardstick of decoding on the model's device; `n_weights` are the model's in matrices.
+    """Return the yardstick of decoding on the model's device.
 
-    On a CPU it is the same for all backends and dtypes, so that their shares can be compared.
+    `n_weights` is the number of weights in the model's matrices. On a CPU the yardstick is the same
+    for all backends and dtypes, so that their shares can be compared.
     """
     return _numpy_stream() if model.device.startswith("cpu") else _own_stream(model, n_weights)
 
 
 def _numpy_stream() -> Stream:
-    # Not zeros: a page that was never written need not be read either.
+    # Not zeros: the system does not read pages that were never written.
     matrices = np.full((_STREAM_BYTES // (4 * _WIDTH**2), _WIDTH, _WIDTH), 1e-3, np.float32)
     x = np.ones(_WIDTH, np.float32)
 
@@ -52,9 +53,9 @@ def _numpy_stream() -> Stream:
 
 def _own_stream(model: Model, n_weights: int) -> Stream:
     ops = model.ops
-    # A multiple of the groups that a backend may quantize in.
+    # A multiple of 64, as a backend may quantize in groups of 64.
     width = min(_WIDTH, max(64, int(n_weights**0.5) // 64 * 64))
-    # Of variance 1 / in, so that a chain of any length neither grows nor fades.
+    # Variance 1 / in keeps the values of a long chain of products in range.
     values = random_values(width**2, seed=1).reshape(width, width) * np.float32(width**-0.5)
     matrices = tuple(ops.matrix(values) for _ in range(max(1, n_weights // width**2)))
     n_bytes = _stored_bytes(ops, matrices, width**2 * len(matrices)) or 0.0
@@ -64,16 +65,16 @@ def _own_stream(model: Model, n_weights: int) -> Stream:
 
 
 def _chain(ops: TensorOps, matrices: tuple[Matrix, ...], x: Array) -> Array:
-    """`x` [1, 1, in] through all `matrices` in turn, so that no library can leave one out."""
+    """Multiply `x` [1, 1, in] with all `matrices` in turn, so that no library can skip one."""
     for matrix in matrices:
         x = ops.matmul(matrix, x)
     return x
 
 
 def bare_products(model: Model, n_tokens: int) -> Callable[[], object]:
-    """A function that runs the products of `n_tokens` with the model's own matrices, and no more.
+    """Return a function that runs only the products of `n_tokens` with the model's own matrices.
 
-    They go through `layers` and `compile` as the model's own do.
+    They go through `layers` and `compile`, like the model.
     """
     ops = model.ops
     run = ops.compile(partial(_products, ops))
@@ -88,8 +89,8 @@ def _products(ops: TensorOps, p: Any, x: Array, state: Array) -> Array:
 
 
 def _block_products(ops: TensorOps, p: Any, x: Array, state: Array) -> tuple[Array, Array]:
-    """Multiply each matrix with the latest product of its width; add those of x's width to x."""
-    # The norm keeps the numbers in range, whose extremes would be slower.
+    """Multiply each matrix with the latest product of its width; add products of x's width to x."""
+    # The norm keeps the numbers in range: infinities and denormal numbers are slower.
     latest = {D: ops.layer_norm(x, *p.ln1)}
     total = x
     for weight, matrix in leaves(p):
@@ -101,9 +102,9 @@ def _block_products(ops: TensorOps, p: Any, x: Array, state: Array) -> tuple[Arr
 
 
 def matrix_bytes(model: Model, n_weights: int) -> float | None:
-    """Bytes of the model's matrices as they are stored; `n_weights` are in them.
+    """Return the bytes of the model's stored matrices, which hold `n_weights` weights.
 
-    An estimate by the dtype where the backend does not tell; None for an unknown dtype there.
+    Estimated from the dtype if the backend does not tell; None if the dtype is unknown too.
     """
     return _stored_bytes(model.ops, list(model.matrices().values()), n_weights)
 

@@ -1,12 +1,12 @@
-"""Model files: told apart by their content, read lazily, mapped rather than loaded, diagnosed.
+"""Model files: recognized by content, memory-mapped, read one tensor at a time, and validated.
 
     with open_checkpoint("RWKV-4-Pile-169M.pth") as checkpoint:
-        shape = diagnose(checkpoint)           # or a CheckpointError that says what is wrong
+        config = diagnose(checkpoint)          # or a CheckpointError that says what is wrong
         for name in checkpoint.tensors:
             array = checkpoint.read(name)      # a read-only view of the mapped file
 
-Every format gives the same tensors under the same names, those that BlinkDL's files have. No file
-is trusted: nothing in one is executed, and nothing outside it is read.
+Every format gives the same tensors under the same names, those of BlinkDL's files. No file is
+trusted: no code in a file is executed, and nothing outside the file is read.
 """
 
 from rwkv_core.checkpoint.formats import BUILTIN_FORMATS, open_checkpoint

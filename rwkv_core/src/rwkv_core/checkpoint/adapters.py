@@ -1,7 +1,7 @@
-"""What a LoRA's file does not hold: PEFT's `adapter_config.json`, and which other kinds there are.
+"""Reads PEFT's `adapter_config.json`, and refuses adapters that are not LoRA.
 
-PEFT saves `adapter_model.safetensors` (or `.bin`) beside its configuration. Source of the keys and
-of the tensors' names: https://github.com/huggingface/peft, src/peft/tuners.
+PEFT saves it beside `adapter_model.safetensors` (or `.bin`). Source of the keys and of the tensors'
+names: https://github.com/huggingface/peft, src/peft/tuners.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rwkv_core.errors import CheckpointError
 
 CONFIG_NAME = "adapter_config.json"
 
-# Kinds of adapters that are not W + B @ A, and what in a tensor's name tells them.
+# Kinds of adapters that are not W + B @ A, by a part of their tensors' names.
 _OTHER_KINDS = (
     ("DoRA", r"lora_magnitude_vector"),
     ("LoRA with biases", r"\.lora_[AB](\.[^.]+)?\.bias$"),
@@ -37,8 +37,8 @@ _OTHER_KINDS = (
     ("prompt tuning", r"prompt_(embeddings|encoder)"),
     ("trainable tokens", r"trainable_tokens_delta"),
 )
-# Keys of a configuration that make an adapter more than W + B @ A. `fan_in_fan_out` makes none:
-# PEFT turns it off for linear layers and embeddings, and RWKV has no others.
+# Keys of a configuration that make an adapter more than W + B @ A. `fan_in_fan_out` is not among
+# them: PEFT ignores it for linear layers and embeddings, and RWKV has no other layers.
 _OTHER_SETTINGS = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -55,7 +55,7 @@ _CHANGED_BASES = {
 
 
 class AdapterConfig(NamedTuple):
-    """What a configuration says: alpha, if it is there, and what it is divided by."""
+    """LoRA settings of a configuration: alpha, if given, and how it is scaled."""
 
     alpha: Any = None
     by_root_of_rank: bool = False
@@ -63,9 +63,9 @@ class AdapterConfig(NamedTuple):
 
 
 def adapter_config(path: Path) -> AdapterConfig:
-    """The configuration in a file of PEFT's.
+    """Read PEFT's configuration file.
 
-    Raises CheckpointError if it cannot be read, or is of an adapter that is no LoRA.
+    Raises CheckpointError if it cannot be read, or describes an adapter that is not a LoRA.
     """
     config = read_config(path)
     kind = config.get("peft_type", "LORA")
@@ -87,7 +87,7 @@ def adapter_config(path: Path) -> AdapterConfig:
 
 
 def check_is_lora(path: Path, names: Iterable[str]) -> None:
-    """Raise CheckpointError if a tensor's name tells an adapter of another kind than LoRA."""
+    """Raise CheckpointError if a tensor's name shows that the adapter is not a LoRA."""
     for name in names:
         if name.endswith(".time_state"):
             raise CheckpointError(

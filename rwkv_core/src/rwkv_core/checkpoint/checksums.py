@@ -1,4 +1,4 @@
-"""The CRC-32 that a zip, such as a .pth, has of each of its members, compared with their bytes."""
+"""Checks the bytes of a zip's members, such as a .pth's tensors, against their CRC-32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Member(NamedTuple):
 
 
 def is_intact(file: MappedFile, member: Member) -> bool:
-    """Return whether the bytes have their checksum."""
+    """Return whether the member's bytes match its CRC-32."""
     crc = 0
     for chunk in file.chunks(member.start, member.size):
         crc = zlib.crc32(chunk, crc)

@@ -12,7 +12,10 @@ MAX_BYTES = 2**20
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises CheckpointError if there is none in 1 MiB."""
+    """Return the object in a JSON file.
+
+    Raises CheckpointError if the file cannot be read, exceeds 1 MiB, or holds no JSON object.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)

@@ -1,4 +1,4 @@
-"""Weights that a narrower type would turn into infinity."""
+"""Refuses weights that are too large for the type they are converted to."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MAX_VALUES = {
 
 
 def check_range(what: str, array: NDArray[Any], dtype: str) -> None:
-    """Raise OptionError if a value of `array`, all of them finite, is infinite as `dtype`.
+    """Raise OptionError if a value of `array`, whose values are finite, is infinite in `dtype`.
 
-    `dtype` is a backend's name of a type; one that is no float type holds any value.
+    `what` names the array in the message. `dtype` is a dtype's name; int8 and int4 hold any value.
     """
     kind = _TYPES.get(dtype)
     if kind is None or not array.size:
@@ -42,10 +42,10 @@ def check_range(what: str, array: NDArray[Any], dtype: str) -> None:
 
 
 def _extremes(array: NDArray[Any]) -> tuple[Any, ...]:
-    """Values among which the largest and the smallest are."""
+    """Return a few values, among them the largest and the smallest."""
     if array.dtype != _BFLOAT16:
         return array.min(), array.max()
-    # As integers, several times as fast: positive values are the greatest with a sign, negative
-    # ones without.
+    # Compared as integers, which is several times as fast. Read as signed integers, the largest
+    # positive float is the maximum; read as unsigned ones, the most negative float is.
     bits = (array.view(np.int16).max(), array.view(np.uint16).max())
     return tuple(np.array(bits).astype(np.uint16).view(array.dtype))

@@ -1,8 +1,9 @@
-"""transformers' `layer_norm_epsilon`, put into the weights of a model that has another than 1e-5.
+"""Rescales a model whose transformers `layer_norm_epsilon` is not 1e-5, so that 1e-5 is right.
 
-A layer norm sees c x with epsilon e as x with epsilon e / c^2. So a model of the epsilon e / c^2
-computes the same with e if its residual stream is c times as large: the embedding, the norm after
-it, and the two matrices of each block that add to the stream are multiplied by c.
+The layer norm of c x with epsilon e equals that of x with epsilon e / c^2. So a model trained with
+epsilon e / c^2 computes the same with epsilon e if its residual stream is c times as large. For
+that, the embedding, the norm after it, and the two matrices of each block that add to the stream
+are multiplied by c.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ _MIN_EPSILON, _MAX_EPSILON = 1e-15, 1.0
 
 
 def configured_epsilon(path: Path) -> float:
-    """The epsilon that transformers' configuration of an RWKV-4 gives, by default 1e-5.
+    """Return the epsilon in transformers' configuration of an RWKV-4; by default 1e-5.
 
-    Raises CheckpointError for a file that cannot be read and for an epsilon that is no small
-    positive number.
+    Raises CheckpointError if the file cannot be read or the epsilon is no small positive number.
     """
     config = read_config(path)
-    # Of another model: others have an epsilon of this name too.
+    # Another model's configuration may have an epsilon of this name too.
     if config.get("model_type") not in (None, "rwkv"):
         return EPSILON
     epsilon = config.get("layer_norm_epsilon", EPSILON)
@@ -48,7 +48,7 @@ def _feeds_stream(name: str) -> bool:
 
 
 class RescaledCheckpoint(Checkpoint):
-    """A model trained with the layer norm epsilon `epsilon`, for one that computes with 1e-5."""
+    """A model trained with the layer norm epsilon `epsilon`, rescaled for an epsilon of 1e-5."""
 
     def __init__(self, base: Checkpoint, epsilon: float) -> None:
         self.path, self.format, self.metadata = base.path, base.format, base.metadata
@@ -71,7 +71,7 @@ class RescaledCheckpoint(Checkpoint):
     def _rescaled(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if not _feeds_stream(name):
             return array
-        # What overflows is found by whoever checks what was read.
+        # The caller checks the values, and so finds an overflow.
         with np.errstate(all="ignore"):
             rescaled = array.astype(self.tensors[name].dtype)
             rescaled *= self._factor

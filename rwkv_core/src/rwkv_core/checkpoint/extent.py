@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Extent(NamedTuple):
-    """Where a tensor lies in its file. Offset and strides are in bytes."""
+    """Place of a tensor in its file. Offset and strides are in bytes."""
 
     offset: int
     shape: tuple[int, ...]
@@ -18,7 +18,7 @@ class Extent(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """From the first byte of the first element to the last byte of the last one."""
+        """Number of bytes from the first element's first to the last element's last."""
         if 0 in self.shape:
             return 0
         steps = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
@@ -26,6 +26,6 @@ class Extent(NamedTuple):
 
 
 def row_major(offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Extent:
-    """The extent of a contiguous tensor."""
+    """Return the extent of a contiguous tensor; `offset` in bytes."""
     strides = tuple(prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape)))
     return Extent(offset, shape, strides, dtype)

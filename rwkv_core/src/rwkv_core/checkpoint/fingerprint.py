@@ -1,4 +1,4 @@
-"""What tells one model from another: a hash over a sample of its values."""
+"""Fingerprint of a model: a hash over a sample of its values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rwkv_core.checkpoint.reader import Checkpoint
 
 
 def fingerprint_of(checkpoint: Checkpoint, config: Config) -> str:
-    """Sixteen hex digits over a sample of every tensor's values, whatever kind of file holds them.
+    """Return 16 hex digits over a sample of every tensor's values, the same in every format.
 
-    Without tensors that are transformed at load, which rwkv.cpp's files hold transformed, equal but
-    for rounding, and without those that are not used, which not all writers keep. A prequantized
-    file has the fingerprint of the model that it was made from.
+    Two kinds of tensors do not count: those that are transformed at load, since rwkv.cpp's files
+    hold them transformed and rounded, and unused ones, since not all writers keep them. A
+    prequantized file has the fingerprint of the model that it was made from.
     """
     if checkpoint.fingerprint is not None:
         return checkpoint.fingerprint

@@ -1,4 +1,4 @@
-"""Which files of a folder are models, and which one a folder is named for."""
+"""Finds the model files in a folder, and the one to load when a user names the folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rwkv_core.checkpoint.sharded import is_index, shard_names
 from rwkv_core.errors import CheckpointError
 
-# As transformers and PEFT name what they save, in the order in which transformers looks.
+# Names of the files that transformers and PEFT save, in the order in which transformers looks.
 USUAL_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -22,9 +22,9 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 
 
 def model_in(folder: Path, suffixes: Collection[str]) -> Path:
-    """The file with a usual name, or the only model in the folder.
+    """Return the file with a usual name, or the only model in the folder.
 
-    Raises CheckpointError if there is none.
+    Raises CheckpointError if there is no model, or several without a usual name.
     """
     try:
         for name in USUAL_NAMES:
@@ -49,7 +49,7 @@ def model_in(folder: Path, suffixes: Collection[str]) -> Path:
 
 
 def models_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files that are models by their names, a model in several files by its index alone."""
+    """Return the files with a model's name; of a model in several files, only its index."""
     try:
         models = _without_shards(_files(folder, suffixes))
     except OSError:
@@ -58,14 +58,14 @@ def models_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def model_bytes(path: Path) -> int:
-    """The size of a model's file; of an index, that of the files it names, as far as they exist."""
+    """Return the size of a model's file in bytes; for an index, of its files that exist."""
     files = [path.with_name(name) for name in _shards(path)] if is_index(path.name) else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Model files and indexes, in order. Raises OSError."""
-    # Not by `glob`: a plugin's suffix may hold a character that means something there.
+    """Return model files and indexes, sorted. Raises OSError."""
+    # Not with `glob`: a plugin's suffix may hold a character that is special there.
     return sorted(
         path
         for path in folder.iterdir()
@@ -83,7 +83,7 @@ def _without_shards(files: Sequence[Path]) -> list[Path]:
 
 
 def _shards(index: Path) -> list[str]:
-    """The names of the files that an index needs; none if it is damaged or of something else."""
+    """Return the names of an index's files; none if it is damaged or not an index."""
     try:
         return shard_names(index)
     except CheckpointError:

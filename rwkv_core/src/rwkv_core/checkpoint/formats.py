@@ -1,4 +1,4 @@
-"""Opens a model file of any known format, and says what a file is that is none of them."""
+"""Opens a model file of any known format; for any other file the error says what it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rwkv_core.util.printable import one_line
 
 BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
     pth.FORMAT,
-    pqth.FORMAT,  # before safetensors, which it is inside
+    pqth.FORMAT,  # before safetensors, since a .pqth is a safetensors file too
     safetensors.FORMAT,
     rwkv_cpp.FORMAT,
     gguf.FORMAT,
@@ -22,7 +22,7 @@ BUILTIN_FORMATS: tuple[CheckpointFormat, ...] = (
 __all__ = ["BUILTIN_FORMATS", "HEAD_BYTES", "matching_format", "open_checkpoint"]
 
 _GET_THE_FILE = "download the model file itself"
-# What a file that no format claims begins with, what it then is, and what to do about it.
+# First bytes of other files, what such a file is, and what the user can do.
 _LOOK_ALIKES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     (
         (b"version https://git-lfs.github.com/spec/",),
@@ -51,11 +51,11 @@ _LOOK_ALIKES: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
 def open_checkpoint(
     path: str | os.PathLike[str], formats: Sequence[CheckpointFormat] = BUILTIN_FORMATS
 ) -> Checkpoint:
-    """Open a model file; the first of `formats` that its content matches reads it.
+    """Open a model file with the first of `formats` that matches its content.
 
-    Of a folder, the model file in it. Use it in a `with` statement. Raises CheckpointError if
-    `path` is no path, there is no such file, it is of no known kind, or it is truncated or damaged.
-    The file's name is of no account.
+    For a folder, the model file in it is opened. The file's name does not matter. Use the result in
+    a `with` statement. Raises CheckpointError if `path` is not a path, or the file does not exist,
+    is of no known kind, or is truncated or damaged.
     """
     try:
         path = Path(path)
@@ -83,7 +83,7 @@ def open_checkpoint(
 def matching_format(
     path: Path, head: bytes, formats: Sequence[CheckpointFormat]
 ) -> tuple[CheckpointFormat | None, list[str]]:
-    """The first format that a file is of, and what is wrong with those that could not tell."""
+    """Return the first format that matches a file, and the errors of formats that failed."""
     problems: list[str] = []
     for format in formats:
         try:

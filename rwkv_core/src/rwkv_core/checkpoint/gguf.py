@@ -1,10 +1,10 @@
-"""llama.cpp's `.gguf` of an RWKV-6 or RWKV-7: metadata, descriptions of tensors, their bytes.
+"""Reads llama.cpp's `.gguf` of an RWKV-6 or RWKV-7: metadata, tensors' descriptions, their bytes.
 
-Read here rather than through the `gguf` package, which does not bound what a damaged file makes it
-read. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-llama.cpp's converter (conversion/rwkv.py) has names of its own, joins the shares of the token
-shifts into one tensor, transposes low-rank matrices, flattens r_k, and divides what RWKV-6's deep
-layers add to the residual stream by powers of two; all of that is undone here.
+The `gguf` package is not used, since it has no limit on what a damaged file makes it read. Layout:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+llama.cpp's converter (conversion/rwkv.py) renames tensors, joins the shares of the token shifts
+into one tensor, transposes low-rank matrices, flattens r_k, and divides the matrices that RWKV-6's
+deep layers add to the residual stream by powers of two. This module undoes all of that.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_TENSORS, MAX_VALUES, MAX_NAME_BYTES, MAX_DIMENSIONS = 20_000, 10_000, 65_535, 4
 _FLOAT32 = np.dtype("<f4")
-# Q8_0: 32 whole numbers and what they are multiplied with.
+# Q8_0: 32 int8 codes and their scale.
 _Q8_0 = np.dtype([("scale", "<f2"), ("codes", "i1", (32,))])
 DTYPES = {0: _FLOAT32, 1: np.dtype("<f2"), 8: _Q8_0, 30: np.dtype(ml_dtypes.bfloat16)}
-# Types of metadata values, as `struct` has them.
+# Types of metadata values, as format characters of `struct`.
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -42,7 +42,7 @@ _COMMON = {
     **{f"time_mix_{x}": f"att.{x}" for x in ("key", "value", "receptance", "gate", "output")},
     **{f"channel_mix_{x}": f"ffn.{x}" for x in ("key", "value", "receptance")},
 }  # fmt: skip
-# Of tensors that BlinkDL calls neither weight nor bias.
+# Names of tensors whose BlinkDL name ends in neither weight nor bias.
 _OF_6 = {
     "time_mix_w1": "att.time_maa_w1", "time_mix_w2": "att.time_maa_w2",
     "time_mix_first": "att.time_faaaa", "time_mix_decay": "att.time_decay",
@@ -108,7 +108,7 @@ class _Cursor:
         if kind in _SCALARS:
             self.skip(length * struct.calcsize("<" + _SCALARS[kind]))
         elif kind == _STRING:
-            for _ in range(length):  # each takes 8 bytes at least, so that the file bounds this
+            for _ in range(length):  # each takes at least 8 bytes, so the file's size bounds this
                 self.skip(self.number("Q"))
         else:
             raise damaged(self.file.path, f"an array of unknown type {kind}")
@@ -116,14 +116,14 @@ class _Cursor:
 
 
 def damaged(path: Path, what: str) -> CheckpointError:
-    """Return the error for a file that cannot be what it says it is."""
+    """Return the error for a truncated or damaged file; `what` says what is wrong."""
     return CheckpointError(f"{path}: truncated or damaged: {what}; download it again")
 
 
 class _Header(NamedTuple):
     metadata: dict[str, Any]
     extents: dict[str, Extent]
-    """By llama.cpp's names; the last axis of a Q8_0 tensor counts blocks."""
+    """Tensors by llama.cpp's names; the last axis of a Q8_0 tensor counts blocks."""
 
 
 def _read_header(file: MappedFile) -> _Header:
@@ -148,7 +148,7 @@ def _read_header(file: MappedFile) -> _Header:
 
 
 def _described(cursor: _Cursor) -> tuple[str, Extent]:
-    """A tensor's name and extent, whose offset counts from where the data begin."""
+    """Read a tensor's name and extent; the offset is relative to the data's beginning."""
     name, n_dims = cursor.text(), cursor.number("I")
     if not 1 <= n_dims <= MAX_DIMENSIONS:
         raise damaged(cursor.file.path, f"{name[:80]!r} has {n_dims} axes")
@@ -169,7 +169,7 @@ def _described(cursor: _Cursor) -> tuple[str, Extent]:
 
 
 class GGUFCheckpoint(Checkpoint):
-    """Presents the tensors as BlinkDL's files have them, those in Q8_0 as float32."""
+    """Presents the tensors in BlinkDL's names and layout; Q8_0 tensors are float32."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.format, self._file = path, FORMAT.name, MappedFile(path)
@@ -234,14 +234,14 @@ class GGUFCheckpoint(Checkpoint):
         return TensorInfo(shape, dtype)
 
     def _factor(self, name: str) -> int:
-        """What the tensor was divided by."""
+        """Return the number that the converter divided the tensor by."""
         found = _RESCALED.match(name)
         if found is None or self._rescale_every < 1:
             return 1
         return int(2 ** min(int(found[1]) // self._rescale_every, 64))
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """See `Checkpoint.read`; what is in Q8_0, or was divided, is new memory."""
+        """See `Checkpoint.read`; a tensor that is in Q8_0 or was divided is new memory."""
         if name not in self._extents:
             raise CheckpointError(f"{self.path}: has no tensor named {name}")
         array = self._file.view(self._extents[name])

@@ -1,11 +1,11 @@
-"""What other writers change of RWKV-6's and RWKV-7's tensors beside their names, undone in place.
+"""Gives RWKV-6's and RWKV-7's tensors BlinkDL's layout, which other writers change.
 
-Each is a matter of where in the file a tensor's values lie, so that none is copied:
-- FLA, web-rwkv's converter and rwkv.cpp's store low-rank matrices transposed, [out, in]. Which way
-  one lies its shape tells, as it is narrower than the model is wide. (Some versions of web-rwkv's
-  converter transpose RWKV-6's twice.)
-- rwkv.cpp's converter joins the six shares of RWKV-7's token shifts into one tensor, [6, 1, D], as
-  early versions of FLA do.
+Only the extents change, so no tensor is copied:
+- FLA and the converters of web-rwkv and rwkv.cpp store low-rank matrices transposed, [out, in]. The
+  shape shows the orientation, since the rank is below the model's width. (Some versions of
+  web-rwkv's converter transpose RWKV-6's twice.)
+- rwkv.cpp's converter and early versions of FLA join the six shares of RWKV-7's token shifts into
+  one tensor, [6, 1, D].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rwkv_core.checkpoint.extent import Extent
 from rwkv_core.checkpoint.names import has_fla_names, in_second_layer
 
 _FUSED = (".att.x_rwkvag", ".att.x_x")
-# Of each low-rank matrix, which of its last two axes is as long as the model is wide.
+# For each low-rank matrix, the one of its last two axes that has the model's width.
 _WIDE_AXES = {
     name: weight.shape.index(D) - len(weight.shape)
     for architecture in VERSIONS
@@ -29,22 +29,22 @@ _WIDE_AXES = {
 
 
 class Placed(NamedTuple):
-    """A tensor, and the name of the one in the file whose bytes it is part of."""
+    """Extent of a tensor, and the name of the file's tensor that it is part of."""
 
     stored: str
     extent: Extent
 
 
 def in_blinkdl_layout(extents: Mapping[str, Extent], sources: Collection[str]) -> dict[str, Placed]:
-    """Return the tensors of a file as BlinkDL's files have them.
+    """Return the tensors of a file in BlinkDL's layout.
 
     Arguments:
-        extents: by BlinkDL's names, or by the file's own where BlinkDL has no such tensor.
+        extents: by BlinkDL's names; by the file's own where BlinkDL has no such tensor.
         sources: the file's own names.
     """
     embedding = extents.get("emb.weight")
     width = embedding.shape[-1] if embedding and embedding.shape else 0
-    # A square one is as its writer has them, as far as that can be told.
+    # A square matrix's shape shows nothing; its orientation is guessed from the writer.
     is_turned = has_fla_names(sources) or any(name.endswith(_FUSED) for name in extents)
     return {
         name: Placed(stored, _oriented(name, extent, width, is_turned))

@@ -1,12 +1,12 @@
 """LoRA weights as RWKV-LM-LoRA and PEFT save them, merged into their model tensor by tensor.
 
-A file of RWKV-LM-LoRA holds `blocks.3.att.key.lora_A` [r, in] and `...lora_B` [out, r], which stand
-for `blocks.3.att.key.weight` plus B @ A * (alpha / r), and those tensors that were trained whole
-(layer norms, time_*), which replace the model's. Alpha is not in the file. Source: merge_lora.py of
+A file of RWKV-LM-LoRA holds `blocks.3.att.key.lora_A` [r, in] and `...lora_B` [out, r]: B @ A *
+(alpha / r) is added to `blocks.3.att.key.weight`. Tensors that were trained in full (layer norms,
+time_*) replace the model's. Alpha is not in the file. Source: merge_lora.py of
 https://github.com/Blealtan/RWKV-LM-LoRA
-PEFT's names end in `lora_A.weight`, or `lora_A.default.weight` with the adapter's name, and alpha
-is in a file beside; see `adapters`. An embedding [V, D] has `lora_embedding_A` [r, V] and
-`lora_embedding_B` [D, r], and is changed by the transpose of their product.
+PEFT's names end in `lora_A.weight`, or in `lora_A.default.weight` with the adapter's name. Alpha is
+in a separate file; see `adapters`. For an embedding [V, D] there are `lora_embedding_A` [r, V]
+and `lora_embedding_B` [D, r]; the transpose of their product is added.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Lora(NamedTuple):
     """LoRA weights that are merged into a model while it is loaded.
 
     Attributes:
-        path: a file of RWKV-LM-LoRA's, or PEFT's file or folder, or an address; None for LoRA
-            weights in the model's own file, where a training may save them too.
-        alpha: the alpha that they were trained with; None takes that of PEFT's
-            adapter_config.json. RWKV-LM-LoRA's file does not hold it.
+        path: a file of RWKV-LM-LoRA, or PEFT's file or folder, or an address; None for LoRA weights
+            in the model's own file, where some trainers save them.
+        alpha: the alpha that was used in training. None: read it from PEFT's adapter_config.json;
+            RWKV-LM-LoRA's files do not hold it.
     """
 
     path: str | os.PathLike[str] | None = None
@@ -53,26 +53,26 @@ class Lora(NamedTuple):
 
 
 def holds_lora(checkpoint: Checkpoint) -> bool:
-    """Whether LoRA weights are among the tensors."""
+    """Return whether the checkpoint holds LoRA weights."""
     return any(map(_FACTOR.match, checkpoint.tensors))
 
 
 class LoraCheckpoint(Checkpoint):
-    """A model with LoRA weights merged into it, each tensor when it is read.
+    """A model with LoRA weights; each tensor is merged when it is read.
 
-    A merged tensor is float32 (float64 where the model's is), computed in that type and not rounded
-    back: a LoRA's change can be smaller than a step of float16. All others are as in their files.
+    A merged tensor is float32 (float64 if the model's is), computed in that type and not rounded
+    back, since a LoRA's change can be smaller than a step of float16. Other tensors are unchanged.
 
-    Raises OptionError for an alpha that is no finite number, and CheckpointError for `lora` if it
-    is no LoRA or one of another model, and for `base` if it is quantized.
+    Raises OptionError if alpha is not a finite number; CheckpointError if `lora` is not a LoRA, or
+    is for another model, or if `base` is quantized.
     """
 
     def __init__(
         self, base: Checkpoint, lora: Checkpoint, alpha: Any, by_root_of_rank: bool = False
     ) -> None:
-        """`base` and `lora` may be one checkpoint, which holds both kinds of tensors.
+        """Merge `lora` into `base`; they may be one checkpoint that holds both kinds of tensors.
 
-        With `by_root_of_rank` a product is scaled by alpha / sqrt(r) (Kalajdzievski 2023).
+        With `by_root_of_rank` products are scaled by alpha / sqrt(r) (Kalajdzievski 2023).
         """
         self.path, self.format, self.metadata = base.path, base.format, base.metadata
         self.has_transformers_names = base.has_transformers_names
@@ -123,7 +123,7 @@ class LoraCheckpoint(Checkpoint):
             return self._unmerged(name)
         dtype = self.tensors[name].dtype
         a, b = (self._from_lora(factor).astype(dtype) for factor in (pair.a, pair.b))
-        # An overflow is reported by whoever checks what was read.
+        # The caller checks the values, and so finds an overflow.
         with np.errstate(over="ignore", invalid="ignore"):
             b *= self._alpha_of(pair) / pair.rank
             merged = (b @ a).T.copy() if pair.transposed else b @ a
@@ -132,7 +132,10 @@ class LoraCheckpoint(Checkpoint):
         return merged
 
     def sample(self, name: str) -> np.ndarray[Any, Any]:
-        """See `Checkpoint.sample`: of a merged tensor, its parts'; merging rounds as BLAS does."""
+        """See `Checkpoint.sample`; for a merged tensor, samples of its parts.
+
+        The merged values would not do: they depend on how BLAS rounds.
+        """
         pair = self._pairs.get(name)
         if pair is None:
             return (self._lora if name in self._replaced else self._base).sample(name)
@@ -141,7 +144,7 @@ class LoraCheckpoint(Checkpoint):
         return np.concatenate([*parts, [self._alpha_of(pair)]]).astype(np.float32)
 
     def verify(self, name: str) -> None:
-        """See `Checkpoint.verify`; what is read of the LoRA is verified then."""
+        """See `Checkpoint.verify`; tensors of the LoRA are verified when they are read."""
         if name not in self._replaced:
             self._base.verify(name)
 
@@ -174,7 +177,7 @@ def _merged_dtype(tensor: TensorInfo) -> np.dtype[Any]:
 
 
 def _pairs(lora: Checkpoint) -> dict[str, _Pair]:
-    """By the name of the weight they change; each pair checked to have a product."""
+    """Return pairs of factors by the weight they change, after checking their types and shapes."""
     factors: dict[str, dict[str, str]] = {}
     for name in lora.tensors:
         if found := _FACTOR.match(name):

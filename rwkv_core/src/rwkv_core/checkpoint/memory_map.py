@@ -1,7 +1,7 @@
-"""Tensors as views of a memory-mapped file: what all the built-in formats have in common.
+"""Tensors as views of a memory-mapped file, which all built-in formats use.
 
-A view costs no memory until it is touched, and the pages of one tensor are handed back to the
-system when the next is read: a model of any size is read with about one tensor resident.
+A view uses no memory until it is read. The pages of a tensor are released when the next one is
+read, so reading a model of any size takes the memory of about one tensor.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOTHING = Extent(0, (0,), (1,), np.dtype(np.uint8))
 
 
 class MappedFile:
-    """A file mapped for reading. Raises CheckpointError if the system will not map it."""
+    """A file mapped for reading. Raises CheckpointError if it cannot be mapped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,11 +45,11 @@ class MappedFile:
         self._resident = _NOTHING
 
     def bytes_at(self, offset: int, length: int) -> bytes:
-        """A copy of that range; shorter if the file ends before it does."""
+        """Return a copy of `length` bytes at `offset`; fewer if the file ends before."""
         return self._map[offset : offset + length]
 
     def holds(self, extent: Extent) -> bool:
-        """Whether a view of the extent stays inside the file and is no larger than the file."""
+        """Return whether a view of the extent lies inside the file and is no larger than it."""
         return (
             len(extent.shape) <= MAX_DIMENSIONS
             and min((extent.offset, *extent.shape, *extent.strides)) >= 0
@@ -58,9 +58,9 @@ class MappedFile:
         )
 
     def view(self, extent: Extent) -> np.ndarray[Any, Any]:
-        """A read-only array over an extent that the file holds.
+        """Return a read-only array over an extent that lies inside the file.
 
-        Where the file left it unaligned it is a copy, since few tensor libraries take such memory.
+        An unaligned extent is copied, since few tensor libraries take unaligned memory.
         """
         self._release(self._resident)
         self._resident = extent
@@ -75,9 +75,9 @@ class MappedFile:
         return copy
 
     def chunks(self, start: int, size: int) -> Iterator[memoryview]:
-        """The bytes of a range, in order, some at a time.
+        """Yield the bytes of a range in chunks.
 
-        Bytes beyond those of the last view are let go of as soon as the next ones are asked for.
+        The memory of a chunk is released with the next one, unless the last view covers it.
         """
         is_viewed = size <= self._resident.n_bytes
         for begin in range(start, start + size, _CHUNK_BYTES):
@@ -87,7 +87,7 @@ class MappedFile:
                 self._release_bytes(begin, n_bytes)
 
     def release(self) -> None:
-        """Let go of the memory of the last view; it is fetched from the file again if needed."""
+        """Release the memory of the last view; it is read from the file again if needed."""
         self._release(self._resident)
         self._resident = _NOTHING
 
@@ -98,18 +98,18 @@ class MappedFile:
         if not size or not hasattr(mmap, "MADV_DONTNEED"):
             return
         start = offset - offset % mmap.PAGESIZE
-        # A process with locked memory may not do this, and loses nothing but the saving.
+        # Fails in a process with locked memory, where the memory then stays in use.
         with suppress(OSError):
             self._map.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
     def close(self) -> None:
-        """Unmap the file, once the last view of it goes. Nothing may be read from here after."""
+        """Close the file; it is unmapped when its last view is gone. It cannot be read after."""
         self._release(self._resident)
         del self._bytes, self._map
 
 
 class Piece(NamedTuple):
-    """Where a tensor lies, and the checked bytes that it is part of, where a file has such."""
+    """Place of a tensor, and the file's member with a checksum that it is part of, if any."""
 
     file: MappedFile
     extent: Extent
@@ -117,11 +117,11 @@ class Piece(NamedTuple):
 
 
 class MappedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors all lie in mapped files, one or several, in some layout.
+    """A checkpoint whose tensors lie in one or several mapped files.
 
-    `pieces` is by the files' own names, `path` the file that the user named. Raises CheckpointError
-    for a tensor that leaves its file, for names that are not text or that mean the same tensor
-    twice, and for tensors that share bytes beyond what tied embeddings do.
+    `path` is the file that the user named; `pieces` are by the files' own names of tensors. Raises
+    CheckpointError for a tensor that ends outside its file, for a name that is not text, for two
+    names of one tensor, and for tensors that share bytes, other than tied embeddings.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class MappedCheckpoint(Checkpoint):
         }
 
     def _check_sharing(self) -> None:
-        """A small file must not describe a model that fills the memory, each tensor the same bytes.
+        """Refuse tensors that share bytes: a small file could describe a model that fills memory.
 
         Tied embeddings are the only bytes that RWKV-4 has a reason to use twice.
         """

@@ -1,11 +1,11 @@
-"""From the names that a file gives its tensors to the canonical ones, BlinkDL's.
+"""Translates a file's names of tensors to the canonical ones, BlinkDL's.
 
 transformers renamed them in `convert_rwkv_checkpoint_to_hf.py`: its
 `rwkv.blocks.3.attention.time_mix_key` is BlinkDL's `blocks.3.att.time_mix_k`. FLA (flash linear
 attention), the usual form of RWKV-7 for transformers, has `model.layers.3.attn.k_proj.weight` for
-`blocks.3.att.key.weight`. web-rwkv's converter says time_mix for RWKV-6's time_maa, as do early
-files of transformers, and time_first for time_faaaa. What writers change beside names: `layouts`.
-Training frameworks put prefixes of their own before either, and wrappers into the middle.
+`blocks.3.att.key.weight`. web-rwkv's converter, like early files of transformers, has time_mix for
+RWKV-6's time_maa; it also has time_first for time_faaaa. Training frameworks add prefixes, and
+names of wrapper modules in the middle. `layouts` undoes what writers change in the tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rwkv_core.weights import Weight
 _WRAPPER = re.compile(
     r"(?:(?<=\.)|^)(?:_[a-z_]+|(?:inner_)?module|base_layer|modules_to_save(?:\.default)?)\."
 )
-# A prefix is what stands before a block or the embedding.
+# A prefix is the part before "blocks." or the embedding's name.
 _PREFIX = re.compile(
     r"^(.*?\.)??(?=blocks\.[0-9]+\.|(?:emb|embeddings)\.(?:weight$|lora_embedding_)|head\.lora_)"
 )
@@ -39,20 +39,20 @@ _BLOCK = re.compile(r"^blocks\.[0-9]+\.")
 
 
 def _modules(name: str) -> tuple[str, str]:
-    """Return a tensor's module and the one around it, without the block."""
+    """Return a tensor's module and the module around that, without "blocks.N."."""
     module = _BLOCK.sub("", name).removesuffix(".weight")
     return module, module.rpartition(".")[0]
 
 
-# The tensors of a model of one layer, which stands for all.
+# The tensors of a model of one layer, which has the names of every layer.
 _WEIGHTS = declared_weights(RWKV4, n_layer=1)
 
 
 class _Aliases:
-    """From a writer's names to BlinkDL's, for some architectures."""
+    """Translates a writer's names to BlinkDL's, for some architectures."""
 
     def __init__(self, architectures: Iterable[Architecture]) -> None:
-        # Of two layers, as the first may lack a tensor.
+        # Two layers, as the first may lack a tensor.
         declared = [w for one in architectures for w in declared_weights(one, n_layer=2).values()]
         self._tensors = {
             _BLOCK.sub("", weight.alias): _BLOCK.sub("", weight.name) for weight in declared
@@ -65,9 +65,9 @@ class _Aliases:
         }
 
     def canonical_name(self, name: str) -> str:
-        """Return BlinkDL's name for a tensor; a name of no known scheme stays.
+        """Return BlinkDL's name for a tensor; an unknown name is returned unchanged.
 
-        What follows a module's name, such as ".weight" or ".lora_A.weight", stays too.
+        Endings such as ".weight" or ".lora_A.weight" are kept.
         """
         block = _BLOCK.match(name)
         before, module = (block[0], name[block.end() :]) if block else ("", name)
@@ -87,7 +87,7 @@ _FLA = _Aliases([RWKV7])
 
 
 def _unwrapped(names: Collection[str]) -> dict[str, str]:
-    """Each name without wrappers and without the prefix that its model has in the file."""
+    """Return each name without wrappers and without its model's prefix in the file."""
     bare = {name: _WRAPPER.sub("", name) for name in names}
     found = {match[1] for name in bare.values() if (match := _PREFIX.match(name)) and match[1]}
     prefixes = (*sorted(found, key=len, reverse=True), *_USUAL_PREFIXES)
@@ -98,14 +98,14 @@ def _unwrapped(names: Collection[str]) -> dict[str, str]:
 
 
 def canonical_names(path: Path, names: Collection[str], is_safetensors: bool) -> dict[str, str]:
-    """Canonical name to the file's name, in the file's order.
+    """Return the file's names by canonical name, in the file's order.
 
-    A transformers file whose output matrix is tied to its embedding stores that once: there
-    `head.weight` is the embedding. Raises CheckpointError if two names mean the same tensor.
+    In a transformers file with tied embeddings, `head.weight` has the embedding's name. Raises
+    CheckpointError if two names mean the same tensor.
 
     Arguments:
-        is_safetensors: whether web-rwkv's converter may have written the file. In a .pth,
-            time_first is a logarithm; there it is the value itself, as time_faaaa is.
+        is_safetensors: whether web-rwkv's converter may have written the file. time_first is then
+            a value, like time_faaaa; in a .pth it is a logarithm.
     """
     of_fla = has_fla_names(names)
     aliases = _FLA if of_fla else _TRANSFORMERS
@@ -128,7 +128,7 @@ def canonical_names(path: Path, names: Collection[str], is_safetensors: bool) ->
 
 
 def _undo_web_rwkv(found: dict[str, str], is_safetensors: bool) -> None:
-    """Give RWKV-6's time_maa and time_faaaa these names, and RWKV-5's time_faaaa."""
+    """Rename RWKV-6's time_mix to time_maa, and RWKV-5's and 6's time_first to time_faaaa."""
     of_6 = any(map(_OF_RWKV_6.search, found.values()))
     has_gate = any(name.endswith(".att.gate.weight") for name in found.values())
     for source, name in found.items():
@@ -140,30 +140,30 @@ def _undo_web_rwkv(found: dict[str, str], is_safetensors: bool) -> None:
 
 
 def has_fla_names(names: Iterable[str]) -> bool:
-    """Whether any of a file's own names is one that only FLA gives an RWKV-7's tensor."""
+    """Return whether a file's own names are those that FLA gives to RWKV-7's tensors."""
     return any(map(_OF_FLA.search, names))
 
 
 def in_second_layer(name: str) -> str:
-    """Return the name that a tensor of any layer has in the second, which has all of them."""
+    """Return a tensor's name in layer 1, which, unlike layer 0, has every tensor."""
     return _BLOCK.sub("blocks.1.", name)
 
 
 def is_of_transformers(names: Iterable[str]) -> bool:
-    """Whether any of a file's own names is one that only the transformers library gives."""
+    """Return whether a file's own names are those of the transformers library."""
     signs = (".attention.", ".feed_forward.", ".attn.")
     return any(sign in name for name in names for sign in signs)
 
 
 def declared_weight(name: str) -> Weight | None:
-    """Return what the architecture declares of a tensor, by its canonical name in any layer."""
+    """Return the declaration of a tensor by its canonical name in any layer; None if unknown."""
     return _WEIGHTS.get(_BLOCK.sub("blocks.0.", name))
 
 
 def canonical_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """BlinkDL's shape for a `time_` vector, which others write with more or fewer axes of length 1.
+    """Return BlinkDL's shape of a tensor.
 
-    Any other tensor keeps its shape.
+    Other writers give `time_` vectors more or fewer axes of length 1; other shapes are unchanged.
     """
     weight = declared_weight(name)
     long_axes = [n for n in shape if n != 1]

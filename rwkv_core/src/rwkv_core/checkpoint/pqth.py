@@ -2,7 +2,7 @@
 
 A matrix is three tensors, such as `head.weight.codes`, `.scales` and `.offsets`, laid out as in a
 `QuantizedMatrix`; vectors and the embedding are as in the model's own file. The metadata holds the
-format with its version, the bits, and the fingerprint of the model, whose states go on from here.
+format with its version, the bits, and the fingerprint of the model, whose states this file takes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCALE_TYPES = (np.dtype(np.float16), _FLOAT32)
 def metadata(
     bits: int, group_size: int, fingerprint: str, sizes: Mapping[str, int]
 ) -> dict[str, str]:
-    """What such a file says of itself; the reader needs format, bits and fingerprint."""
+    """Return the metadata of such a file; the reader needs format, bits and fingerprint."""
     return {
         "format": f"{_KIND} {VERSION}",
         "bits": str(bits),
@@ -59,7 +59,7 @@ def open_prequantized(path: Path) -> PrequantizedCheckpoint:
 
 
 class PrequantizedCheckpoint(Checkpoint):
-    """Presents a quantized matrix as one tensor of float32, which `read` restores."""
+    """Presents each quantized matrix as one float32 tensor, which `read` dequantizes."""
 
     def __init__(self, stored: MappedCheckpoint) -> None:
         self.path, self.format, self._stored = stored.path, FORMAT.name, stored
@@ -104,7 +104,7 @@ class PrequantizedCheckpoint(Checkpoint):
         return tensors
 
     def _matrix_shape(self, name: str) -> tuple[int, int]:
-        """The matrix's [out, in], once its three parts are known to make one."""
+        """Return the matrix's shape [out, in], after checking that its three parts fit."""
         stored = self._stored.tensors
         missing = [part for part in PARTS if f"{name}.{part}" not in stored]
         if missing:
@@ -132,7 +132,7 @@ class PrequantizedCheckpoint(Checkpoint):
         return CheckpointError(f"{self.path}: damaged: {what}; prequantize the model again")
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """See `Checkpoint.read`; a quantized matrix is restored into new memory."""
+        """See `Checkpoint.read`; a quantized matrix is dequantized into new memory."""
         quantized = self.read_quantized(name)
         if quantized is None:
             return self._stored.read(name)

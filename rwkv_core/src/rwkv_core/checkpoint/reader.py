@@ -1,4 +1,4 @@
-"""What every checkpoint format offers: named tensors, read one at a time."""
+"""Interface of all checkpoint formats: named tensors, read one at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HEAD_BYTES = 4096
 
 
 class TensorInfo(NamedTuple):
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    """The file's own; bfloat16 is `ml_dtypes.bfloat16`."""
+    """The file's own dtype; bfloat16 is `ml_dtypes.bfloat16`."""
 
     @property
     def n_bytes(self) -> int:
@@ -37,47 +37,46 @@ class Checkpoint(ABC):
     format: str
     """The format's name, as in `CheckpointFormat.name`."""
     tensors: Mapping[str, TensorInfo]
-    """By canonical (BlinkDL's) name, in the file's order."""
+    """Tensors by canonical (BlinkDL's) name, in the file's order."""
     metadata: Mapping[str, str]
-    """Free text the file carries about itself; empty where the format has none."""
+    """The file's metadata; empty if the format has none."""
     has_transformers_names: bool = False
     """Whether the file names its tensors as the transformers library does."""
     fingerprint: str | None = None
-    """That of the model which this file was made from, where it tells; states carry it."""
+    """Fingerprint of the model that this file was made from, if the file holds it."""
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """The tensor as a read-only array in the file's dtype, possibly not contiguous.
+        """Return the tensor as a read-only array in the file's dtype, possibly not contiguous.
 
-        It is a view of the file where the format allows one. Reading a tensor lets go of the
-        memory of the one read before, which stays valid but is fetched from the file again.
+        It is a view of the file where the format allows one. Reading a tensor releases the memory
+        of the tensor read before; that array stays valid, and is read from the file again.
         Raises CheckpointError if there is no such tensor or the checkpoint is closed.
         """
 
     def verify(self, name: str) -> None:  # noqa: B027
-        """Raise CheckpointError if the tensor's bytes fail the checksum that the file has for them.
+        """Raise CheckpointError if the tensor's bytes do not match their checksum in the file.
 
-        Call it once for each tensor that is used, from any thread. Formats without checksums have
-        nothing to do.
+        Called once for each tensor that is used, from any thread. Does nothing by default.
         """
 
     def check_metadata(self, sizes: Mapping[str, int]) -> None:  # noqa: B027
-        """Raise CheckpointError if the metadata contradicts the model's sizes by name."""
+        """Raise CheckpointError if the metadata contradicts the model's `sizes`."""
 
     def read_quantized(self, name: str) -> QuantizedMatrix | None:
-        """The matrix as the file has it quantized; None where it is not (`read` gives it then).
+        """Return a quantized matrix as it is in the file; None if the tensor is not quantized.
 
-        `read` gives it too, dequantized to float32, and `tensors` tells it as that.
+        `read` dequantizes it to float32, which is also its dtype in `tensors`.
         """
         return None
 
     def sample(self, name: str) -> np.ndarray[Any, Any]:
-        """A few values [n] by which this tensor is told from another model's of the same name."""
+        """Return a few values [n] that differ from those of another model's tensor."""
         return self.read(name).reshape(-1)[:64]
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file. Arrays still held keep it mapped until they go too."""
+        """Close the file. Arrays that are still in use keep it mapped."""
 
     def __enter__(self) -> Self:
         return self
@@ -92,23 +91,26 @@ class Checkpoint(ABC):
 
 
 class CheckpointFormat(NamedTuple):
-    """A kind of model file, as `open_checkpoint` and plugins see it."""
+    """A kind of model file: how to recognize and open it. Plugins may add some."""
 
     name: str
     summary: str
-    """One line for a listing."""
+    """Description of one line."""
     matches: Callable[[Path, bytes], bool]
-    """Given the path and the file's first 4096 bytes (fewer if it is shorter): is it this kind?
-    Decides by content, raises nothing, and claims a damaged file of its kind."""
+    """Takes the path and the file's first 4096 bytes (or fewer); returns whether it is this kind.
+    Looks at the content, must not raise, and also accepts a damaged file of its kind."""
     open: Callable[[Path], Checkpoint]
-    """Opens a file that matched, or raises CheckpointError."""
+    """Opens a file that `matches` accepted; raises CheckpointError."""
     suffixes: tuple[str, ...] = ()
-    """How files of this kind are usually called, such as (".pth",): those of a folder that a user
-    may choose from. What a file is, its content tells."""
+    """Usual endings of such files' names, such as (".pth",), to list the models in a folder. The
+    content of a file, not its name, decides its format."""
 
 
 def read_head(path: Path) -> bytes:
-    """The file's first bytes, once it is known to be one that can be read and will not block."""
+    """Return the file's first 4096 bytes.
+
+    Raises CheckpointError unless it is a readable regular file: reading a pipe could block.
+    """
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

@@ -1,10 +1,10 @@
-"""rwkv.cpp's `.bin`: six int32 of header, then each tensor's description followed by its bytes.
+"""Reads rwkv.cpp's `.bin`: a header of six int32, then each tensor's description and its bytes.
 
 Its converter (python/convert_pytorch_to_ggml.py, described in docs/FILE_FORMAT.md there) keeps
-BlinkDL's names, writes dimensions innermost first, drops the length-1 axes of `time_` vectors or
-adds one, and stores some as a token uses them, which is undone here: time_decay as -exp(time_decay)
-in RWKV-4 and exp(-exp(time_decay)) in RWKV-5, and RWKV-5.0's time_first as its exponential.
-RWKV-6's time_decay is [H, N, 1]. The rest that it changes of RWKV-6 and 7: `layouts`.
+BlinkDL's names, writes dimensions innermost first, and drops the length-1 axes of `time_` vectors
+or adds one. It stores some vectors transformed, which is undone here: time_decay as
+-exp(time_decay) in RWKV-4 and exp(-exp(time_decay)) in RWKV-5, and RWKV-5.0's time_first as its
+exponential. RWKV-6's time_decay is [H, N, 1]. `layouts` undoes its other changes of RWKV-6 and 7.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def open_rwkv_cpp(path: Path) -> MappedCheckpoint:
 
 
 def _flat_decay(name: str, extent: Extent) -> Extent:
-    """RWKV-6's time_decay [H, N, 1] as [D]."""
+    """Return the extent of RWKV-6's time_decay [H, N, 1] as one of [D]."""
     if not name.endswith(".att.time_decay"):
         return extent
     return row_major(extent.offset, (prod(extent.shape),), extent.dtype)
@@ -59,14 +59,14 @@ def _flat_decay(name: str, extent: Extent) -> Extent:
 
 class _RwkvCppCheckpoint(MappedCheckpoint):
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """See `Checkpoint.read`; a tensor stored otherwise is computed, any other is a view."""
+        """See `Checkpoint.read`; a tensor that is stored transformed is new memory."""
         array = super().read(name)
         undo = self._inverses.get(name.rpartition(".")[2])
         return array if undo is None else _computed(undo, array)
 
     @cached_property
     def _inverses(self) -> dict[str, _Inverse]:
-        """By the last part of a tensor's name, what gives BlinkDL's values."""
+        """Return functions that restore BlinkDL's values, by the last part of tensors' names."""
         if any(".att.time_maa_" in name or name.endswith(".att.k_k") for name in self.tensors):
             return {}
         if any(".att.ln_x." in name for name in self.tensors):
@@ -79,7 +79,7 @@ _SMALLEST = np.finfo(np.float32).smallest_normal
 
 
 def _computed(undo: _Inverse, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What `undo` gives, in the type stored; NaN for a value that no converter writes."""
+    """Return `undo(stored)` in the stored dtype; NaN for a value that no converter writes."""
     with np.errstate(invalid="ignore", divide="ignore"):
         raw = undo(stored).astype(stored.dtype)
     raw.flags.writeable = False
@@ -87,12 +87,12 @@ def _computed(undo: _Inverse, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, A
 
 
 def _log_of_minus(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The inverse of -exp; of 0, what an exponential that underflowed may have been of."""
+    """Return the x of -exp(x); for 0, which is an underflow, an x that underflows."""
     return np.log(np.where(stored == 0, _SMALLEST, -stored))
 
 
 def _log_of_minus_log(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The inverse of exp(-exp(x)); of 0 and 1, an x that gives them again."""
+    """Return the x of exp(-exp(x)); for 0 and 1, an x that rounds to them."""
     exponent = -np.log(np.where(stored == 0, _SMALLEST, stored))
     return _log_of_minus(-exponent)
 
@@ -132,7 +132,7 @@ def _check_data_type(file: MappedFile, data_type: int) -> None:
 
 
 def _tensor(file: MappedFile, position: int) -> tuple[str, Extent]:
-    """The tensor whose description begins at that byte."""
+    """Return the name and extent of the tensor whose description begins at byte `position`."""
     description = file.bytes_at(position, DESCRIPTION.size)
     if len(description) < DESCRIPTION.size:
         raise _damaged(file, f"it ends within the description at byte {position}")

@@ -1,6 +1,6 @@
-"""`.safetensors`: the length of a JSON header in 8 bytes, the header, then the tensors' bytes.
+"""Reads `.safetensors`: 8 bytes with the length of a JSON header, the header, the tensors' bytes.
 
-Mapped here rather than through the safetensors library, whose NumPy side has no bfloat16.
+The safetensors library is not used, since it gives NumPy no bfloat16.
 Layout: https://github.com/huggingface/safetensors#format
 """
 
@@ -37,7 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-# A 40-layer model, quantized, needs 300 kB.
+# A quantized 40-layer model needs 300 kB.
 MAX_HEADER_BYTES = 4 * 2**20
 
 
@@ -56,7 +56,10 @@ def open_safetensors(path: Path) -> MappedCheckpoint:
 
 
 def safetensors_pieces(file: MappedFile) -> tuple[dict[str, Piece], dict[str, str]]:
-    """Where each tensor lies, by its name in the file, and the metadata. Raises CheckpointError."""
+    """Return the place of each tensor by its name in the file, and the metadata.
+
+    Raises CheckpointError if the header is damaged or the tensors do not fill the file exactly.
+    """
     header, data_start = _header(file)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -71,7 +74,7 @@ def _damaged(file: MappedFile, what: str) -> CheckpointError:
 
 
 def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
-    """The parsed header, and where in the file the tensors' bytes begin."""
+    """Return the parsed header, and the offset of the tensors' bytes in the file."""
     length = int.from_bytes(file.bytes_at(0, 8), "little")
     if length > MAX_HEADER_BYTES or 8 + length > file.size:
         raise _damaged(file, f"a header of {length} bytes in a file of {file.size}")
@@ -105,7 +108,7 @@ def _extent(file: MappedFile, name: str, entry: object, data_start: int) -> Exte
 
 
 def _check_layout(file: MappedFile, extents: Mapping[str, Extent], data_start: int) -> None:
-    """The format allows neither holes nor overlaps, so that nothing hides in a file."""
+    """Raise CheckpointError for holes or overlaps between tensors, which the format forbids."""
     end = data_start
     for extent in sorted(extents.values(), key=lambda extent: (extent.offset, extent.n_bytes)):
         if extent.offset != end:

@@ -1,8 +1,8 @@
 """Writes `.safetensors` one tensor at a time, so that a model need not be in memory as a whole.
 
-The safetensors library's `save_file` takes all tensors at once. The layout is the reader's, see
-`checkpoint/safetensors.py`; the header comes first but is written last, into a place kept for it
-and filled up with spaces, which the format allows.
+The safetensors library's `save_file` takes all tensors at once. `checkpoint/safetensors.py` reads
+this layout. The header comes first but is written last, into space reserved for it and padded with
+spaces, which the format allows.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import numpy as np
 from rwkv_core.checkpoint.safetensors import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# The most that an entry of the header takes beside the tensor's name, for two axes or three.
+# Most bytes that an entry of the header takes besides the tensor's name, for up to three axes.
 _ENTRY_BYTES = 160
 
 
 class SafetensorsWriter:
-    """Tensors appended to a file, which is whole after `finish`.
+    """Appends tensors to a file, which is complete after `finish`.
 
     Arguments:
         file: open for writing, empty, and seekable.
-        names: of all tensors that will be appended, for the size of the header.
-        metadata: text about the file; it stands at the file's beginning.
+        names: names of all tensors that will be appended, for the size of the header.
+        metadata: the header's `__metadata__`.
     """
 
     def __init__(self, file: BinaryIO, names: Collection[str], metadata: Mapping[str, str]) -> None:
@@ -38,7 +38,7 @@ class SafetensorsWriter:
         file.seek(8 + self._reserved)
 
     def append(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        """Write a tensor after those before it; it need not be contiguous."""
+        """Append a tensor, of any shape and float or uint8 dtype; it need not be contiguous."""
         begin, self._end = self._end, self._end + array.nbytes
         entry: dict[str, Any] = {
             "dtype": _NAMES[array.dtype],
@@ -49,7 +49,7 @@ class SafetensorsWriter:
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     def finish(self) -> None:
-        """Write the header. Nothing can be appended after."""
+        """Write the header. Nothing can be appended afterwards."""
         header = json.dumps(self._header).encode().ljust(self._reserved)
         assert len(header) == self._reserved
         self._file.seek(0)

@@ -1,4 +1,4 @@
-"""`*.index.json`, a model in several files as Hugging Face's libraries save it.
+"""Reads `*.index.json`: a model in several files, as Hugging Face's libraries save it.
 
     {"metadata": {...}, "weight_map": {"head.weight": "model-00001-of-00002.safetensors", ...}}
 
@@ -20,7 +20,7 @@ from rwkv_core.errors import CheckpointError
 
 _SUFFIX = re.compile(r"\.index(\.[^.]+)?\.json$")
 MAX_INDEX_BYTES = 2**24
-MAX_NAME_BYTES = 255  # the most that file systems take
+MAX_NAME_BYTES = 255  # limit of common file systems
 MAX_SHARDS = 500  # each is an open file
 
 
@@ -37,7 +37,7 @@ def is_index(name: str) -> bool:
 
 
 def name_of_model(name: str) -> str:
-    """Return what the model would be called in one file: `name` without an index's suffix."""
+    """Return the name that the model would have as one file: `name` without an index's suffix."""
     return _SUFFIX.sub("", name)
 
 
@@ -63,7 +63,10 @@ def open_sharded(path: Path) -> MappedCheckpoint:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The name of the shard for each tensor. Raises CheckpointError."""
+    """Return the name of the shard that holds each tensor, by the tensor's name in the file.
+
+    Raises CheckpointError if the index cannot be read, or names a file in another folder.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_INDEX_BYTES + 1)
@@ -79,7 +82,7 @@ def read_index(path: Path) -> dict[str, str]:
         )
     names = {name if isinstance(name, str) else "" for name in places.values()}
     for name in names:
-        # On Windows a backslash and a colon lead elsewhere, too.
+        # On Windows a backslash and a colon lead to another folder, too.
         is_name = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES
         if name in ("", ".", "..") or not is_name or set(name) & set("/\\:"):
             raise CheckpointError(
@@ -91,7 +94,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def shard_names(path: Path) -> list[str]:
-    """The names of the files that an index needs beside it, in order. Raises CheckpointError."""
+    """Return the sorted names of an index's files. Raises CheckpointError; see `read_index`."""
     return sorted(set(read_index(path).values()))
 
 

@@ -1,4 +1,4 @@
-"""A pickle that describes tensors, read as data: no code in it can run, for none is ever called.
+"""Reads a pickle that describes tensors as data, without running any code in it.
 
 torch.save writes a pickle whose only calls rebuild tensors from storages held elsewhere. Python's
 unpickler would import and call whatever a file names; this reader cannot import or call anything.
@@ -38,11 +38,11 @@ STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class PickleRefused(Exception):
-    """The pickle wants something that a checkpoint of plain tensors has no need for."""
+    """The pickle uses something that a checkpoint of plain tensors does not need."""
 
 
 class Malformed(ValueError):
-    """The pickle is not one that torch.save can have written."""
+    """The pickle is damaged: torch.save does not write such a pickle."""
 
 
 class Storage(NamedTuple):
@@ -88,7 +88,7 @@ _BIT_GENERATORS = (
     "_philox.Philox",
     "_sfc64.SFC64",
 )
-# Types whose instances hold data and no code, and the functions by which those are pickled.
+# Types whose instances hold data and no code, and the functions that rebuild them.
 _DATA = frozenset(
     [
         *(
@@ -114,7 +114,7 @@ _DATA = frozenset(
         *(f"torch.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)),
         *("torch.bfloat16", "torch.bool", "torch.complex64", "torch.complex128"),
         *(f"torch.float8_{kind}" for kind in _FLOAT8),
-        # Tensors of kinds that no model here has; where one is a weight, it is called missing.
+        # Kinds of tensors that no supported model has; such a weight is reported as missing.
         *("torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_sparse_tensor"),
         "torch._utils._rebuild_meta_tensor_no_storage",
         *(f"numpy.random._pickle.__{kind}_ctor" for kind in _GENERATORS),
@@ -124,13 +124,13 @@ _DATA = frozenset(
 )
 
 _MARK: Any = object()
-"""What the opcode MARK leaves on the stack."""
+"""The value that the opcode MARK pushes on the stack."""
 
 
 def read_torch_pickle(pickle: bytes) -> Any:
-    """What the pickle holds: dicts, lists, tuples, text, numbers and `Tensor`s.
+    """Return the pickle's content: dicts, lists, tuples, text, numbers and `Tensor`s.
 
-    Raises PickleRefused for one that names anything else, Malformed for one that is damaged.
+    Raises PickleRefused if it names anything else, and Malformed if it is damaged.
     """
     machine = _Machine()
     try:
@@ -143,7 +143,7 @@ def read_torch_pickle(pickle: bytes) -> Any:
         (result,) = machine.stack
     except Malformed:
         raise
-    # The warning is pickletools', over an escape in a name: an error wherever warnings are errors.
+    # pickletools warns of an escape in a name, which is an exception where warnings are errors.
     except (ValueError, LookupError, TypeError, struct.error, DeprecationWarning) as error:
         raise Malformed(f"not a complete pickle ({type(error).__name__})") from error
     return result
@@ -180,7 +180,7 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise Malformed("values are set on what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Hashing a tuple walks it, and a pickle can nest one to an exponential size.
+            # No tuples as keys: a pickle can nest them so that hashing takes exponential time.
             if isinstance(key, str | int):
                 target[key] = value
 
@@ -193,7 +193,7 @@ class _Machine:
         target.extend(items)
 
     def push_int(self, value: int) -> None:
-        # No size has more than 63 bits; the state of a random generator has 128 and more.
+        # Sizes have at most 63 bits. Longer numbers are states of random generators.
         self.stack.append(value if -(2**63) <= value < 2**63 else OPAQUE)
 
     def push_global(self, module: object, name: object) -> None:
@@ -216,7 +216,7 @@ class _Machine:
             raise PickleRefused(f"a call of {target.name}")
 
     def new_object(self) -> None:
-        """NEWOBJ, which creates an object of a class without initializing it."""
+        """Run NEWOBJ, which creates an object of a class without initializing it."""
         target, arguments = self.pop_tuple(2)
         if not isinstance(target, _Global) or not isinstance(arguments, tuple):
             raise Malformed("an object of what is no class")
@@ -228,7 +228,7 @@ class _Machine:
             raise PickleRefused(f"the pickle instruction NEWOBJ with {target.name}")
 
     def set_attributes(self) -> None:
-        """Drops attributes: a state_dict()'s module versions, or those of an opaque object."""
+        """Drop attributes: a state_dict()'s module versions, or those of an opaque object."""
         target, _ = self.pop_tuple(2)
         if not isinstance(target, dict | Tensor) and target is not OPAQUE:
             raise PickleRefused("attributes set on what is no dictionary")
@@ -271,7 +271,7 @@ def _rebuild_parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> T
 
 
 def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """A tensor that has attributes of its own, which are dropped."""
+    """Rebuild a tensor that has attributes of its own, which are dropped."""
     rebuilds = isinstance(function, _Global) and function.name.startswith("torch._utils._rebuild_")
     if rebuilds and function.name in _DATA:
         return OPAQUE
@@ -281,15 +281,15 @@ def _rebuild_from_type(function: Any, kind: Any, arguments: Any, state: Any) -> 
 
 
 def _dictionary(*arguments: Any) -> dict[Any, Any]:
-    """Without items, which are set afterwards, unless they are the argument, as a Counter's are."""
+    """Return an empty dictionary, or a Counter's argument; other items are set afterwards."""
     if len(arguments) > 1:
         raise Malformed("a dictionary is made of more than one argument")
-    # Not a copy: copies of one long dictionary could fill the memory.
+    # No copy: copies of one long dictionary could fill the memory.
     return arguments[0] if arguments and isinstance(arguments[0], dict) else {}
 
 
 def _numpy_array(*arguments: Any) -> Any:
-    """An array, of a random generator's state for example, which is skipped."""
+    """Skip an array, such as a random generator's state."""
     if len(arguments) != 3 or arguments[0] != _Global("numpy.ndarray"):
         raise PickleRefused("a call of numpy.core.multiarray._reconstruct for what is no array")
     return OPAQUE

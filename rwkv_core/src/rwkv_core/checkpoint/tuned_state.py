@@ -1,9 +1,9 @@
-"""State-tuned files: the state from which a model was trained to begin, without the model.
+"""Reads state-tuned files: a trained initial state, without the model.
 
-A file holds `blocks.N.att.time_state` for each layer, [H, N, N], and nothing else: a matrix for
-each head with a row for each value channel and a column for each key channel, in RWKV-5 to 7 alike.
-The `rwkv` package keeps RWKV-5's and 6's states the other way round, and transposes a file's. So
-does web-rwkv's converter in the .st that it makes of such a .pth, which is undone here.
+A file holds only `blocks.N.att.time_state` for each layer, [H, N, N]: for each head, a matrix with
+one row for each value channel and one column for each key channel, the same in RWKV-5 to 7.
+The `rwkv` package keeps RWKV-5's and 6's states transposed, and transposes a file's when it loads
+it. web-rwkv's converter writes a transposed .st for such a .pth, which is undone here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = re.compile(r"blocks\.([0-9]+)\.att\.time_state")
 
 
 def is_tuned_state(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a state-tuned one. Raises what `open_tuned_state` does."""
+    """Return whether a file is state-tuned. Raises StateError; see `open_tuned_state`."""
     tuned = open_tuned_state(path)
     if tuned is not None:
         tuned.close()
@@ -37,7 +37,7 @@ def is_tuned_state(path: str | os.PathLike[str]) -> bool:
 def open_tuned_state(place: str | os.PathLike[str]) -> Checkpoint | None:
     """Open a state-tuned file; None for a file of another kind.
 
-    Raises StateError if there is no file, and for a .pth that is damaged or holds something else.
+    Raises StateError if there is no file, or it is a .pth that is damaged or holds other tensors.
     """
     check_is_file(place)
     path = Path(place)
@@ -69,9 +69,9 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def read_tuned_state(checkpoint: Checkpoint, config: Config) -> NDArray[Any]:
-    """Return the state [L, 2 + N, D], float64, as a model of these sizes has it.
+    """Return the state for a model of these sizes, float64 [L, 2 + N, D].
 
-    Raises StateError if the file is of a model of other sizes, or damaged.
+    Raises StateError if the file is damaged, or is for a model of other sizes.
     """
     sizes, architecture = config.sizes, config.architecture
     if not {H, N} <= sizes.keys():

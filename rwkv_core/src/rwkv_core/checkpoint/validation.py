@@ -1,7 +1,7 @@
-"""Says in one line what is wrong with a checkpoint, before anything is built from it.
+"""Validates a checkpoint before it is loaded; an error says in one line what is wrong.
 
-It looks at names, types and shapes, and at the values of the vectors, which are few. The matrices
-are read once anyway when the model loads: `check_finite` is for there.
+`diagnose` checks names, types and shapes, and the values of vectors, which are few. The matrices'
+values are checked when they are read to load the model, by `check_finite`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 FLOATS = (FLOAT16, BFLOAT16, np.dtype(np.float32), np.dtype(np.float64))
 
 
-# The words of infinity in 16 bits. NaN has greater ones, and every finite value has smaller ones.
+# Bits of infinity in the 16-bit types. NaN has larger bits, and every finite value smaller ones.
 _INFINITY = {FLOAT16: 0x7C00, BFLOAT16: 0x7F80}
 _MINUS = 0x8000
 
@@ -31,7 +31,7 @@ _BLOCK = re.compile(r"^blocks\.([0-9]{1,4})\.")
 
 _ADVICE = "rwkv-core runs RWKV-4 to RWKV-7: use a file of one of those"
 
-# Versions that extend one that runs, and the pattern in some tensor's name that tells them.
+# Unsupported versions that extend a supported one, and a pattern that some tensor's name matches.
 _EXTENDED: tuple[tuple[str, str, str], ...] = (
     ("RWKV-7a or 7b, which has deep embeddings", r"\.ffn\.s(_emb|1|2)", "use an RWKV-7 file"),
 )
@@ -67,12 +67,11 @@ _OTHER_KINDS: tuple[tuple[str, str, str], ...] = (
 
 
 def diagnose(checkpoint: Checkpoint, versions: Sequence[Architecture] = VERSIONS) -> Config:
-    """The model's sizes and version, if it is one of `versions` with every tensor in place.
+    """Return the sizes and version of a complete model.
 
-    The first that recognizes the tensors is the model's.
-
-    Raises CheckpointError for another architecture, tensors that are missing, misshapen, of no
-    floating-point type or more than its version has, and for NaN or infinity in a vector.
+    The version is the first of `versions` that recognizes the tensors. Raises CheckpointError for
+    another architecture; for tensors that are missing, unexpected, of a wrong shape or not of a
+    floating-point type; and for NaN or infinity in a vector.
     """
     architecture = _architecture(checkpoint, versions)
     config = _config(checkpoint, architecture)
@@ -97,9 +96,9 @@ def check_tensor(checkpoint: Checkpoint, name: str, array: np.ndarray[Any, Any])
 
 
 def check_finite(name: str, array: np.ndarray[Any, Any]) -> None:
-    """Raises CheckpointError, naming the tensor, if a value is NaN or infinite.
+    """Raise CheckpointError, naming the tensor, if a value is NaN or infinite.
 
-    Looks at a few rows at a time, so that it needs little memory beside the array.
+    It checks a few rows at a time, and so needs little memory besides the array.
     """
     rows = np.atleast_1d(array)
     step = max(1, 2**16 * len(rows) // max(rows.size, 1))
@@ -113,11 +112,12 @@ def check_finite(name: str, array: np.ndarray[Any, Any]) -> None:
 
 
 def _is_finite(array: np.ndarray[Any, Any]) -> bool:
-    """Whether all values are. By their extremes, which are found at the speed of reading them."""
+    """Return whether all values are finite, from their extremes, which is as fast as reading."""
     infinity = _INFINITY.get(array.dtype)
     if infinity is None:
         return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
-    # As integers: positive values are the greatest with a sign, negative ones without.
+    # Compared as integers: as signed ones positive floats are the largest, as unsigned ones the
+    # negative floats.
     signed, unsigned = array.view(np.int16), array.view(np.uint16)
     return bool(signed.max() < infinity and unsigned.max() < _MINUS + infinity)
 
@@ -141,10 +141,10 @@ def _architecture(checkpoint: Checkpoint, versions: Sequence[Architecture]) -> A
 
 
 def _config(checkpoint: Checkpoint, architecture: Architecture) -> Config:
-    """The sizes that the tensors' shapes and the number of blocks tell."""
+    """Return the model's sizes, from the tensors' shapes and the number of blocks."""
     tensors = checkpoint.tensors
     blocks = {int(found[1]) for name in tensors if (found := _BLOCK.match(name))}
-    # Counting the blocks, rather than taking the highest number, keeps a false number harmless.
+    # The blocks are counted, since a wrong highest number could be huge.
     n_layer = max(len(blocks), 1)
     declared = declared_weights(architecture, n_layer)
     missing = [name for name in declared if name not in tensors]
@@ -202,8 +202,10 @@ def _check_shapes(
 
 
 def _fits(weight: Weight, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor has the shape of `weight`; of a vector declared with axes of length 1,
-    which some writers leave out, the longer ones count."""
+    """Return whether a tensor has the shape of `weight`.
+
+    Axes of length 1 of a vector do not count, since some writers leave them out.
+    """
     lenient = weight.shape[0] == 1 or weight.name.rpartition(".")[2].startswith("time_")
     if weight.role != "vector" or not lenient:
         return shape == weight.shape
@@ -223,8 +225,8 @@ def _check_types(checkpoint: Checkpoint, expected: Iterable[str]) -> None:
 def _check_nothing_more(
     checkpoint: Checkpoint, architecture: Architecture, expected: Mapping[str, Weight]
 ) -> None:
-    """Further weights in a block, or beside the head, mean other equations."""
-    # Of a tensor that later layers have, a file may hold an unused one in the first layer.
+    """Raise CheckpointError for unexpected weights, which mean that the equations differ."""
+    # A file may hold an unused tensor in the first layer, of a kind that only later layers use.
     later = declared_weights(architecture, n_layer=2)
     unused = {name.replace("blocks.1.", "blocks.0.", 1) for name in later}
     more = [

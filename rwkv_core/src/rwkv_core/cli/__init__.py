@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK (argcomplete's global completion looks for this)
 """The command line: parse, call, print. Each command has a file of its own.
 
-Exit status: 0, or 1 where a command reports a failure that it was asked to look for (`verify`),
-2 for an error of one line on stderr, 130 for Ctrl-C, 141 where the reader of a pipe went away.
+Exit status: 0 for success, 1 if a command that checks something finds a failure (`verify`), 2 for
+an error, which is one line on stderr, 130 for Ctrl-C, 141 if the reader of a pipe has gone.
 RWKV_DEBUG=1 adds the traceback to an error.
 """
 
@@ -48,7 +48,7 @@ from rwkv_core.errors import BackendWarning, RWKVError
 from rwkv_core.plugins.command import Command
 from rwkv_core.util.printable import one_line
 
-# The helpers are public: a plugin's command takes -m, -b and -o as the built-in ones do.
+# The helpers are public, so that a plugin's command can take -m, -b and -o like the built-in ones.
 __all__ = [
     "BUILTIN_COMMANDS",
     "Command",
@@ -66,12 +66,14 @@ __all__ = [
 
 
 def _add_help_arguments(parser: argparse.ArgumentParser) -> None:
-    name = parser.add_argument("name", nargs="?", metavar="COMMAND", help="absent: of all of them")
+    name = parser.add_argument(
+        "name", nargs="?", metavar="COMMAND", help="by default the list of commands"
+    )
     complete_with(name, lambda: [command.name for command in BUILTIN_COMMANDS])
 
 
 # Never run: `help COMMAND` is read as `COMMAND --help`.
-_HELP = Command("help", "show what a command takes", _add_help_arguments, lambda args: 0)
+_HELP = Command("help", "show the help of a command", _add_help_arguments, lambda args: 0)
 
 BUILTIN_COMMANDS: tuple[Command, ...] = (
     list_backends.COMMAND,
@@ -90,14 +92,14 @@ _EXAMPLE = """\
 example:
   rwkv-core generate "It was a dark and stormy night" -n 100 --seed 1
 
-rwkv-core help COMMAND shows what a command takes."""
+rwkv-core help COMMAND shows the options of a command."""
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Version(argparse.Action):
-    """Looks the version up when it is asked for: that takes a while."""
+    """Prints the version, which is looked up only then, since that takes a while."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
@@ -108,7 +110,7 @@ class _Version(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (by default the process's own); returns the exit status."""
+    """Run the command line `argv` (by default the process's own). Return the exit status."""
     _open_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):
         # Generated text may hold a character that a terminal's encoding lacks.
@@ -126,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except RWKVError as error:
         return _fail(str(error))
-    # A plugin's or a library's own failure; hiding its traceback must not hide its kind.
+    # A failure of a plugin or library: without the traceback, the message must name its type.
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             _discard_stdout()
@@ -142,7 +144,7 @@ def _print_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """The project's own warnings are one line; others are shown as usual."""
+    """Print the project's own warnings as one line, and others as usual."""
     if issubclass(category, BackendWarning):
         print(f"rwkv-core: {message}", file=sys.stderr)
     else:
@@ -150,7 +152,7 @@ def _print_warning(
 
 
 def _open_closed_streams() -> None:
-    """Give a program started without a standard stream (such as by `>&-`) one to nowhere."""
+    """Open the null device for standard streams that are closed, such as by `>&-`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode, encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -180,7 +182,7 @@ def _check_command(parser: Parser, first: str, names: list[str]) -> None:
 
 
 def _commands() -> list[Command]:
-    """The built-in commands, then those of plugins; one that is faulty is a line on stderr."""
+    """Return the built-in commands, then those of plugins; a faulty one is a line on stderr."""
     commands = list(BUILTIN_COMMANDS)
     names = [command.name for command in commands]
     for name, command in plugins.offered("rwkv_commands").items():
@@ -242,5 +244,5 @@ def _fail(message: str) -> int:
 
 
 def _discard_stdout() -> None:
-    """Keep Python from complaining, as it exits, about text that nobody reads."""
+    """Discard unwritten text, so that Python prints no error about it when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

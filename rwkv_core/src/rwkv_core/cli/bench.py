@@ -1,4 +1,4 @@
-"""`rwkv-core bench`: how fast a model runs here, and how fast it could."""
+"""`rwkv-core bench`: measures how fast a model runs, and how fast the machine could run it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _YARDSTICKS = {"NumPy float32": "NumPy's W @ x, GB/s", "own": "own W @ x, GB/s"}
 
 
 class _Outcome(NamedTuple):
-    """What became of one combination: a report, or why there is none."""
+    """Outcome of one combination: a report, or the reason for its failure."""
 
     combination: Combination
     report: Report | None
@@ -62,19 +62,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--busy", type=int, metavar="N",
-        help="time everything once more, while N other processes keep a core busy each",
+        help="time everything again while N other processes each keep a core busy",
     )  # fmt: skip
     add_option_argument(parser)
     parser.add_argument(
         "--prefill", type=int, metavar="N", action="append",
-        help="tokens of the prompt to time (default 256 and 1024); may be repeated",
+        help="length of the prompt in tokens (default 256 and 1024); may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=int, metavar="N", default=9,
-        help="turns of each measurement and its yardstick, fewer where they take long (default 9)",
+        help="how often each measurement is taken, fewer if it is slow (default 9)",
     )  # fmt: skip
     parser.add_argument(
-        "--json", action="store_true", help="print one object; of several combinations a list"
+        "--json", action="store_true", help="print one object, or a list for several combinations"
     )
 
 
@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
                 outcome = _outcome(one, path, options, name=name, on_stage=_show_stage, **arguments)
                 outcomes.append(outcome)
         except KeyboardInterrupt:
-            # What has been measured took long enough.
+            # Ctrl-C must not lose what was measured so far.
             if outcomes:
                 _show(outcomes, args.json, len(combinations))
             raise
@@ -110,7 +110,7 @@ def _show(outcomes: list[_Outcome], as_json: bool, n_asked: int) -> None:
 
 
 def _combinations(args: argparse.Namespace) -> list[Combination]:
-    """All that the arguments name, in the order in which they do."""
+    """Return all combinations of the arguments, in the order of the arguments."""
     from rwkv_core.bench import Combination
     from rwkv_core.util.threads import available_threads
 
@@ -138,14 +138,14 @@ def _outcome(
 
 @contextmanager
 def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """What the model is called, and its file; one of random weights is removed at the end."""
+    """Yield the model's name and its file; a file of random weights is removed at the end."""
     from rwkv_core.bench import parse_shape
     from rwkv_core.evaluation.memory_estimate import memory_of_file
     from rwkv_core.evaluation.random_model import write_random_model
     from rwkv_core.util.atomic_write import temporary_folder
 
     if args.model is not None:
-        memory_of_file(args.model)  # what is wrong with it shows here, once
+        memory_of_file(args.model)  # reports a wrong file once, not for each combination
         yield without_secrets(args.model), args.model
         return
     config = parse_shape(args.shape)
@@ -164,7 +164,7 @@ def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _check_room(config: Config) -> None:
-    # In float16.
+    # The file is in float16.
     needed = 2 * config.count_parameters().total
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
@@ -188,7 +188,7 @@ def _as_json(outcome: _Outcome) -> dict[str, Any]:
 
 
 def _print(outcomes: list[_Outcome]) -> None:
-    """A column for each combination, and below the table why some have none."""
+    """Print a column for each combination, and below the table the reasons of those that failed."""
     found = [(combination, report) for combination, report, _ in outcomes if report is not None]
     if found:
         first = found[0][1]
@@ -202,7 +202,7 @@ def _print(outcomes: list[_Outcome]) -> None:
 
 
 def _column(combination: Combination, report: Report) -> list[tuple[str, str]]:
-    """Labels, the same for all combinations, and this one's cells."""
+    """Return (label, cell) pairs; the labels are the same for all combinations."""
     first, decode, peak = report.first_token, report.decode, report.peak_memory
     threads = combination.threads
     cells = [
@@ -253,27 +253,28 @@ def _percent(share: float | None) -> str:
 
 COMMAND = Command(
     "bench",
-    "time a model, beside what reading its weights and its bare products take",
+    "time a model, and compare it with the limits of the machine",
     _add_arguments,
     _run,
     """\
-Each combination of the backends, dtypes and numbers of threads given is timed in a process of its
-own and is a column of the table; one that fails is a line below it. Figures are medians:
-  load, peak memory  until the model is ready; the memory is that of the whole process
-  first token        from the prompt to the first token's text; cold: the first time in the
-                     process, when libraries compile
-  decode             one sequence, a token at a time, the model alone
-    reads            the weights as they are stored, once a token
-    NumPy's W @ x    the yardstick: NumPy's products of large float32 matrices, timed in turn; the
-                     same for all backends. Where a device is no CPU, the backend's own such product
-    share            the rate of reads, as a share of the yardstick's
-    overhead         the time of a generated token less that of its bare matrix products (or of the
-                     model's step, where that is shorter)
-    of it sampling   the time of a generated token less that of the model's step: sampling with
-                     top_p 0.9, detokenizing, bookkeeping
-  prefill            a prompt: operations a second of its matrix products, and of the same products
-                     alone (bare products), timed in turn
-  batch              sequences decoded together: tokens of all, and as a multiple of one's
+Each combination of the given backends, dtypes and numbers of threads is timed in a process of its
+own and fills a column of the table; one that fails is a line below it. All times are medians:
+  load, peak memory  time until the model is ready, and the memory of the whole process by then
+  first token        time from the prompt to the first token's text; cold: the first time in the
+                     process, with the time for compilation
+  decode             tokens per second of one sequence, by the model alone
+    reads            rate of reading the stored weights, each once per token
+    NumPy's W @ x    the yardstick: the rate at which NumPy multiplies large float32 matrices; the
+                     same for all backends. On a GPU: the rate of the backend's own products
+    share            reads / yardstick
+    overhead         time of a generated token, minus its bare matrix products (or minus the
+                     model's step, if that is shorter)
+    of it sampling   time of a generated token, minus the model's step: sampling with top_p 0.9,
+                     detokenizing, bookkeeping
+  prefill            reading a prompt: operations per second of its matrix products, and of the same
+                     products alone (bare products)
+  batch              several sequences decoded together: tokens per second of all, and the ratio to
+                     one sequence
 
   rwkv-core bench --shape 430M -b numpy -b torch
   rwkv-core bench -m prose --busy 2

@@ -1,4 +1,4 @@
-"""`rwkv-core chat`: a conversation on a terminal, or of lines from a pipe."""
+"""`rwkv-core chat`: a conversation on a terminal, or with lines from a pipe."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from a saved conversation or state, or a state-tuned .pth",
     )
     parser.add_argument(
-        "--no-history", action="store_true", help="keep no file of what was typed, and read none"
+        "--no-history", action="store_true", help="do not read or write the history of typed lines"
     )
     add_sampling_arguments(parser, 400, {"top_p": 0.8})
 
@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     state = None if args.state is None else Path(args.state).expanduser()
     if state is not None:
         check_initial_state(state)
-    # Before anything reads from it, such as the question for a model: afterwards Python refuses.
+    # Must come before the first read from stdin, such as the question for a model.
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     rwkv = load_rwkv(args, options)
@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
 
 COMMAND = Command(
     "chat",
-    "talk with a model, turn by turn",
+    "chat with a model",
     _add_arguments,
     _run,
     "Lines come from the terminal, or from a pipe until it ends. At the prompt:\n\n" + HELP,

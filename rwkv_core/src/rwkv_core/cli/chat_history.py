@@ -1,4 +1,4 @@
-"""What was typed in earlier chats, in a file of the user's state folder."""
+"""Keeps the messages typed in earlier chats, in a file of the user's state folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_ENTRIES = 1000
 
 
 def history_file() -> Path | None:
-    """Return where the history is kept; None if the user has no home folder."""
+    """Return the path of the history file; None if the user has no home folder."""
     try:
         return _state_folder() / "rwkv-core" / "chat_history.jsonl"
     except RuntimeError:
@@ -23,7 +23,7 @@ def history_file() -> Path | None:
 
 
 def _state_folder() -> Path:
-    """Return the platform's folder for what a program remembers. RuntimeError without a home."""
+    """Return the platform's folder for programs' state. Raises RuntimeError without a home."""
     named = os.environ.get("XDG_STATE_HOME", "")
     if os.path.isabs(named):
         return Path(named)
@@ -35,14 +35,14 @@ def _state_folder() -> Path:
 
 
 class ChatHistory:
-    """Entries of earlier chats, and the file to which new ones go: a JSON string a line.
+    """Entries of earlier chats, and the file to which new ones are written.
 
-    JSON, as an entry may have several lines. A file that cannot be read or written ends the
-    keeping of history, with a line on stderr, and not the chat.
+    Each line of the file is a JSON string, as an entry may have several lines. If the file cannot
+    be read or written, the chat goes on without history, after a line on stderr.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """`path` of None keeps nothing."""
+        """Read the entries in the file `path`; with None no history is kept."""
         self.entries: list[str] = []
         self._path = path
         try:
@@ -76,17 +76,17 @@ class ChatHistory:
 
 
 def _open_private(path: str, flags: int) -> int:
-    """Open a file; a new one is for its user alone, since people type private things."""
+    """Open a file; a new one is readable by its user only, since people type private things."""
     return os.open(path, flags, 0o600)
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterable[str]:
-    """Give the entries; lines that are none, such as the half one of a full disk, are left out."""
+    """Yield the entries; damaged lines, such as one cut off by a full disk, are skipped."""
     for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        # What no line editor takes.
+        # Characters that line editors do not accept.
         if isinstance(entry, str) and not re.search("[\0\ud800-\udfff]", entry):
             yield entry

@@ -1,4 +1,4 @@
-"""A chat: reads messages and commands, does what they say, prints answers."""
+"""A chat: reads messages, runs commands such as /undo, and prints answers."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from rwkv_core.generation.stream import GenerationStream
 
 HELP = '''\
-/retry            another answer to the last question
-/undo             take the last question and its answer back
+/retry            give another answer to the last question
+/undo             remove the last question and its answer
 /reset            begin again
 /system TEXT      begin again, with TEXT before the first turn
 /save FILE        save the conversation
-/load FILE        go on from a saved conversation
+/load FILE        continue a saved conversation
 /set NAME VALUE   change a setting, such as temperature
 /show             list the settings
-/help             this list
-/exit, /quit      end, as Ctrl-D does. Ctrl-C ends an answer, or clears the line.
+/help             show this list
+/exit, /quit      end, like Ctrl-D. Ctrl-C ends an answer, or clears the line.
 
-A line that ends with \\ goes on in the next one; so does a text between """ and """.
-A paste of several lines is one message; put it between """ and """ where the terminal sends it
-line by line.'''
+A line that ends with \\ continues in the next line; so does a text between """ and """.
+Several pasted lines are one message. If the terminal sends them one by one, put the text between
+""" and """.'''
 
 
 class ChatSession:
-    """Reads messages, does what they say and prints answers, until the end."""
+    """Reads messages, runs commands and prints answers, until the end of the input."""
 
     def __init__(self, conversation: Conversation, history: ChatHistory) -> None:
         self._conversation, self._history = conversation, history
@@ -68,7 +68,7 @@ class ChatSession:
                 _say("\n(Ctrl-D or /exit ends the chat)")
 
     def _next(self, read_line: ReadLine) -> bool:
-        """Do what the next message says; returns whether to go on."""
+        """Handle the next message. Return whether the chat goes on."""
         try:
             typed = read_message(read_line, f"{printable(self._conversation.user)}: ")
         except EOFError:
@@ -99,18 +99,18 @@ class ChatSession:
         name, *argument = text.split(maxsplit=1)
         if name in self._commands:
             self._commands[name]("".join(argument))
-        elif "\n" in text:  # a paste that happens to begin so
+        elif "\n" in text:  # pasted text that happens to begin with "/"
             self._print_answer(lambda: self._conversation.ask(text))
         else:
             raise OptionError(f"no command {printable(name)}; /help lists them")
 
     def _print_answer(self, begin: Callable[[], GenerationStream]) -> None:
-        """Print an answer as it comes; Ctrl-C ends it, with the state of what was printed."""
+        """Print an answer while it is generated; Ctrl-C ends it after the printed text."""
         began = time.perf_counter()
         running = begin()
         read = time.perf_counter()
         try:
-            # Once the name is shown, a Ctrl-C is meant for the answer.
+            # After the name is shown, Ctrl-C is meant for the answer.
             print_pieces(running, label=f"{self._conversation.bot}:")
         except RWKVError:
             self._conversation.undo()
@@ -144,7 +144,7 @@ class ChatSession:
         _say(f"saved to {printable(path)}")
 
     def load(self, path: str) -> None:
-        """Go on from a saved conversation, and show what was said in it."""
+        """Continue a saved conversation, and show its text. Raises StateError."""
         transcript = self._conversation.load(path)
         if transcript is None:
             _say(f"loaded {printable(path)}, in which no transcript was saved")

@@ -1,4 +1,4 @@
-"""What `/set` changes in a chat and `/show` lists: how answers are generated and shown."""
+"""A chat's settings, which `/set` changes and `/show` lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rwkv_core.util.printable import printable
 from rwkv_core.util.spelling import did_you_mean
 
 _SWITCHES = {"on": True, "off": False}
-# Those of sampling's parameters that are numbers.
+# Parameters of sampling that are numbers.
 _NUMBERS = {one.name: one.kind for one in PARAMETERS if one.kind is not None}
 _NAMES = ("max_tokens", *_NUMBERS, "seed", "ignore_eos", "verbose")
 
@@ -23,10 +23,10 @@ class Settings:
     """How answers are generated and shown.
 
     Attributes:
-        max_tokens: the largest number of tokens of an answer.
-        options: keyword arguments for `RWKV.stream`. The seed among them is one generator for all
-            answers: a second answer differs from the first, and a seed gives the same session.
-        seed: the number that this generator began with.
+        max_tokens: the largest number of tokens in an answer.
+        options: keyword arguments for `RWKV.stream`. Its seed is one random generator for all
+            answers, so that a second answer differs from the first, and a session is repeatable.
+        seed: the number that the random generator began with.
         verbose: whether each answer's speed is shown.
     """
 
@@ -39,7 +39,10 @@ class Settings:
         self.options = {**self.options, "seed": np.random.default_rng(self.seed)}
 
     def set(self, name: str, value: str) -> None:
-        """Change a setting from text. Raises OptionError for a name or value that does not fit."""
+        """Change a setting to a value given as text.
+
+        Raises OptionError for an unknown name or a wrong value.
+        """
         if name in _NUMBERS:
             number = _number(name, value, _NUMBERS[name])
             self.options["sampling"] = replace(self.options["sampling"], **{name: number})

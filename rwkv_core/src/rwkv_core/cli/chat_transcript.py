@@ -1,4 +1,4 @@
-"""The text of a conversation, which a chat saves with its state and shows when it is loaded."""
+"""The text of a conversation, saved with the chat's state and shown when that is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rwkv_core.util.printable import printable, without_control
 
 @dataclass(frozen=True)
 class ChatTranscript:
-    """Who spoke, the text before the first turn, and the turns: question and answer."""
+    """The speakers' names, the text before the first turn, and the turns: (question, answer)."""
 
     user: str
     bot: str
@@ -18,12 +18,12 @@ class ChatTranscript:
     turns: list[tuple[str, str]] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """Return it as a line that `from_json` reads."""
+        """Return the transcript as one line of JSON, for `from_json`."""
         return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> ChatTranscript | None:
-        """Return what `to_json` wrote; None for anything else, as of a state without a chat."""
+        """Return the transcript that `to_json` wrote; None for any other text."""
         try:
             found = json.loads(text)
             user, bot, system = found["user"], found["bot"], found["system"]

@@ -1,4 +1,4 @@
-"""Completion of the command line by the shell's Tab key, which the extra `completion` brings."""
+"""Completion of the command line with the Tab key, with the extra `completion`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import suppress
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Where a shell asks for completions, print them and end the process."""
+    """If a shell asks for completions, print them and end the process."""
     if "_ARGCOMPLETE" in os.environ:
-        # Registered with the shell, and not installed here: nothing is completed.
+        # The shell asks, but argcomplete is not installed: nothing is completed.
         with suppress(ImportError):
             import argcomplete
 
@@ -19,5 +19,5 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def complete_with(argument: argparse.Action, names: Callable[[], Iterable[str]]) -> None:
-    """Offer `names` for an argument. Without this, files are offered."""
+    """Complete an argument with `names()` instead of files."""
     argument.completer = lambda **_: names()  # type: ignore[attr-defined]

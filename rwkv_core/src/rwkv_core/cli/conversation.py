@@ -1,4 +1,4 @@
-"""A conversation: turns written out as text in a template, and the states to go back to."""
+"""A conversation: turns as text in a template, and the states from which /undo and /retry go on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Turn:
     answer: str = ""
 
     def settle(self) -> None:
-        """Keep of the stream only its text: it holds arrays of the vocabulary's size."""
+        """Keep only the stream's text: the stream holds arrays of the vocabulary's size."""
         if self.stream is not None:
             self.stream.close()
             assert self.stream.result is not None
@@ -36,24 +36,24 @@ class _Turn:
 
 
 class Conversation:
-    """Turns in the form that RWKV-4 Raven and the Pile's dialogues have:
+    """A conversation in the form of RWKV-4 Raven and of the Pile's dialogues:
 
         User: a question
 
         Bot: an answer
 
-    The running state is `rwkv`'s, and between calls it always ends at the end of a turn.
+    The running state is `rwkv`'s. Between calls it is always at the end of a turn.
 
     Attributes:
-        user, bot: the names of the two.
+        user, bot: names of the speakers.
         system: the text before the first turn.
-        settings: how answers are generated. They also end where the next turn would begin.
+        settings: how answers are generated. An answer also ends where the next turn would begin.
     """
 
     def __init__(self, rwkv: RWKV, user: str, bot: str, system: str, settings: Settings) -> None:
         """Begin with `system`. Raises OptionError for an option among the settings."""
         self._rwkv, self.user, self.bot, self.settings = rwkv, user, bot, settings
-        # Of no tokens: it checks the options now, and not in the midst of the first answer.
+        # A stream of no tokens checks the options now, before the first answer.
         self._stream(0)
         self.begin(system)
 
@@ -72,7 +72,7 @@ class Conversation:
         self._turns: list[_Turn] = []
 
     def ask(self, text: str) -> GenerationStream:
-        """Read the user's text; the stream gives the answer."""
+        """Read the user's text. Return a stream that generates the answer."""
         self._settle()
         before = self._rwkv.get_state()
         apart = "" if before.logits is None else "\n\n"
@@ -83,14 +83,17 @@ class Conversation:
         return stream
 
     def retry(self) -> GenerationStream:
-        """Another answer in place of the last. Raises StateError if there is none."""
+        """Return a stream that generates another answer in place of the last.
+
+        Raises StateError if there is no answer.
+        """
         turn = self._last_turn()
         self._rwkv.set_state(turn.asked)
         turn.stream = stream = self._stream(self.settings.max_tokens)
         return stream
 
     def undo(self) -> str:
-        """Take the last turn back; returns its question. Raises StateError if there is none."""
+        """Remove the last turn. Return its question. Raises StateError if there is no turn."""
         turn = self._last_turn()
         self._rwkv.set_state(turn.before)
         self._turns.pop()
@@ -105,21 +108,21 @@ class Conversation:
         self._turns.clear()
 
     def transcript(self) -> ChatTranscript:
-        """Return what was said so far."""
+        """Return the text of the conversation so far."""
         self._settle()
         turns = [*self._earlier, *((turn.question, turn.answer) for turn in self._turns)]
         return ChatTranscript(self.user, self.bot, self.system, turns)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state and the transcript to a file. Raises StateError."""
+        """Write the state and the transcript to a file. Raises StateError if that fails."""
         state = self._rwkv.get_state()
         self._rwkv.model.save_state(path, state, self.transcript().to_json())
 
     def load(self, path: str | os.PathLike[str]) -> ChatTranscript | None:
-        """Go on from a saved state, with the names and the text that were saved with it.
+        """Continue from a saved state, with the names and the text that were saved with it.
 
-        Returns None if no transcript was saved with it. The turns before it cannot be taken back.
-        Raises StateError.
+        Returns the transcript; None if none was saved. `undo` cannot remove turns from before.
+        Raises StateError if the file is not a state of this model.
         """
         from rwkv_core.checkpoint.tuned_state import is_tuned_state
 

@@ -43,13 +43,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-state", type=filled, metavar="FILE", help="save the state after the text"
     )
-    parser.add_argument("--json", action="store_true", help="print one object when it is done")
+    parser.add_argument("--json", action="store_true", help="print one object, at the end")
 
 
 def _run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     options = sampling_options(args)
-    # Now, and not when the model is loaded or the text done.
+    # Checked before the model is loaded and the text is generated.
     if args.state is not None:
         check_initial_state(args.state)
     if args.save_state is not None:
@@ -98,7 +98,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _prompt(args: argparse.Namespace) -> str:
-    """The prompt, wherever it is. Raises OptionError if there is none or it cannot be read."""
+    """Return the prompt from the argument, a file or stdin.
+
+    Raises OptionError if there is none or it cannot be read.
+    """
     if args.prompt is not None and args.prompt_file is not None:
         raise OptionError("found both PROMPT and --prompt-file, expected one of them")
     if args.prompt is None and args.prompt_file is None:
@@ -121,10 +124,11 @@ def _prompt(args: argparse.Namespace) -> str:
 
 COMMAND = Command(
     "generate",
-    "continue a text, printing it as it comes",
+    "continue a text",
     _add_arguments,
     _run,
-    "Only the continuation goes to stdout, with --echo the prompt too; all else to stderr.\n\n"
+    "Prints only the continuation on stdout (with --echo, the prompt too), while it is generated.\n"
+    "Everything else is on stderr.\n\n"
     '  rwkv-core generate "It was a dark and stormy night" -n 100 --top-p 0.9\n'
     "  rwkv-core generate --prompt-file story.txt --save-state story.state\n"
     "  rwkv-core generate --state story.state",

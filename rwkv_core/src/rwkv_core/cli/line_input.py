@@ -1,9 +1,9 @@
 """Reads lines for a chat: from a terminal, with editing and history, or from a pipe.
 
-GNU readline, where Python has it, takes a paste of several lines as one line with newlines in it.
-libedit and a Python without either do not: there, lines that wait when one is read belong to it.
-prompt_toolkit has pastes everywhere, but takes 0.06 s to import and loses keys typed between
-prompts.
+GNU readline, where Python has it, returns several pasted lines as one line with newlines in it.
+libedit, or Python without either library, does not. There, lines that are already waiting when a
+line is read are taken as part of the same paste. prompt_toolkit handles pastes everywhere, but
+takes 0.06 s to import and loses keys typed between prompts.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 ReadLine = Callable[[str], str]
-# Terminals send a paste at once, and people type no two lines within this.
+# Seconds within which lines belong to one paste: a terminal sends a paste at once, and nobody types
+# two lines so fast.
 _PASTE_SECONDS = 0.02
 
 
 def line_reader(history: Sequence[str]) -> ReadLine:
     """Return a function that shows a prompt and reads a line.
 
-    It raises EOFError at the end of the input and KeyboardInterrupt for Ctrl-C. `history` holds
-    what the arrow keys bring back, the oldest first.
+    The function raises EOFError at the end of the input, and KeyboardInterrupt for Ctrl-C.
+    `history` holds the lines for the arrow keys, the oldest first.
     """
     if not is_interactive():
         return lambda prompt: input()
@@ -35,18 +36,18 @@ def line_reader(history: Sequence[str]) -> ReadLine:
 
 
 def is_interactive() -> bool:
-    """Return whether somebody types the lines."""
+    """Return whether the lines are typed on a terminal."""
     return sys.stdin.isatty()
 
 
 def _read_beside_stdout(prompt: str) -> str:
-    """Read a line where stdout goes to a file or a pipe, which is to hold answers alone."""
+    """Read a line without printing the prompt on stdout, where stdout is a file or a pipe."""
     print(prompt, end="", file=sys.stderr, flush=True)
     return input()
 
 
 def _read_paste(prompt: str) -> str:
-    """Read a line, and those that were pasted with it."""
+    """Read a line and the lines that were pasted with it."""
     lines = [input(prompt)]
     while _has_more():
         try:
@@ -57,7 +58,7 @@ def _read_paste(prompt: str) -> str:
 
 
 def _has_more() -> bool:
-    """Return whether the terminal has a line, or the beginning of one, that was not read."""
+    """Return whether the terminal has unread input."""
     try:
         import msvcrt
     except ImportError:
@@ -69,12 +70,12 @@ def _has_more() -> bool:
 
 
 def _set_up_readline(history: Sequence[str]) -> bool:
-    """Make `input` edit lines, with these to go back to. Returns whether it knows pastes."""
+    """Make `input` edit lines, with `history`. Return whether it handles pastes."""
     import readline
 
-    # Before 8.1 it is off by default.
+    # Off by default before readline 8.1.
     readline.parse_and_bind("set enable-bracketed-paste on")
-    # No names of Python's to complete.
+    # Tab must not complete names of Python.
     readline.parse_and_bind("tab: self-insert")
     for entry in history:
         readline.add_history(entry)

@@ -1,4 +1,4 @@
-"""`rwkv-core list-backends`: which backends are installed, and how they are."""
+"""`rwkv-core list-backends`: lists the installed backends with their status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     name = parser.add_argument(
-        "name", nargs="?", metavar="NAME", help="show this backend alone, with the options it takes"
+        "name", nargs="?", metavar="NAME", help="show only this backend, with its options"
     )
     complete_with(name, lambda: plugins.offered("rwkv_backends"))
     parser.add_argument("--json", action="store_true", help="print a list of objects")
@@ -60,7 +60,7 @@ def _print_all(rows: list[BackendInfo]) -> None:
 
 
 def _defaults(ready: list[BackendInfo]) -> str:
-    """Return which backends are used if none is named; `ready` has the best first."""
+    """Return the line that names the default backends; `ready` has the best first."""
     large = ready[0]
     small = next((row for row in ready if row.min_bytes <= 0), large)
     if large is small:
@@ -85,7 +85,7 @@ def _print_one(row: BackendInfo) -> None:
 
 
 def _prequantized(row: BackendInfo) -> str:
-    """What becomes of a prequantized file's matrices on this backend."""
+    """Return how this backend treats a prequantized file's matrices."""
     if row.status != "ready":
         return "-"
     kept = " and ".join(row.quantized_dtypes)
@@ -127,7 +127,7 @@ COMMAND = Command(
     _add_arguments,
     _run,
     "Imports no tensor library.\n\n"
-    "  rwkv-core list-backends          all of them, the fastest first\n"
-    "  rwkv-core list-backends torch    one, with its version, what it does with prequantized\n"
-    "                                   files, and the options that -o takes",
+    "  rwkv-core list-backends          lists all, the fastest first\n"
+    "  rwkv-core list-backends torch    shows one: its version, how it loads prequantized files,\n"
+    "                                   and its options for -o",
 )

@@ -1,4 +1,4 @@
-"""`rwkv-core list-plugins`: which plugins are installed, what each offers and what is wrong."""
+"""`rwkv-core list-plugins`: lists the installed plugins, what each offers, and their errors."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ COMMAND = Command(
     "list the installed plugins, with or without a backend, and the samplers",
     _add_arguments,
     _run,
-    "RWKV_PLUGINS=NAME,... allows only those plugins or distributions (empty: none);\n"
-    "RWKV_PLUGINS_STRICT=1 makes the first failure of one an error, RWKV_DEBUG=1 adds a traceback.",
+    "RWKV_PLUGINS=NAME,... allows only those plugins or distributions (empty: none).\n"
+    "RWKV_PLUGINS_STRICT=1 makes a plugin's failure an error; RWKV_DEBUG=1 adds the traceback.",
 )

@@ -1,4 +1,4 @@
-'''Joins lines to messages: a line ends one, unless it ends with \\ or is within """ and """.'''
+'''Joins lines into messages: each line is one, unless it ends with \\ or is within """ and """.'''
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ _MORE = "... "
 
 
 def read_message(read_line: ReadLine, prompt: str) -> str:
-    """Return the next message as it was typed, for `message_text`. Raises what `read_line` does.
+    """Return the next message as it was typed, for `message_text`.
 
-    The end of the input ends a message that has begun.
+    The end of the input also ends a message. Raises EOFError at the end of the input, and
+    KeyboardInterrupt for Ctrl-C, like `read_line`.
     """
     lines = [read_line(prompt)]
     while _goes_on(lines):
@@ -23,7 +24,7 @@ def read_message(read_line: ReadLine, prompt: str) -> str:
 
 
 def message_text(typed: str) -> str:
-    r"""Return what a message says: without the quotes around it, and without \ before newlines."""
+    r"""Return a message's text, without the quotes around it and without \ before newlines."""
     text = typed.strip()
     if text.startswith(_QUOTES):
         return text.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
@@ -31,7 +32,7 @@ def message_text(typed: str) -> str:
 
 
 def is_quoted(typed: str) -> bool:
-    """Return whether a message is within quotes, and so text and no command."""
+    """Return whether a message is within quotes, and so is text, not a command."""
     return typed.lstrip().startswith(_QUOTES)
 
 

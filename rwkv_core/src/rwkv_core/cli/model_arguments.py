@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from rwkv_core.model import Model
     from rwkv_core.rwkv import RWKV
 
-# What `load` itself takes by name, so that no backend's option can be called so.
+# Names of `load`'s own arguments, which a backend's option cannot have.
 _RESERVED = ("model", "backend", "on_progress", "lora")
 
 
 def filled(text: str) -> str:
-    """An argument's type: any text but the empty one, which an unset shell variable gives."""
+    """Return `text`; the type of arguments that must not be empty, as by an unset variable."""
     if not text:
         raise argparse.ArgumentTypeError("found nothing, expected a name (an unset variable?)")
     return text
@@ -35,7 +35,7 @@ def filled(text: str) -> str:
 def add_backend_arguments(
     parser: argparse.ArgumentParser, default: str = "the fastest one that suits the model's size"
 ) -> None:
-    """Declare -b and -o; `default` is what the help calls what runs without -b."""
+    """Declare -b and -o; `default` describes in the help what runs without -b."""
     name = parser.add_argument(
         "-b",
         "--backend",
@@ -63,13 +63,13 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--lora-alpha", type=float, metavar="A",
-        help="the alpha that they were trained with, unless PEFT's adapter_config.json has it; "
-        "without --lora, it merges the LoRA weights in the model's own file",
+        help="alpha of the LoRA's training; needed unless PEFT's adapter_config.json has it. "
+        "Without --lora: merge LoRA weights that are in the model's own file",
     )  # fmt: skip
 
 
 def lora_of(args: argparse.Namespace) -> Lora | None:
-    """What --lora and --lora-alpha name; None without them."""
+    """Return the LoRA of --lora and --lora-alpha; None without them."""
     if args.lora is None and args.lora_alpha is None:
         return None
     from rwkv_core.checkpoint.lora import Lora
@@ -92,13 +92,13 @@ def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
     """Declare --tokenizer."""
     parser.add_argument(
         "--tokenizer", type=filled, metavar="FILE",
-        help="a file or its address; by default the tokenizer beside the model file, and for a "
-        "Pile model without one that of EleutherAI/gpt-neox-20b on the hub",
+        help="a file or its address; by default the one beside the model file. For a Pile model "
+        "without one: that of EleutherAI/gpt-neox-20b on the hub",
     )  # fmt: skip
 
 
 def backend_options(pairs: list[str]) -> dict[str, str]:
-    """The KEY=VALUE pairs given with -o. Raises OptionError for one that is not, or given twice."""
+    """Return the KEY=VALUE pairs of -o. Raises OptionError for a malformed or repeated one."""
     options: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -115,12 +115,12 @@ def backend_options(pairs: list[str]) -> dict[str, str]:
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """The model that the arguments name, for a command without text."""
+    """Load the model that the arguments name, for a command that needs no tokenizer."""
     return _load_model(args, choose_model(args.model))
 
 
 def _load_model(args: argparse.Namespace, name: str) -> Model:
-    """The model called `name`; what was chosen goes to stderr."""
+    """Load the model called `name`, and print the choice on stderr."""
     options = backend_options(args.options)
     from rwkv_core.loading import load
 
@@ -133,10 +133,10 @@ def _load_model(args: argparse.Namespace, name: str) -> Model:
 
 
 def load_rwkv(args: argparse.Namespace, options: Mapping[str, Any] | None = None) -> RWKV:
-    """The model that the arguments name, with its tokenizer.
+    """Load the model that the arguments name, with its tokenizer.
 
-    With `options`, those of `sampling_options`, it raises OptionError before the model is loaded if
-    that does not know one of their tokens.
+    `options` are those of `sampling_options`: if they name a token that the model does not have,
+    OptionError is raised before the model is loaded.
     """
     from rwkv_core.generation.sampling import check_vocabulary
     from rwkv_core.model_file import vocabulary_size
@@ -146,7 +146,7 @@ def load_rwkv(args: argparse.Namespace, options: Mapping[str, Any] | None = None
 
     backend_options(args.options)
     name = choose_model(args.model)
-    # The tokenizer first: its mistakes show before a long download and load.
+    # The tokenizer comes first, so that its errors show before a long download and load.
     given = load_tokenizer(args.tokenizer) if args.tokenizer else None
     tokenizer = tokenizer_before_load(name, given)
     if options is not None and (n_vocab := vocabulary_size(name)) is not None:
@@ -155,7 +155,7 @@ def load_rwkv(args: argparse.Namespace, options: Mapping[str, Any] | None = None
 
 
 def check_initial_state(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a file begins as a saved state does, or is a state-tuned one."""
+    """Raise StateError unless a file begins like a saved state or is state-tuned."""
     from rwkv_core.checkpoint.tuned_state import is_tuned_state
 
     if not is_tuned_state(path):

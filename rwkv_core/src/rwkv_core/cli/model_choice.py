@@ -1,4 +1,4 @@
-"""Which model is meant when -m is absent."""
+"""Chooses the model if -m is absent: asks on a terminal, or takes the one that ships."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _MAX_NAMED = 3
 
 
 def choose_model(named: str | None) -> str:
-    """Return `named`; without it ask on a terminal for one of this folder's, else take the shipped.
+    """Return `named`, or the user's choice among the models in this folder.
 
-    Raises OptionError if the user chooses none.
+    The user is asked on a terminal, if the folder has models; otherwise the model that ships is
+    returned. Raises OptionError if the user chooses none.
     """
     if named is not None:
         return named

@@ -1,4 +1,4 @@
-"""The parser of `rwkv-core`: argparse, whose errors are this program's and name what was meant."""
+"""The parser of `rwkv-core`: argparse with one-line errors that suggest the intended name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rwkv_core.errors import OptionError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises OptionError for a mistake: one line, and where to look.
+    """Raises OptionError for a mistake: one line that names the help page.
 
-    A parser of a command reports its own unknown arguments, where argparse leaves them to the
-    parser of the program, which knows less.
+    A command's parser reports its unknown arguments itself. argparse would leave them to the
+    program's parser, which does not know the command's options.
     """
 
     def error(self, message: str) -> NoReturn:
@@ -45,7 +45,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """What to add to a message about an unknown `name`; "" if nothing known is like it."""
+    """Return the end of a message about an unknown `name`; "" if no known name is similar.
+
+    Unlike `util.spelling`, it prefers names that begin with `name`: options may be shortened.
+    """
     begun = [one for one in known if one.startswith(name) and len(name) > 2]
     close = begun or difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,4 +1,4 @@
-"""`rwkv-core perplexity`: how well a model predicts texts."""
+"""`rwkv-core perplexity`: measures how well a model predicts texts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--group-size", type=int, metavar="N",
-        help="with --compare: of int8 and int4, as in prequantize; by default "
+        help="with --compare: group size of int8 and int4, as in prequantize; by default "
         f"{GROUP_SIZE}",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one object")
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         raise OptionError("--group-size: found it alone, expected it with --compare")
     from rwkv_core.evaluation.perplexity import read_text
 
-    # All of them first: a mistake in the last shows before a long load and longer scoring.
+    # All files are read first, so that an error in the last one shows before loading and scoring.
     texts = [(path, read_text(path)) for path in args.files]
     return _compare(args, texts) if args.compare else _score(args, texts)
 
@@ -184,14 +184,14 @@ COMMAND = Command(
     _add_arguments,
     _run,
     """\
-Every token is scored, the first after token 0 (<|endoftext|>), with one state that runs through
-the whole text. With --context N the state starts again, at token 0, after every N tokens. Bits per
-byte count the text's bytes in UTF-8, so they compare models of different tokenizers.
+Every token is scored; the model first reads token 0 (<|endoftext|>), and keeps its state through
+the whole text. With --context N it starts again, at token 0, after every N tokens. Bits per byte
+count the text's bytes in UTF-8, so models with different tokenizers can be compared.
 
 --compare prints a row for each precision: the dtypes that the backend has, and int8 and int4,
-quantized with one scale and offset for 64 weights. Divergence is that of Kullback and Leibler from
-float32's predictions, in nats a token; matrices are the bytes that decoding reads for each token;
-tokens/s is how fast the text was read.
+quantized with one scale and offset per 64 weights. Divergence is the KL divergence from float32's
+predictions, in nats per token; matrices are the bytes that decoding reads for each token; tokens/s
+is the rate at which the text was read.
 
   rwkv-core perplexity novel.txt
   rwkv-core perplexity *.txt --context 1024 --json

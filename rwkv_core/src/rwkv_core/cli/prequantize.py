@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=filled,
         metavar="FILE",
-        help="by default the model file's name with .pqth; replaces one that is there",
+        help="by default the model file's name with .pqth; an existing .pqth is replaced",
     )
     add_lora_arguments(parser)
 
@@ -49,10 +49,10 @@ COMMAND = Command(
     _add_arguments,
     _run,
     """\
-The file loads on every backend, with -m like any other: as it is where the backend has a kernel for
-it (list-backends says where), restored to the backend's dtype elsewhere. Vectors and embedding
-stay as they are. States of the model and of its quantized file continue one another.
-What it costs in quality: rwkv-core perplexity TEXT -m MODEL --compare
+The file loads on every backend, with -m. A backend with a kernel for it keeps it quantized (see
+list-backends NAME); the others dequantize it to their dtype. Vectors and the embedding are not
+quantized. A state of the model works with its quantized file, and the other way round.
+To measure the loss of quality: rwkv-core perplexity TEXT -m MODEL --compare
 
   rwkv-core prequantize RWKV-4-Pile-430M.pth
   rwkv-core prequantize RWKV-4-Pile-430M.pth --bits 4 --output small.pqth""",

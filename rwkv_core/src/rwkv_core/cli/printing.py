@@ -1,4 +1,4 @@
-"""A generation's text on stdout, as it comes."""
+"""Prints text on stdout while it is generated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def print_pieces(running: GenerationStream, label: str = "", quiet: bool = False) -> None:
-    """Print `label`, the text and a newline, or nothing if `quiet`; Ctrl-C ends it in order.
+    """Print `label`, the generated text and a newline; nothing if `quiet`.
 
-    What there is by then is the result, and printed.
+    After Ctrl-C, the result is the text printed by then.
     """
     try:
         with _noting_ctrl_c() as check:
@@ -35,21 +35,21 @@ def print_pieces(running: GenerationStream, label: str = "", quiet: bool = False
 
 
 def print_text(text: str) -> None:
-    """Print text of a model or a file as it is, but to a terminal nothing that steers it."""
+    """Print a model's or a file's text unchanged; on a terminal without control characters."""
     print(without_control(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def speed(n_tokens: int, seconds: float) -> str:
-    """Return how many tokens took how long."""
+    """Return a text with the number of tokens, their time and their rate."""
     return f"{n_tokens} tokens in {seconds:.2f} s, {n_tokens / max(seconds, 1e-9):.1f} tokens/s"
 
 
 @contextmanager
 def _noting_ctrl_c() -> Iterator[Callable[[], None]]:
-    """Gives a function that raises KeyboardInterrupt if Ctrl-C was pressed.
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed.
 
-    Python raises it in whatever runs: where that is called from a library's C code that clears
-    errors, such as NumPy looking for an attribute, it is lost.
+    Python's own KeyboardInterrupt can get lost: it is raised in whatever code runs, and some C code
+    discards errors, for example when NumPy looks for an attribute.
     """
     pressed = False
     before = signal.getsignal(signal.SIGINT)
@@ -63,7 +63,7 @@ def _noting_ctrl_c() -> Iterator[Callable[[], None]]:
         if pressed:
             raise KeyboardInterrupt
 
-    # Ignored Ctrl-C, as of a program in the background, stays ignored.
+    # Where Ctrl-C is ignored, as in a background program, it stays ignored.
     if before is not signal.default_int_handler:
         yield check
         return

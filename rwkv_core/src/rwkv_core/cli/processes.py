@@ -1,7 +1,7 @@
-"""Several processes that run one command together, as torchrun starts them.
+"""Several processes that run one command together, started by torchrun, for example.
 
-Each is told how many there are (WORLD_SIZE) and which it is (RANK). A backend lets them compute one
-model; to the user they are one program.
+The variables WORLD_SIZE and RANK tell each process the number of processes and its own number. A
+backend computes one model in all of them; the user sees one program.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rwkv_core.errors import OptionError
 
 
 def several_processes() -> bool:
-    """Whether this is one of several."""
+    """Return whether this process is one of several."""
     return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
 
 
@@ -27,7 +27,7 @@ def refuse_stdin(what: str, instead: str) -> None:
 
 @contextmanager
 def as_one_program() -> Iterator[None]:
-    """Only the first process prints to stdout, and none asks anything. All may use stderr."""
+    """Let only the first process print to stdout, and none ask the user. All may use stderr."""
     if not several_processes():
         yield
         return

@@ -1,4 +1,4 @@
-"""One line on stderr that says how far something is; only on a terminal."""
+"""A line of progress on stderr, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLEAR = "\r\x1b[K"
 
 @contextmanager
 def progress_line(label: str) -> Iterator[OnProgress]:
-    """Gives a function of how much is done and how much there is; the line goes at the end."""
+    """Yield a function (done, total) that shows the progress; the line is erased at the end."""
     shown = -1
 
     def show(done: int, total: int) -> None:
@@ -35,6 +35,6 @@ def progress_line(label: str) -> Iterator[OnProgress]:
 
 
 def read_prompt(rwkv: RWKV, text: str) -> None:
-    """Read `text` after what `rwkv` has read, and say how far that is."""
+    """Read `text` into `rwkv`'s running state, and show the progress."""
     with progress_line("reading the prompt") as progress:
         rwkv.load_context(text, on_progress=progress)

@@ -1,4 +1,4 @@
-"""The arguments that say how text is generated, for the commands that generate."""
+"""The arguments for generation, such as --temperature and --stop, of `generate` and `chat`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 def add_sampling_arguments(
     parser: argparse.ArgumentParser, max_tokens: int, defaults: Mapping[str, float]
 ) -> None:
-    """Declare them; `defaults` holds those that differ from the plain model's distribution."""
+    """Declare the arguments; `defaults` replaces defaults of `Sampling`, by name."""
     group = parser.add_argument_group("generation")
     group.add_argument(
         "-n", "--max-tokens", type=int, default=max_tokens, metavar="N",
@@ -50,7 +50,7 @@ def add_sampling_arguments(
     )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument(
-        "--verbose", action="store_true", help="say on stderr how fast the text was generated"
+        "--verbose", action="store_true", help="print the speed of generation on stderr"
     )
     group.add_argument(
         "--sampler", metavar="NAME:KEY=VALUE,...", action="append", default=[],
@@ -60,9 +60,9 @@ def add_sampling_arguments(
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for `RWKV.stream`, always with a seed.
+    """Return keyword arguments for `RWKV.stream`, always with a seed.
 
-    Raises OptionError for all that can be told without a model, so before it is loaded.
+    Raises OptionError for all mistakes that can be found without a model, before it is loaded.
     """
     import secrets
 
@@ -83,14 +83,14 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "stop_strings": [unescape(text) for text in args.stop],
         "stop_tokens": args.stop_token,
         "ignore_eos": args.ignore_eos,
-        # Drawn here where none is given, so that it can be told and the text had again.
+        # Without --seed one is drawn here, so that it can be printed and the text repeated.
         "seed": secrets.randbits(32) if args.seed is None else args.seed,
         "processors": args.sampler,
     }
 
 
 def unescape(text: str) -> str:
-    r"""`text` with \n, \t, \r and \\ as the characters they stand for; other backslashes stay."""
+    r"""Return `text` with \n, \t, \r and \\ replaced by their characters; other \ are kept."""
     return re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], text)
 
 

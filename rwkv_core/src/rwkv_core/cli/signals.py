@@ -1,4 +1,4 @@
-"""Being told to end, for commands that would leave something behind."""
+"""Cleanup when a signal ends a command, such as the removal of temporary files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NUMBERS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 @contextmanager
 def cleanup_on_signal() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP unwind the program, so that temporary files go, and only once."""
+    """Make Ctrl-C, SIGTERM and SIGHUP raise an exception, so that temporary files are removed."""
     before = {number: signal.getsignal(number) for number in _NUMBERS}
     for number in _NUMBERS:
         if before[number] is not signal.SIG_IGN:
@@ -26,7 +26,7 @@ def cleanup_on_signal() -> Iterator[None]:
 
 
 def _end(number: int, _: object) -> None:
-    # The next one, which `timeout` for one sends at once, must not break into the clearing up.
+    # A second signal, which `timeout` for example sends at once, must not interrupt the cleanup.
     for one in _NUMBERS:
         signal.signal(one, signal.SIG_IGN)
     if number == signal.SIGINT:

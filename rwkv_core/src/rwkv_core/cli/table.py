@@ -1,4 +1,4 @@
-"""Text for tables: rows in columns, sizes in units."""
+"""Prints tables, and sizes in readable units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rwkv_core.util.printable import MAX_LENGTH, printable
 def print_table(
     header: Sequence[object], rows: Sequence[Sequence[object]], right: Collection[int] = ()
 ) -> None:
-    """Print `header` and `rows` in columns as wide as they need; those in `right` right-aligned."""
+    """Print `header` and `rows` in columns of fitting widths; columns in `right` right-aligned."""
     lines = [[_cell(cell) for cell in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -24,7 +24,7 @@ def print_table(
 
 
 def print_wrapped_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
-    """As `print_table`, with the last column wrapped, so that lines fit the terminal."""
+    """Print a table like `print_table`, with the last column wrapped to fit the terminal."""
     table = [[_cell(cell) for cell in line] for line in (header, *rows)]
     first = [max(map(len, column)) + 2 for column in list(zip(*table, strict=True))[:-1]]
     width = max(20, shutil.get_terminal_size().columns - sum(first))
@@ -36,13 +36,13 @@ def print_wrapped_table(header: Sequence[object], rows: Sequence[Sequence[object
 
 
 def _cell(value: object) -> str:
-    """Text for one cell; a label's leading spaces stay."""
+    """Return the text of one cell, with a label's leading spaces."""
     text = str(value)
     return text if text.isprintable() and len(text) <= MAX_LENGTH else printable(text)
 
 
 def readable_bytes(size: float) -> str:
-    """`size` in GiB, MiB or KiB, to three digits or so."""
+    """Return `size` bytes as text in GiB, MiB or KiB, to about three digits."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
         if size >= scale:
             return f"{size / scale:.{2 if size < 10 * scale else 1}f} {unit}"

@@ -1,4 +1,4 @@
-"""`rwkv-core verify`: whether the installed backends compute what they should."""
+"""`rwkv-core verify`: checks that the installed backends compute correct results."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def _cells(check: Check) -> tuple[object, ...]:
 
 COMMAND = Command(
     "verify",
-    "check that the installed backends compute what they should",
+    "check that the installed backends compute correct results",
     _add_arguments,
     _run,
     """\
 Runs a small model of each architecture on each backend with each dtype it offers and compares the
-logits with those of a float64 reference. The error is the largest deviation, as a share of the
-logits' root mean square. Exit status 1 if a backend fails, or if there was none to check.
+logits with those of a float64 reference. The error is the largest difference, divided by the root
+mean square of the logits. The exit status is 1 if a backend fails, or if there is none to check.
 
   rwkv-core verify
   rwkv-core verify -b torch -o device=cuda -o dtype=float16""",

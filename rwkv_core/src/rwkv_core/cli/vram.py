@@ -1,4 +1,4 @@
-"""`rwkv-core vram`: how much memory models take, and what of them stays within a target."""
+"""`rwkv-core vram`: shows the memory that models take, and the offload plan for a target."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _HEADER_OF_TARGET = ("model", "matrices", "resident", "slots", "total", "streame
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help="this model (a file or its address) alone; without it the known sizes",
+        help="show only this model (a file or its address); by default the published sizes",
     )  # fmt: skip
     parser.add_argument(
         "--target", type=float, metavar="GB",
-        help="what stays on a device if weights may take so many GB (10^9 bytes) there",
+        help="show what stays on a device if weights may take so many GB (10^9 bytes) there",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--option", metavar="KEY=VALUE", action="append", default=[], dest="options",
@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
         raise OptionError("-o: goes with --target; without it every type is shown")
     rows = [memory_of_file(args.model)] if args.model is not None else memory_of_known_models()
     if args.target is not None:
-        _print_residencies(rows, args.target, options, args.json)
+        _print_plans(rows, args.target, options, args.json)
     elif args.json:
         print(json.dumps([_as_json(row) for row in rows], indent=2))
     else:
@@ -51,9 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_residencies(
-    rows: list[Memory], target: float, options: dict[str, str], as_json: bool
-) -> None:
+def _print_plans(rows: list[Memory], target: float, options: dict[str, str], as_json: bool) -> None:
     from rwkv_core.backends.offload_plan import (
         model_bytes,
         plan_offload,
@@ -75,7 +73,7 @@ def _print_residencies(
             row.config.weights().values(), dtype, "float64" if dtype == "float64" else "float32"
         )
         least = smallest_target(sizes, vectors)
-        # A single model that does not fit is an error, which `plan_offload` words.
+        # For a single model that does not fit, `plan_offload` raises the error.
         fits = limit >= least or len(rows) == 1
         found.append((row, plan_offload(sizes, vectors, limit) if fits else None, least))
     if as_json:
@@ -139,25 +137,25 @@ COMMAND = Command(
     _run,
     """\
 Computed from the model's shapes:
-  float32, 16 bits  the matrices in this type, vectors in float32, and the embedding as it is in
-                    the file (16 bits for the known sizes)
-  8 bits, 4 bits    the same, for matrices quantized in groups of 64 that share a scale and an
-                    offset of 16 bits each: an estimate
-  state             for each sequence: 5 float32 vectors a layer, in RWKV-5 to 7 one for each
-                    channel of a head and 2 more; and the logits
-  prefill           while a prompt is read, 512 tokens at a time: their vectors, about
-                    4 D + max(12 D, 3 F) float32 a token, D and F being the widths of the model
-                    and of its channel mixing
-A tensor library's own share, such as a CUDA context, comes on top.
+  float32, 16 bits  matrices in this type, vectors in float32, and the embedding in the file's type
+                    (16 bits for the published sizes)
+  8 bits, 4 bits    the same with quantized matrices, an estimate: groups of 64 weights that share
+                    a scale and an offset of 16 bits each
+  state             for each sequence: 5 float32 vectors per layer (in RWKV-5 to 7 one for each
+                    channel of a head, and 2 more), and the logits
+  prefill           while a prompt is read: the vectors of 512 tokens, about 4 D + max(12 D, 3 F)
+                    float32 per token, where D is the width of the model and F that of its channel
+                    mixing
+The tensor library's own memory, such as a CUDA context, is not included.
 
---target shows what a streaming backend keeps on a device: it copies the other matrices there ahead
-of their use. Columns in GB (10^9 bytes):
-  matrices      how many stay on the device, of all
-  resident      what those take
-  slots         two buffers for the matrices that are copied
-  total         all of that and the vectors; the embedding is in host memory
-  streamed      what is copied to the device for each token; divided by the rate of the bus, it is
-                the least time that a token takes
+--target shows what a streaming backend keeps on a device; it copies the other matrices there ahead
+of their use. All columns but the first are in GB (10^9 bytes):
+  matrices      number that stays on the device, and number of all
+  resident      size of the matrices that stay
+  slots         size of the two buffers for the other matrices
+  total         size of everything on the device, with the vectors; the embedding is in host memory
+  streamed      size of what is copied to the device for each token; divided by the rate of the
+                bus, it is the least time that a token takes
   least target  the smallest target with which the model runs
 
   rwkv-core vram

@@ -1,1 +1,1 @@
-"""Measures of a model: its perplexity, its memory, and whether a backend computes it right."""
+"""Measures a model's perplexity and memory, and verifies that backends compute it correctly."""

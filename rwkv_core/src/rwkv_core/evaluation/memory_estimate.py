@@ -1,4 +1,4 @@
-"""How much memory a model takes, computed from its shape."""
+"""Estimates the memory of a model from its sizes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _FLOAT32 = round(BYTES_PER_WEIGHT["float32"])
 
 @dataclass(frozen=True)
 class Memory:
-    """What a model takes, in bytes.
+    """Memory of a model, in bytes.
 
     Attributes:
-        parameters: their number.
-        weights: for each dtype of the matrices: matrices, vectors and embedding together.
-        state: one sequence's state with its logits, in float32.
-        prefill: the most that the vectors of a chunk of 512 tokens take beside the weights.
+        parameters: number of parameters.
+        weights: by dtype of the matrices: size of matrices, vectors and embedding together.
+        state: size of one sequence's state and logits, in float32.
+        prefill: largest size of the vectors of a chunk of 512 tokens.
     """
 
     name: str
@@ -33,15 +33,14 @@ class Memory:
 
 
 def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
-    """The memory of a model of these sizes.
+    """Return the memory of a model of these sizes.
 
-    Its embedding stays as the file has it, of `embedding_bytes` a value, and vectors are float32,
-    whatever the matrices are.
+    The embedding has the file's dtype, of `embedding_bytes` bytes per value; vectors are float32.
     """
     counts = config.count_parameters()
     fixed = counts.embedding * embedding_bytes + counts.vectors * _FLOAT32
-    # Beside four vectors of a token, time mixing holds about twelve at its fullest (k, v, r and
-    # the scan's), and channel mixing three of the inner width.
+    # Four vectors per token are always held. Time mixing adds up to about twelve (k, v, r and those
+    # of the scan), channel mixing three of the inner width.
     widest = 4 * config.n_embd + max(12 * config.n_embd, 3 * config.n_ffn)
     return Memory(
         name,
@@ -58,14 +57,15 @@ def memory(name: str, config: Config, embedding_bytes: int = 2) -> Memory:
 
 
 def memory_of_known_models() -> list[Memory]:
-    """The memory of the published models."""
+    """Return the memory of the published models."""
     return [memory(name, config) for name, config in published_configs().items()]
 
 
 def memory_of_file(path: str | os.PathLike[str]) -> Memory:
-    """The memory of the model in a file, of which no matrix is read.
+    """Return the memory of the model in a file, without reading its matrices.
 
-    Raises CheckpointError, and DownloadError for an address.
+    Raises CheckpointError if the file is not a model, and DownloadError for an address that cannot
+    be downloaded.
     """
     from rwkv_core.checkpoint import diagnose
     from rwkv_core.model_file import known_versions, open_model

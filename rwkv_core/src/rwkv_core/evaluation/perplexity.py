@@ -1,7 +1,7 @@
-"""How well a model predicts a text: nats per token, perplexity, bits per byte.
+"""Measures how well a model predicts a text: nats per token, perplexity, bits per byte.
 
 Every token of a text is scored, the first one too: the model first reads token 0, <|endoftext|> in
-the Pile and World vocabularies, which is what documents begin after.
+the Pile and World vocabularies, which stands before every document in training.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from rwkv_core.tokenizer import Tokenizer
 
 _CHUNK = 256
-# Rows of logits that are taken to float64 at a time.
+# Rows of logits that are converted to float64 per step.
 _ROWS = 32
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a text scored.
+    """Score of a text.
 
     Attributes:
-        name: the text's, such as its file.
-        tokens, bytes: how many were scored; bytes are those of the text in UTF-8.
+        name: name of the text, such as its file.
+        tokens, bytes: number of scored tokens, and of their bytes in UTF-8.
         nats: minus the natural logarithm of the probability that the model gave the text.
-        seconds: what scoring took.
+        seconds: time of scoring.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        # exp overflows past 709, where a model is broken anyway.
+        # exp overflows above 709; a model with such a score is broken.
         return math.exp(min(self.nats_per_token, 709.0))
 
     @property
@@ -62,7 +62,7 @@ class Score:
 
 
 def total(scores: Iterable[Score], name: str = "total") -> Score:
-    """Several texts' scores as one."""
+    """Return the sum of several texts' scores."""
     rows = list(scores)
     return Score(
         name,
@@ -74,7 +74,7 @@ def total(scores: Iterable[Score], name: str = "total") -> Score:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file. Raises OptionError for one that is empty, unreadable or not UTF-8."""
+    """Return a file's text. Raises OptionError if it is empty, unreadable or not UTF-8."""
     try:
         text = Path(path).read_bytes().decode()
     except OSError as error:
@@ -97,12 +97,13 @@ def score(
     max_tokens: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Score:
-    """Score a text, of one character at least.
+    """Score a text.
 
     Arguments:
-        context: start again after every so many tokens; None: one state through the whole text.
-        max_tokens: score only this many from the beginning.
-        on_progress: called with the tokens scored so far and in all.
+        context: start again, with a new state, after every so many tokens; None: keep the state
+            through the whole text.
+        max_tokens: score only so many tokens from the beginning.
+        on_progress: called with the number of tokens scored so far and in all.
 
     Raises OptionError for an empty text and for a number below 1.
     """
@@ -118,7 +119,7 @@ def score(
 def encode(
     tokenizer: Tokenizer, text: str, name: str = "text", max_tokens: int | None = None
 ) -> tuple[list[int], int]:
-    """The tokens of a text, or the first of them, and how many bytes they are.
+    """Return a text's first `max_tokens` tokens (None: all), and the number of their bytes.
 
     Raises OptionError for an empty text.
     """
@@ -138,10 +139,10 @@ def score_tokens(
     context: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> float:
-    """Nats of all `tokens` in order, the first given token 0; `context` as for `score`.
+    """Return the nats of all `tokens` together, the first one predicted after token 0.
 
-    Raises OptionError for tokens that the model does not know, RWKVError for logits that are not
-    numbers.
+    `context` is as in `score`. Raises OptionError for tokens outside the vocabulary, and RWKVError
+    if logits are NaN or infinite.
     """
     nats, done = [], 0
     for logits, targets in _predictions(model, tokens, context):
@@ -161,12 +162,12 @@ def compare_tokens(
     context: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[float, float, float]:
-    """How `model` scores `tokens`, and how far it is from `reference`, which has its vocabulary.
+    """Score `tokens` with `model`, and compare it with `reference`, of the same vocabulary.
 
-    Returns the nats of all tokens under `model`; the Kullback-Leibler divergence of its
-    distributions from the reference's, in nats, summed over all tokens; and the seconds that
-    `model` took. Both read the text side by side, so that only a chunk's logits are held. Raises
-    as `score_tokens` does.
+    Returns the nats of all tokens under `model`; the KL divergence of its predictions from the
+    reference's, in nats, summed over all tokens; and the time of `model` in seconds. Both models
+    read the text chunk by chunk, so that only one chunk's logits are held. Raises the errors of
+    `score_tokens`.
     """
     nats, divergences, seconds, done = [], [], 0.0, 0
     predictions = _predictions(model, tokens, context)
@@ -187,7 +188,7 @@ def compare_tokens(
 def _predictions(
     model: Model, tokens: Sequence[int], context: int | None
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """A chunk at a time: logits [T, V] of the model, and the tokens [T] that came."""
+    """Yield for each chunk the model's logits [T, V], and the tokens [T] that followed."""
     length = context or len(tokens)
     for start in range(0, len(tokens), length):
         window = tokens[start : start + length]

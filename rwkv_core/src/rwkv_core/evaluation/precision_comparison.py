@@ -1,8 +1,8 @@
-"""What coarser precisions cost a model: each is compared with float32 on the same texts.
+"""Compares a model's precisions with float32 on the same texts.
 
-The precisions are the dtypes that a backend has, then int8 and int4: prequantized with groups of
-one size, and loaded as they are where the backend has a kernel for them, else restored to float32,
-which is the same numbers.
+The precisions are the backend's dtypes, then int8 and int4, prequantized with one group size. A
+backend without a kernel for quantized matrices loads them dequantized to float32, which are the
+same numbers.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ REFERENCE = "float32"
 
 
 class Comparison(NamedTuple):
-    """One precision: the score of all texts together, and how far it is from float32's."""
+    """One precision: the score of all texts together, and its distance from float32."""
 
     precision: str
     score: Score
     divergence: float
     """Mean KL divergence from float32's predictions, in nats per token."""
     matrix_bytes: int
-    """Of all matrices, each of which is read once for a token that is decoded."""
+    """Bytes of all matrices. Decoding reads each once per token."""
 
 
 class Precisions:
-    """A model in all precisions that a backend has, compared one at a time.
+    """Compares a model in all precisions of a backend, one per call of `compare`.
 
     Attributes:
-        backend: the one whose precisions they are.
-        names: of the precisions; float32, which the others are compared with, is the first.
-        reference: the model in float32. It is of another backend if this one has none.
+        backend: the backend whose precisions are compared.
+        names: names of the precisions; float32, the reference, is the first.
+        reference: the model in float32; on another backend if this one has no float32.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class Precisions:
         """Load the reference and the tokenizer.
 
         Arguments:
-            model, backend, tokenizer, lora, options: as for `RWKV`; the options are without
-                dtype.
-            texts: names and texts; context, max_tokens: as for `score`.
-            group_size: of int8 and int4, see `quantize`.
+            model, backend, tokenizer, lora, options: as for `RWKV`; without the option dtype.
+            texts: (name, text) pairs.
+            context, max_tokens: as for `score`.
+            group_size: weights per group of int8 and int4; see `quantize`.
 
-        Raises CheckpointError for a model that is quantized already, and what `RWKV` raises.
+        Raises CheckpointError if the model is quantized already, and the errors of `RWKV`.
         """
         if "dtype" in options:
             raise OptionError("dtype: found one, expected none: all dtypes are compared")
-        # First, so that its mistakes show before a long download.
+        # The tokenizer comes first, so that its errors show before a long download.
         given = None if tokenizer is None else load_tokenizer(tokenizer)
         if given is None:
             fetch_tokenizers(model)
@@ -106,9 +106,10 @@ class Precisions:
         self._n_tokens, self._n_bytes = sum(map(len, self._texts)), sum(n for _, n in encoded)
 
     def compare(self, name: str, on_progress: OnProgress | None = None) -> Comparison:
-        """One of `names`, loaded, scored and let go of; `on_progress` gets tokens.
+        """Load the model in the precision `name`, one of `names`, score it and free it.
 
-        Raises what `load` and `score` do.
+        `on_progress` is called with the number of tokens so far and in all. Raises the errors of
+        `load` and `score`.
         """
         if name == REFERENCE:
             return self._compared(name, self.reference, self._bytes_of(name), on_progress)
@@ -116,7 +117,7 @@ class Precisions:
             own = {**self._options, "dtype": name}
             model = load(self._source, self.backend, lora=self._lora, **own)
             return self._compared(name, model, self._bytes_of(name), on_progress)
-        # Where the file's own dtype is none of the backend's, it is restored to this one.
+        # A backend without this quantized dtype dequantizes the file to this one.
         dtype = REFERENCE if REFERENCE in self._dtypes else name
         options = {**self._options, "dtype": dtype} if self._dtypes else self._options
         with temporary_folder(tempfile.gettempdir()) as folder:
@@ -154,7 +155,7 @@ class Precisions:
 
 
 def _dtypes(backend: str) -> list[str]:
-    """The dtypes that a backend offers, of those whose size is known. Raises BackendError."""
+    """Return a backend's dtypes that have a known size. Raises BackendError for the backend."""
     ready = {row.name: row for row in plugins.list_backends() if row.status == "ready"}
     if backend not in ready:
         raise BackendError(plugins.why_not(backend))

@@ -1,4 +1,4 @@
-"""Random models of any shape, for timing: quick to make, written without holding them in memory."""
+"""Writes random models of any size, for timing, without holding them in memory."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from rwkv_core.architectures.base import Config
 
-# A prime: repeats of the block never line up with the rows of a matrix.
+# A prime, so that repeats of the block never line up with the rows of a matrix.
 _BLOCK = 1_000_003
 
 
 def random_values(count: int, seed: int) -> NDArray[np.float32]:
-    """`count` float32 of mean 0 and variance 1, a block of a million of them repeated."""
+    """Return float32 [count] of mean 0 and variance 1: a block of a million values, repeated."""
     rng = np.random.default_rng(seed)
     return np.resize(rng.standard_normal(min(count, _BLOCK), np.float32), count)
 
 
 def write_random_model(path: str | os.PathLike[str], config: Config) -> None:
-    """Write a random model of these sizes as float16 safetensors, 2 bytes a parameter."""
+    """Write a random model of these sizes as float16 safetensors, 2 bytes per parameter."""
     weights = config.weights()
     header, offset = {}, 0
     for name, weight in weights.items():

@@ -23,17 +23,17 @@ from rwkv_core.model import Model
 
 
 class Case(NamedTuple):
-    """A prompt and what the reference makes of it."""
+    """A prompt, and the reference's logits after some of its tokens."""
 
     tokens: list[int]
     positions: list[int]
-    """Indices into `tokens`, after which the logits are."""
+    """Indices into `tokens`; `logits` are those after these tokens."""
     logits: NDArray[np.float32]  # [len(positions), V]
 
 
 @dataclass(frozen=True)
 class Check:
-    """How one backend did with one dtype.
+    """Result of one backend with one dtype.
 
     Attributes:
         status: "pass", "FAIL", or "skipped" where it is not available on this machine.
@@ -75,18 +75,18 @@ def golden_cases(path: Path, fingerprint: str) -> list[Case]:
 
 
 def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
-    """Check `backend`, or all that are installed, with each dtype it offers, one after the other.
+    """Check `backend`, or all installed ones, with each of its dtypes, one after the other.
 
-    `options` are the backend's; a dtype among them is the only one checked. Raises BackendError if
-    the backend named is not ready, or none is installed, and OptionError for options that none of
-    them takes.
+    `options` are the backend's; if they name a dtype, only that is checked. Raises BackendError if
+    `backend` is not ready or none is installed, and OptionError for options that none of the
+    backends has.
     """
     rows = plugins.list_backends()
     if not rows:
-        # Raises: it says what to install.
+        # Raises an error that says what to install.
         plugins.default_backend()
     if backend is not None:
-        # Its reason for not being ready, if there is one, is an error and no row here.
+        # A named backend that is not ready is an error, not a row.
         if all(row.status != "ready" for row in rows if row.name == backend):
             plugins.tensor_ops(backend, {})
         rows = [row for row in rows if row.name == backend and row.status == "ready"]
@@ -112,7 +112,7 @@ def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
 
 
 def _choices(row: BackendInfo, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each dtype that a backend offers and `options` leave open, as an option."""
+    """Yield options for each dtype of a backend; for one only if `options` name it."""
     for option in row.options:
         if option.name == "dtype":
             given = (options["dtype"],) if "dtype" in options else option.choices
@@ -154,9 +154,10 @@ def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
 
 
 def deviation_of(model: Model, case: Case) -> float:
-    """How far the model's logits are off, the prompt read at once and token by token.
+    """Return the largest error of the model's logits, with the prompt read at once and by tokens.
 
-    A share of the expected logits' root mean square; infinite where they are not numbers.
+    It is divided by the root mean square of the expected logits; infinite if a logit is NaN or
+    infinite.
     """
     together, _ = model.forward(case.tokens, all_logits=True)
     at_once = model.to_numpy(together)[case.positions]
@@ -171,11 +172,11 @@ def deviation_of(model: Model, case: Case) -> float:
 
 
 def deviation(found: ArrayLike, expected: ArrayLike) -> float:
-    """The largest difference, as a share of `expected`'s root mean square."""
+    """Return the largest difference, divided by the root mean square of `expected`."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     return float(np.max(np.abs(found - expected))) / root_mean_square(expected)
 
 
 def root_mean_square(expected: NDArray[np.float64]) -> float:
-    """Of `expected`; 1 where it is 0."""
+    """Return the root mean square of `expected`; 1 if it is 0."""
     return float(np.sqrt(np.mean(expected**2))) or 1.0

@@ -1,1 +1,1 @@
-"""From logits to text: sampling, stop strings, and the stream that holds them together."""
+"""Generation of text: sampling, stop strings, and the stream that uses both."""

@@ -1,4 +1,4 @@
-"""From logits to the next token: one chain in NumPy, the same for every backend.
+"""Samples the next token from logits, in NumPy, the same for every backend.
 
 The order is fixed: logit bias and bans, penalties, processors (the user's own steps), temperature,
 top-k, typical, top-p, min-p, one draw. The parameters are in `sampling_parameters`,
@@ -21,14 +21,14 @@ from rwkv_core.plugins.sampler import Logits, Processor
 
 
 def check_vocabulary(sampling: Sampling, stop_tokens: Collection[int], n_vocab: int) -> None:
-    """Raise OptionError if one of the tokens that they name is not below `n_vocab`."""
+    """Raise OptionError if `sampling` or `stop_tokens` name a token that is not below `n_vocab`."""
     steps.check_vocabulary("logit_bias", sampling.logit_bias.keys(), n_vocab)
     steps.check_vocabulary("banned_tokens", sampling.banned_tokens, n_vocab)
     steps.check_vocabulary("stop_tokens", stop_tokens, n_vocab)
 
 
 class TokenCounts:
-    """How often each token occurs in a history that grows, such as one generation's.
+    """Counts of each token in a growing history, such as one generation's.
 
     Recounting at each token would cost O(history).
     """
@@ -38,7 +38,7 @@ class TokenCounts:
         self._n_counted = 0
 
     def of(self, history: Sequence[int], n_vocab: int) -> NDArray[np.int64]:
-        """Counts [V] of `history`, which begins with that of the call before."""
+        """Return counts [V] of `history`, which must begin with the last call's history."""
         if len(self._counts) != n_vocab:
             self._counts, self._n_counted = np.zeros(n_vocab, np.int64), 0
         np.add.at(self._counts, np.asarray(history[self._n_counted :], np.intp), 1)
@@ -55,17 +55,17 @@ def sample(
     processors: Sequence[Processor] = (),
     counts: TokenCounts | None = None,
 ) -> int:
-    """The next token.
+    """Return the next token.
 
     Arguments:
         logits: [V], any float type.
-        history: the tokens generated so far in this call, which the penalties go by.
-        rng: gives one uniform number a token; none at temperature 0.
+        history: the tokens generated so far, for the penalties.
+        rng: draws one uniform number per token; none at temperature 0.
         processors: the user's own steps, run after the penalties.
-        counts: where counts of this history are kept from token to token; None recounts.
+        counts: keeps the counts of this history between calls; None recounts.
 
-    Raises RWKVError for logits that are not numbers, OptionError for ones of another shape, for
-    penalties that make them no numbers, or if nothing is left to choose.
+    Raises RWKVError if the model's logits hold NaN or +inf. Raises OptionError if they have another
+    shape, if penalties or processors make them NaN or +inf, or if every token is excluded.
     """
     given = np.asarray(logits, np.float64)
     if given.ndim != 1 or not given.size:
@@ -101,7 +101,7 @@ def sample(
 def _checked_top(
     scores: Logits, where: str, advice: str, error: type[RWKVError] = RWKVError
 ) -> float:
-    """The largest. Raises `error` if it, or any, is no number that can be drawn by."""
+    """Return the largest of `scores` [V]. Raises `error` unless all are finite or -inf."""
     top = float(scores.max())
     if not is_drawable(top):
         raise error(f"{where} {top}, expected finite logits (or -inf): {advice}")
@@ -109,7 +109,7 @@ def _checked_top(
 
 
 def is_drawable(logits: Any) -> bool:
-    """Whether logits of any shape, or one, are finite or -inf, so that tokens can be drawn."""
+    """Return whether all logits, of any shape, are finite or -inf, as drawing needs them."""
     top = float(np.max(logits))
     return not math.isnan(top) and top < math.inf
 
@@ -117,7 +117,7 @@ def is_drawable(logits: Any) -> bool:
 def adjusted(
     logits: Logits, sampling: Sampling, history: Sequence[int], counts: TokenCounts
 ) -> Logits:
-    """Bias, bans and penalties applied, those that are set; `logits` itself where none is."""
+    """Return `logits` [V] with bias, bans and penalties applied; `logits` itself if none is set."""
     if sampling.logit_bias:
         tokens, added = sampling.bias_arrays
         steps.check_vocabulary("logit_bias", tokens, len(logits))
@@ -129,7 +129,7 @@ def adjusted(
         return logits
     found = counts.of(history, len(logits))
     tokens = np.flatnonzero(found)
-    # An overflow to -inf rules the token out, as asked; one to inf, or NaN, is found by `sample`.
+    # An overflow to -inf excludes the token, as intended; `sample` finds inf and NaN.
     with np.errstate(over="ignore", invalid="ignore"):
         if sampling.repetition_penalty != 1:
             logits = steps.repetition_penalty(logits, tokens, sampling.repetition_penalty)
@@ -145,7 +145,7 @@ def adjusted(
 def _processed(
     scores: Logits, processors: Sequence[Processor], history: Sequence[int]
 ) -> tuple[Logits, float]:
-    """What the processors make of the scores, and the largest of that."""
+    """Return the scores [V] after all processors, and the largest of them."""
     size, top = scores.shape, 0.0
     scores = scores.copy()  # a processor may work in place
     for process in processors:

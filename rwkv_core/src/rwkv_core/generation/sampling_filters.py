@@ -1,11 +1,11 @@
 """The steps of the sampling chain, each a pure function over a vocabulary of V tokens.
 
-Up to top-k they take logits, float64 [V], and a token that is ruled out has the logit -inf. The
-filters after it take weights, float64 [V]: probabilities but for a factor, at most 1, and a token
-that is ruled out has 0. `sampling` puts the steps in order.
+Steps up to top-k take logits, float64 [V]; an excluded token has the logit -inf. The later filters
+take weights, float64 [V]: probabilities times a constant factor, at most 1; an excluded token has
+the weight 0. `sampling` runs the steps in order.
 
-A vocabulary has 50,000 tokens and more, and to sort them takes milliseconds a token. So the filters
-narrow down where their edge is by sums over the whole, and sort the few tokens that are near it.
+Sorting a vocabulary of 50,000 tokens or more takes milliseconds per token. So a filter first finds
+by sums over all tokens which ones are near its edge, and sorts only those.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Weights = NDArray[np.float64]
 Tokens = NDArray[np.integer[Any]]
 
 _MAX_SORTED = 1024
-"""Tokens that are sorted as they are."""
+"""Number of tokens that are sorted without narrowing down first."""
 _BUCKET_BITS = 10
 _MAX_BUCKETS = 4 << _BUCKET_BITS
 _BLOCK = 256
 _MIN_LOGIT = -745.0
-"""Of weight 0, as are all below it."""
+"""The weight of this logit, and of smaller ones, is 0 in float64."""
 _ONE = np.float64(1).view(np.int64)
 
 
@@ -40,24 +40,25 @@ def check_vocabulary(name: str, tokens: Collection[int], n_vocab: int) -> None:
 
 
 def bias(logits: Logits, tokens: Tokens, added: NDArray[np.float64]) -> Logits:
-    """logits[t] + a for each token t of `tokens` [n], which differ, and its a of `added` [n]."""
+    """Return `logits` [V] with `added` [n] added at `tokens` [n], which are distinct."""
     logits = logits.copy()
     logits[tokens] += added
     return logits
 
 
 def ban(logits: Logits, tokens: Tokens) -> Logits:
-    """-inf for each of `tokens` [n]."""
+    """Return `logits` [V] with -inf at `tokens` [n]."""
     logits = logits.copy()
     logits[tokens] = -np.inf
     return logits
 
 
 def repetition_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits:
-    """x / penalty where x > 0, x * penalty elsewhere, for `tokens` [n], which have occurred.
+    """Return `logits` [V] with x / penalty (if x > 0) or x * penalty at `tokens` [n].
 
-    Keskar et al. 2019 (CTRL, section 4.1) divide by the penalty. That would favour tokens whose
-    logit is negative, so these are multiplied, as has become usual.
+    `tokens` are those that have occurred. Keskar et al. 2019 (CTRL, section 4.1) divide every logit
+    by the penalty. That would favour tokens with a negative logit, so these are multiplied, which
+    has become usual.
     """
     logits = logits.copy()
     old = logits[tokens]
@@ -66,23 +67,30 @@ def repetition_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits
 
 
 def presence_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits:
-    """x - penalty for `tokens` [n], which have occurred, however often (OpenAI's API reference)."""
+    """Return `logits` [V] with `penalty` subtracted at `tokens` [n], those that have occurred.
+
+    Source: OpenAI's API reference.
+    """
     logits = logits.copy()
     logits[tokens] -= penalty
     return logits
 
 
 def frequency_penalty(logits: Logits, tokens: Tokens, counts: Tokens, penalty: float) -> Logits:
-    """x - penalty * the token's count, for `tokens` [n] and their `counts` [n] (OpenAI's API
-    reference)."""
+    """Return `logits` [V] with `penalty * counts` subtracted at `tokens` [n].
+
+    `counts` [n] tells how often each token has occurred. Source: OpenAI's API reference.
+    """
     logits = logits.copy()
     logits[tokens] -= penalty * counts
     return logits
 
 
 def temperature(logits: Logits, value: float, top: float) -> Logits:
-    """(x - top) / value, `top` being the largest: softmax of it is softmax of x / value, and it
-    cannot overflow up."""
+    """Return (logits - top) / value, where `top` is the largest logit.
+
+    It has the softmax of logits / value, and cannot overflow to +inf.
+    """
     with np.errstate(over="ignore"):
         scaled = logits - top
         if value != 1:
@@ -91,8 +99,8 @@ def temperature(logits: Logits, value: float, top: float) -> Logits:
 
 
 def top_k(logits: Logits, k: int) -> Tokens:
-    """The `k` likeliest tokens, k <= V, ascending; among equal ones the lowest numbers."""
-    # The k-th of these maxima is a lower bound: k of them reach it.
+    """Return the `k` likeliest tokens, k <= V, ascending; among equals the lowest numbers."""
+    # The k-th largest of these maxima is a lower bound: k tokens reach it.
     width = max(1, len(logits) // (8 * k))
     rows = len(logits) // width
     maxima = logits[: rows * width].reshape(width, rows).max(axis=0)
@@ -106,31 +114,30 @@ def top_k(logits: Logits, k: int) -> Tokens:
 
 
 def top_p(weights: Weights, mass: float) -> Weights:
-    """Keep the likeliest tokens, as few as have together at least `mass` of the probability.
+    """Keep the smallest set of the likeliest tokens whose probability is at least `mass`.
 
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
     total = float(weights.sum())
-    # The bits of a positive float, read as an integer, grow with it, about as its logarithm does.
+    # The bits of a positive float, read as an integer, grow roughly with its logarithm.
     key = _ONE - weights.view(np.int64)
     last = _ONE - np.float64(_least_that_matters(weights, total, mass)).view(np.int64)
     return weights * _first_of_mass(key, weights, mass * total, int(last))
 
 
 def typical(logits: Logits, weights: Weights, mass: float) -> Weights:
-    """Keep the tokens whose surprise is nearest the expected one, as few as have `mass`.
+    """Keep the smallest set of tokens with a typical surprise whose probability is at least `mass`.
 
-    `logits` are the logarithms of `weights`.
-
-    Surprise is -log p, its expectation the entropy. Meister et al. 2022, "Locally Typical
+    Surprise is -log p; its expectation is the entropy; tokens nearest to that are kept first.
+    `logits` are the logarithms of `weights`. Source: Meister et al. 2022, "Locally Typical
     Sampling", section 3.
     """
     logs = np.maximum(logits, _MIN_LOGIT)
-    # Surprise and entropy are both off by the logarithm of the sum, their difference is not.
+    # Weights are not normalized, which shifts surprise and entropy by the same amount.
     total = float(weights.sum())
     mean = float(np.einsum("i,i->", weights, logs)) / total
     last = max(abs(math.log(_least_that_matters(weights, total, mass)) - mean), abs(mean))
-    # Whole numbers of 2**-52, the rounding of a logarithm.
+    # In units of 2**-52, the rounding error of a logarithm.
     logs -= mean
     np.abs(logs, out=logs)
     logs *= 2.0**52
@@ -144,20 +151,20 @@ def min_p(weights: Weights, fraction: float) -> Weights:
 
 
 def _least_that_matters(weights: Weights, total: float, mass: float) -> float:
-    """Tokens of less weight than this have together less than 1 - `mass` of the probability."""
+    """Return a weight: all tokens below it together have less than 1 - `mass` of `total`."""
     return (1 - mass) * total / len(weights)
 
 
 def _first_of_mass(
     key: NDArray[np.int64], weights: Weights, wanted: float, last: int
 ) -> NDArray[np.bool]:
-    """Mask of the smallest prefix, in (key, token) order, whose weights reach `wanted`.
+    """Return the mask [V] of the smallest prefix whose weights reach `wanted`.
 
-    They reach it at a key of at most `last`.
+    Tokens are in (key, token) order. At the key `last` the weights have reached it for certain.
     """
-    # By sums over buckets of keys: the tokens among which it is reached.
+    # Sums over buckets of keys narrow down the tokens among which the edge is.
     near, keys, masses, before = None, key, weights, 0.0
-    # Mostly few are needed at all: then the sums are over those.
+    # Usually few tokens are needed; then only those are summed.
     needed = key <= last
     if 4 * np.count_nonzero(needed) < len(key):
         near = np.flatnonzero(needed)
@@ -166,7 +173,7 @@ def _first_of_mass(
         buckets = keys - low
         shift = max(0, (min(high, last) - low).bit_length() - _BUCKET_BITS)
         buckets >>= shift
-        # Buckets after the last are not needed, but adding all the rest to one would be slow.
+        # Buckets beyond the limit are not needed. They share several, as one would be slow.
         if (high - low) >> shift > _MAX_BUCKETS:
             np.minimum(buckets, _MAX_BUCKETS, out=buckets)
         reached = before + np.cumsum(np.bincount(buckets, masses))
@@ -184,18 +191,18 @@ def _first_of_mass(
 
 
 def draw(weights: Weights, rng: np.random.Generator) -> int:
-    """A token at random, by inverse CDF in the order of token numbers.
+    """Draw a token at random, by inverse CDF in the order of token numbers.
 
-    That order does not depend on the logits, so logits that agree to rounding give the same
+    This order does not depend on the logits, so logits that differ only by rounding give the same
     token for the same random number.
     """
-    # A running sum over the whole takes as long as all else here: first which block, then where.
+    # A cumulative sum over all tokens would double the time: the block is found first.
     blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)))
     target = rng.random() * blocks[-1]
     block = int(np.searchsorted(blocks, target, side="right"))
     start = block * _BLOCK
     within = np.cumsum(weights[start : start + _BLOCK])
     target -= blocks[block - 1] if block else 0.0
-    # The two sums of a block differ by rounding: a target beyond its end is at its end.
+    # The two sums of a block differ by rounding, so the target is limited to the block's end.
     target = min(target, np.nextafter(within[-1], 0.0))
     return start + int(np.searchsorted(within, target, side="right"))

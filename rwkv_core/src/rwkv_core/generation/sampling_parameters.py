@@ -1,8 +1,7 @@
-"""How tokens are chosen: the parameters of sampling, each declared once.
+"""The parameters of sampling, each declared once, in `Sampling`.
 
-Its default, its help and its check stand in one line of `Sampling`; `RWKV.generate`, the command
-line and a chat's `/set` read them from there. Without NumPy, which the program's help does not
-wait for.
+A declaration holds the default, the help and the check. `RWKV.generate`, the command line and a
+chat's `/set` use it. NumPy is not imported, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Check: TypeAlias = Callable[[str, Any], Any]
 
 
 class Range(NamedTuple):
-    """The numbers that a parameter may be."""
+    """The range of a parameter: its description, and its check."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -39,7 +38,7 @@ _SHARE = Range("a number > 0 and <= 1", lambda x: 0 < x <= 1)
 
 
 def is_whole(value: object) -> bool:
-    """Whether `value` is an integer of Python's or NumPy's, and not a bool."""
+    """Return whether `value` is an integer of Python or NumPy, but not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -48,7 +47,7 @@ def _is_number(value: object) -> bool:
         return False
     try:
         float(value)
-    except OverflowError:  # A whole number that no float holds.
+    except OverflowError:  # a whole number that is too large for a float
         return False
     return True
 
@@ -80,7 +79,7 @@ def _count(default: int, help: str) -> Any:
     return field(default=default, metadata={"help": help, "check": check})
 
 
-# Copies, here and below: what the caller changes later must not get past these checks.
+# These functions return copies, so that later changes by the caller do not bypass the checks.
 def _checked_bias(name: str, bias: Any) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise OptionError(f"{name}: found {bias!r}, expected a mapping of tokens to numbers")
@@ -105,7 +104,7 @@ class Sampling:
     Raises OptionError for a value of the wrong type or out of range.
     """
 
-    temperature: float = _number(1.0, _NOT_NEGATIVE, "0 takes the likeliest token every time")
+    temperature: float = _number(1.0, _NOT_NEGATIVE, "0 always takes the likeliest token")
     top_p: float = _number(1.0, _SHARE, "keep the likeliest tokens up to this probability")
     top_k: int = _count(0, "keep this many of the likeliest tokens; 0 keeps all")
     typical_p: float = _number(1.0, _SHARE, "keep the most typical tokens up to this probability")
@@ -116,10 +115,10 @@ class Sampling:
         1.0, _POSITIVE, "above 1, makes tokens generated before less likely"
     )
     presence_penalty: float = _number(
-        0.0, _ANY, "taken from the logit of each token generated before"
+        0.0, _ANY, "subtracted from the logit of each token generated before"
     )
     frequency_penalty: float = _number(
-        0.0, _ANY, "taken from a token's logit for each time it was generated"
+        0.0, _ANY, "subtracted from a token's logit for each time it was generated"
     )
     logit_bias: Mapping[int, float] = field(
         default_factory=dict,
@@ -140,10 +139,10 @@ class Sampling:
             value = one.metadata["check"](one.name, getattr(self, one.name))
             object.__setattr__(self, one.name, value)
 
-    # Kept, since the conversion of a long list takes longer than all else that a token needs.
+    # Cached, since converting a long list takes longer than all other steps for a token.
     @cached_property
     def bias_arrays(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """The tokens of `logit_bias`, and what is added to their logits."""
+        """Return the tokens [n] of `logit_bias`, and the values [n] added to their logits."""
         import numpy as np
 
         n = len(self.logit_bias)
@@ -160,17 +159,17 @@ class Sampling:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether tokens generated already change the choice."""
+        """Return whether earlier tokens change the choice."""
         return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
 
 
 class Parameter(NamedTuple):
-    """One of sampling's parameters, as a command line and a help text need it.
+    """One of sampling's parameters, for a command line and its help.
 
     Attributes:
-        kind: float or int; None for those that hold several values, which are given one by one.
+        kind: float or int; None for one with several values, which are given one by one.
         flag: its name on the command line.
-        metavar: what stands for a value there.
+        metavar: the placeholder of its value in the help.
     """
 
     name: str
@@ -198,7 +197,10 @@ Sampling.__doc__ = f"{Sampling.__doc__}\n    Attributes:\n" + "\n".join(
 
 
 def sampling_with(base: Sampling | None, options: Mapping[str, Any]) -> Sampling:
-    """`base`, or the defaults, with some parameters changed by name. Raises OptionError."""
+    """Return `base` (None: the defaults) with `options` changed, by name.
+
+    Raises OptionError for an unknown name or a wrong value.
+    """
     if base is not None and not isinstance(base, Sampling):
         raise OptionError(
             f"sampling: found a {type(base).__name__}, expected a Sampling; "

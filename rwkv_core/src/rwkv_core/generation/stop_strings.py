@@ -1,4 +1,4 @@
-"""Stop strings in a growing run of bytes: where the first one begins, and what may become one."""
+"""Finds stop strings in growing text, in bytes: complete ones, and one that may have begun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rwkv_core.errors import OptionError
 
 
 def encode_stop_strings(stop_strings: Sequence[str]) -> tuple[bytes, ...]:
-    """Their UTF-8 bytes. Raises OptionError unless it is a list of strings that are not empty."""
+    """Return stop strings in UTF-8. Raises OptionError unless it is a list of non-empty strings."""
     if isinstance(stop_strings, str):
         raise OptionError(
             f"stop_strings: found {stop_strings!r}, expected a list: [{stop_strings!r}]"
@@ -25,13 +25,13 @@ def encode_stop_strings(stop_strings: Sequence[str]) -> tuple[bytes, ...]:
 
 
 def first_stop(data: bytearray, start: int, stops: Sequence[bytes]) -> int | None:
-    """Where the first of `stops` in `data` begins, at `start` or later; None if there is none."""
+    """Return the first place from `start` on where one of `stops` begins; None if none does."""
     places = [place for stop in stops if (place := data.find(stop, start)) >= 0]
     return min(places, default=None)
 
 
 def possible_stop(data: bytearray, start: int, stops: Sequence[bytes]) -> int:
-    """Where the tail of `data` begins that more bytes could make a stop; len(data) if nowhere."""
+    """Return where an incomplete stop may begin at the end of `data`; len(data) if nowhere."""
     longest = max(map(len, stops), default=0)
     for place in range(max(start, len(data) - longest + 1), len(data)):
         tail = bytes(data[place:])

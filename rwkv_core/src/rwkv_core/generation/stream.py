@@ -41,14 +41,14 @@ Seed = int | np.random.Generator | None
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """What a generation gave.
+    """Result of a generation.
 
     Attributes:
-        text: the text, up to a stop string; a character unfinished at the end is not in it but in
-            `state.pending`, and the next generation continues it.
-        tokens: what `state` has read since the generation began: tokens of exactly this text.
+        text: the text, up to a stop string. The bytes of an incomplete last character are not in it
+            but in `state.pending`; the next generation continues them.
+        tokens: the tokens of exactly this text, which `state` has read.
         state: the state after the text.
-        logits: that state's, float32 [V], an array of the backend.
+        logits: the state's logits, float32 [V], an array of the backend.
         stop_reason: "length", "stop_string", "stop_token" or "interrupted".
     """
 
@@ -65,12 +65,12 @@ class Generated:
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """What `on_progress` is told after each token.
+    """Argument of `on_progress`, which is called after each token.
 
     Attributes:
-        logits, state: the model's after this token.
-        output: the text given out so far.
-        progress: what this token added to it; "" where a stop string may have begun.
+        logits, state: the model's logits, float32 [V], and state after this token.
+        output: the text yielded so far.
+        progress: the text that this token added; "" while a stop string may have begun.
         tokens: the tokens read so far.
         total: the largest number of tokens.
         current: the number of tokens read so far.
@@ -113,11 +113,11 @@ def _generator(model: Model, seed: Seed) -> np.random.Generator:
 class GenerationStream:
     """Continues from a state, as an iterator over pieces of text, none of them empty.
 
-    An exception, Ctrl-C's KeyboardInterrupt too, ends it after the text given out before, and is
-    raised.
+    An exception, also Ctrl-C's KeyboardInterrupt, ends the generation after the text yielded so
+    far, and is raised.
 
     Attributes:
-        result: None while it runs; a Generated after the last piece or `close()`.
+        result: None while the stream runs; a Generated after the last piece or `close()`.
     """
 
     def __init__(
@@ -137,24 +137,25 @@ class GenerationStream:
         sampling: Sampling | None = None,
         **sampling_options: Any,
     ) -> None:
-        """Check the arguments; the first token is read when the first piece is asked for.
+        """Check the arguments. Nothing is computed before the first piece is requested.
 
         Arguments:
-            state: a single state. One that has read nothing reads token 0 first, <|endoftext|> in
-                the Pile and World vocabularies.
-            max_tokens: the most tokens to continue by.
+            state: a single state. An empty one reads token 0 first, <|endoftext|> in the Pile and
+                World vocabularies.
+            max_tokens: the largest number of tokens.
             stop_strings: the text ends before the first place where one of them begins.
             stop_tokens: the text ends before one of these, which the state does not read.
-            ignore_eos: go on after the token that ends a document (`tokenizer.end_of_text`). By
-                default that is one of the stop tokens.
+            ignore_eos: go on after the token that ends a document (`tokenizer.end_of_text`), which
+                is a stop token by default.
             seed: a number, a NumPy Generator to draw from, or None for a different text each time.
-            on_progress: called with a Progress after each token. What it raises ends the
+            on_progress: called with a Progress after each token. An exception from it ends the
                 generation.
             processors: steps of the sampling chain, run after the penalties: functions (logits
                 [V], tokens so far) -> logits, or samplers by name, such as "mirostat:tau=3";
                 `rwkv-core list-plugins` lists them.
-            sampling_options: temperature, top_p and the other attributes of `Sampling`.
-            sampling: a Sampling that these start from.
+            sampling: a Sampling; by default the model's own distribution.
+            sampling_options: temperature, top_p and other attributes of `Sampling`, which replace
+                those of `sampling`.
 
         Raises OptionError for an argument, StateError for a state that does not fit the model.
         """
@@ -203,7 +204,7 @@ class GenerationStream:
         raise StopIteration
 
     def run(self) -> Generated:
-        """Go on to the end. Ctrl-C ends it after all that was read, and is raised."""
+        """Run to the end. Return the result. Ctrl-C ends it after the last token, and is raised."""
         try:
             while self.result is None:
                 self._advance()
@@ -213,14 +214,14 @@ class GenerationStream:
         return self.result
 
     def close(self) -> None:
-        """End here: `result` is what has been given out, and the state of exactly that."""
+        """End the generation: `result` holds the text yielded so far, and its state."""
         if self._advancing:
             raise StateError("no state is settled during on_progress: use its argument's .state")
         if self.result is None:
             self._cut(self._transcript.given_out, "interrupted")
 
     def _advance(self) -> str:
-        """One token on: the text it adds."""
+        """Generate one token. Return the text that it adds."""
         transcript = self._transcript
         given_out = transcript.given_out
         self._advancing = True
@@ -264,9 +265,9 @@ class GenerationStream:
             raise
 
     def _check_state(self, logits: NDArray[Any]) -> None:
-        """Raise StateError if no logits can be drawn by, and the state given is what is to blame.
+        """Raise StateError if the logits are NaN or infinite because of the initial state.
 
-        It is if the tokens read since give good logits without it.
+        That is so if the tokens read since give finite logits without that state.
         """
         if is_drawable(logits):
             return
@@ -296,7 +297,7 @@ class GenerationStream:
         )
 
     def _interrupt(self) -> None:
-        """End with all that has been read."""
+        """End after all tokens read so far."""
         self._transcript.drop_unread()
         if self.result is None:
             self._end("interrupted")

@@ -1,4 +1,4 @@
-"""Plugins: the hooks that they implement, how they are found, and which backend is started."""
+"""Plugins: their hooks, their discovery, and the selection of a backend."""
 
 from rwkv_core.plugins.discovery import PluginInfo, own_extras, plugin_limit, registry
 from rwkv_core.plugins.installed import GROUP

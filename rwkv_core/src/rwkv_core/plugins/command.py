@@ -1,4 +1,4 @@
-"""What a command of `rwkv-core` is; plugins offer theirs through the hook `rwkv_commands`."""
+"""The type of `rwkv-core`'s commands; plugins add some with the hook `rwkv_commands`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Command:
     """A command: `rwkv-core NAME ...`.
 
     Attributes:
-        name: as it is typed.
-        help: one line for the listing of `rwkv-core --help`.
-        add_arguments: declares the command's arguments; called at every start of the program, so
-            it imports nothing heavy.
-        run: does the work and returns the exit status. Errors that a user can cause are raised as
-            RWKVError and end as one line on stderr.
-        description: further lines for the command's own --help, shown as they are.
+        name: the name that a user types.
+        help: one line for the list of commands in `rwkv-core --help`.
+        add_arguments: declares the command's arguments. It is called at every start of the program,
+            so it must not import large libraries.
+        run: runs the command and returns the exit status. It raises RWKVError for errors that a
+            user can cause; they are shown as one line on stderr.
+        description: further lines for the command's own --help, shown unchanged.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Loads the plugins of this environment. One broken plugin is a row in a list and hurts no other.
+"""Loads the plugins of this environment. A broken plugin is a row in a list; the others work.
 
-Two environment variables steer this: RWKV_PLUGINS names the entry points or distributions allowed
+Two environment variables control this: RWKV_PLUGINS names the allowed entry points or distributions
 (comma-separated; empty: none), and RWKV_PLUGINS_STRICT=1 makes the first failure an exception.
 """
 
@@ -34,7 +34,7 @@ from rwkv_core.util.printable import one_line, printable
 from rwkv_core.util.spelling import did_you_mean
 
 SLOW_SECONDS = 2.0
-# The hooks whose results carry a name that must be unique among all plugins.
+# Hooks whose results have a name that must be unique among all plugins.
 NAMED_HOOKS = (
     "rwkv_backends",
     "rwkv_checkpoint_formats",
@@ -42,13 +42,13 @@ NAMED_HOOKS = (
     "rwkv_samplers",
     "rwkv_commands",
 )
-# What rwkv-core offers through the hooks itself. RWKV_PLUGINS does not rule it out.
+# rwkv-core's own plugins. RWKV_PLUGINS does not exclude them.
 _OWN = ("samplers", "rwkv_core.generation.samplers.plugin")
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A named thing that a plugin offers through one of the hooks."""
+    """A named object, such as a backend, that a plugin offers through a hook."""
 
     item: Any
     plugin: object
@@ -60,10 +60,10 @@ class PluginInfo:
     """One row of `list_plugins()`.
 
     Attributes:
-        name: that of the entry point.
-        offers: "backends", "checkpoint_formats", "architectures", "samplers" or "commands" -> the
-            names of those.
-        problems: what is wrong with the plugin; empty if nothing is.
+        name: name of the entry point.
+        offers: names of what the plugin offers, by kind: "backends", "checkpoint_formats",
+            "architectures", "samplers" or "commands".
+        problems: the plugin's errors; empty if there are none.
     """
 
     name: str
@@ -75,7 +75,7 @@ class PluginInfo:
 
 @dataclass
 class Registry:
-    """All plugins of this environment after loading: what each hook offers, and what failed."""
+    """All loaded plugins of this environment: their offers for each hook, and their failures."""
 
     manager: pluggy.PluginManager
     offers: dict[str, dict[str, Offer]] = field(
@@ -87,7 +87,7 @@ class Registry:
 
 
 def own_extras() -> dict[str, str]:
-    """Extra of rwkv-core -> distribution it pulls in, read from rwkv-core's own metadata."""
+    """Return the distribution that each extra of rwkv-core installs, from its metadata."""
     found = {}
     for requirement in metadata.requires("rwkv-core") or []:
         match = re.match(r"(rwkv-[\w-]+).*extra *== *['\"]([\w-]+)['\"]", requirement)
@@ -97,14 +97,14 @@ def own_extras() -> dict[str, str]:
 
 
 def plugin_limit() -> str:
-    """What RWKV_PLUGINS rules out, for a message; "" if it is not set."""
+    """Return the limit by RWKV_PLUGINS as text for a message; "" if it is not set."""
     names = os.environ.get("RWKV_PLUGINS")
     return "" if names is None else f"; RWKV_PLUGINS allows only: {printable(names) or 'none'}"
 
 
 @cache
 def registry() -> Registry:
-    """The plugins of this environment, each loaded by itself, once per process."""
+    """Return the plugins of this environment, loaded one by one, once per process."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     found = Registry(manager)
@@ -113,12 +113,12 @@ def registry() -> Registry:
         found.plugins.append(info)
         found.sources.append(source)
         try:
-            # Here and below: what a plugin prints must not get among the program's output.
+            # A plugin's prints must not mix with the program's output, here and below.
             with redirect_stdout(sys.stderr), say_if_slow(f"plugin {source.name}", source):
                 _add_plugin(found, source, info)
         except KeyboardInterrupt:
             raise
-        # A plugin that calls sys.exit() on import must not end the program either.
+        # BaseException, since a plugin that calls sys.exit() must not end the program.
         except BaseException as error:
             if os.environ.get("RWKV_PLUGINS_STRICT", "0") not in ("", "0"):
                 raise
@@ -127,8 +127,10 @@ def registry() -> Registry:
 
 
 def _sources() -> list[InstalledPlugin]:
-    """What is installed and allowed; the project's own first, so that no plugin takes their names,
-    then by name."""
+    """Return the installed and allowed plugins, sorted by name.
+
+    The project's own come first, so that no other plugin can take their names.
+    """
     own = set(own_extras().values())
     found = sorted(
         filter(_allowed, installed_plugins()),
@@ -147,7 +149,7 @@ def _allowed(source: InstalledPlugin) -> bool:
 
 @contextmanager
 def say_if_slow(what: str, source: InstalledPlugin) -> Iterator[None]:
-    """Say on stderr what is loading, if the block takes over SLOW_SECONDS."""
+    """Print a line on stderr if the block, which loads `what`, takes over SLOW_SECONDS."""
     line = f"rwkv-core: loading {printable(what)} of {printable(source.origin)} ..."
     timer = threading.Timer(SLOW_SECONDS, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
@@ -239,7 +241,7 @@ def _check_item(found: Registry, hook: str, item: Any) -> None:
 
 
 def _check_has(hook: str, item: Any, expected: str, *functions: str) -> None:
-    # By its type's name: to import the type would import NumPy.
+    # The type's name is compared, since importing the type would import NumPy.
     if type(item).__name__ != expected:
         raise BackendError(f"{hook} returned a {type(item).__name__}, expected a {expected}")
     for name in functions:

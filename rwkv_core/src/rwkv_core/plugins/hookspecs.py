@@ -1,7 +1,7 @@
-"""The hooks that a plugin may implement: the whole surface between rwkv-core and a plugin.
+"""The hooks that a plugin may implement: the complete interface between rwkv-core and plugins.
 
 A plugin is a module (or object) named by an entry point in the group `rwkv_core`, whose functions
-are marked with `@rwkv_core.hookimpl`. It implements the hooks it needs and no others.
+are marked with `@rwkv_core.hookimpl`. It implements only the hooks it needs.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ hookimpl = pluggy.HookimplMarker("rwkv_core")
 
 @hookspec
 def rwkv_backends() -> list[Backend]:  # type: ignore[empty-body]
-    """Describe the backends this plugin offers; import no tensor library here."""
+    """Describe the backends of this plugin, without importing a tensor library."""
 
 
 @hookspec(firstresult=True)
 def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
-    """Build the operations of `backend`, one of this plugin's; here its library is imported.
+    """Return the operations of `backend`; its library is imported here.
 
-    `options` holds every option of the descriptor, checked and with defaults filled in.
-    Return None for a backend that is not this plugin's.
+    `options` holds every option of the descriptor, checked, with defaults filled in. Return None
+    for a backend that is not this plugin's.
     """
 
 
 @hookspec
 def rwkv_checkpoint_formats() -> list[CheckpointFormat]:  # type: ignore[empty-body]
-    """Kinds of model files that this plugin reads; they are asked before the built-in kinds."""
+    """Return the model file formats of this plugin; they are tried before the built-in ones."""
 
 
 @hookspec
 def rwkv_architectures() -> list[Architecture]:  # type: ignore[empty-body]
-    """RWKV versions that this plugin adds; a file's tensors are shown to them first."""
+    """Return the RWKV versions of this plugin; they are tried before the built-in ones."""
 
 
 @hookspec
 def rwkv_samplers() -> list[Sampler]:  # type: ignore[empty-body]
-    """Describe named steps that a user may add to the sampling chain: --sampler NAME:KEY=VALUE."""
+    """Return samplers, which a user adds to the sampling chain with --sampler NAME:KEY=VALUE."""
 
 
 @hookspec
 def rwkv_commands() -> list[Command]:  # type: ignore[empty-body]
-    """Commands to add to the `rwkv-core` command line."""
+    """Return commands to add to the `rwkv-core` command line."""

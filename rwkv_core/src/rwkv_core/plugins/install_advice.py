@@ -1,7 +1,7 @@
-"""The pip commands that messages give for this project's own distributions.
+"""Gives the pip commands, for messages, that install this project's own distributions.
 
-Before a release the package index has none of them, so a command names the checkout too: the
-folders beside the one that rwkv-core was itself installed from, or how any checkout calls them.
+Before a release the package index has none of them, so a command also names folders of the
+checkout: those beside the folder that rwkv-core was installed from, or their usual names.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 
 from rwkv_core.backends.descriptor import install_line
 
-# What to install where there is no backend: the fastest on a CPU, without a tensor library.
+# The extra to install if there is no backend: the fastest on a CPU, without a tensor library.
 RECOMMENDED = "numba"
 _OWN = re.compile(r"(rwkv-[\w-]+)(\[[\w,-]+\])?")
 
 
 def install_extra(extra: str) -> str:
-    """The pip command for an extra of rwkv-core, and if needed that for a checkout."""
+    """Return the pip command for an extra of rwkv-core, and, if needed, the one for a checkout."""
     asked = f"rwkv-core[{extra}]"
     return install_line(asked) + from_checkout(_own_requirements().get(extra, asked))
 
 
 def install_recommended() -> str:
-    """What to do where there is no backend."""
+    """Return advice for an environment without a backend."""
     return f"install {RECOMMENDED}, the fastest on most CPUs: {install_extra(RECOMMENDED)}"
 
 
 def from_checkout(requirement: str) -> str:
-    """The command for a distribution of this project in a checkout, to put after the other one.
+    """Return the pip command for a distribution in a checkout, to append to the usual command.
 
-    "" if rwkv-core itself comes from a package index, which then has the others too.
+    "" if rwkv-core was installed from a package index, which then has the others too.
     """
     source = _source()
     if source is None:
@@ -46,7 +46,7 @@ def from_checkout(requirement: str) -> str:
 
 
 def _own_requirements() -> dict[str, str]:
-    """Extra of rwkv-core -> the requirement of this project that it stands for."""
+    """Return this project's requirement that each extra of rwkv-core stands for."""
     found = {}
     for line in metadata.requires("rwkv-core") or []:
         own, extra = _OWN.match(line), re.search(r"extra *== *['\"]([\w-]+)['\"]", line)
@@ -56,7 +56,10 @@ def _own_requirements() -> dict[str, str]:
 
 
 def _source() -> Path | None:
-    """Where pip found rwkv-core (PEP 610), which may be gone by now; None for a package index."""
+    """Return the folder that rwkv-core was installed from (PEP 610); None for a package index.
+
+    The folder may be gone by now.
+    """
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
 
@@ -68,13 +71,13 @@ def _source() -> Path | None:
 
 
 def _folder_name(requirement: str) -> str:
-    """The folder of a distribution in a checkout, with the extra that is asked for."""
+    """Return the folder of a distribution in a checkout, with the requirement's extra."""
     name, bracket, extra = requirement.partition("[")
     return name.replace("-", "_") + bracket + extra
 
 
 def _folders(requirement: str, checkout: Path) -> list[str]:
-    """The folder of a distribution, after those of other backends that it needs."""
+    """Return the folder of a distribution, preceded by those of other backends that it needs."""
     import tomllib
 
     folder = checkout / _folder_name(requirement.partition("[")[0])

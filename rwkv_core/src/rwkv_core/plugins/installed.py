@@ -1,8 +1,8 @@
-"""Finds the plugins that are installed: the entry points of the group `rwkv_core`.
+"""Finds the installed plugins: the entry points of the group `rwkv_core`.
 
-`importlib.metadata.entry_points` reads the files of all distributions together, and one malformed
-file of an unrelated distribution ends it. So the files are read one by one here, and of each the
-one section that matters.
+`importlib.metadata.entry_points` reads the files of all distributions together, and fails if one of
+them is malformed, even of an unrelated distribution. So the files are read one by one here, and
+only the section `rwkv_core` of each.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _TARGET = re.compile(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?")
 
 @dataclass(frozen=True)
 class InstalledPlugin:
-    """An entry point of the group, and the distribution that brings it.
+    """An entry point of the group, and its distribution.
 
-    `target` is a module, or an object as module:object. `problem` says what is wrong with the
-    entry point; "" if nothing is.
+    `target` is a module, or an object as module:object. `problem` is the entry point's error; ""
+    if there is none.
     """
 
     name: str
@@ -37,23 +37,23 @@ class InstalledPlugin:
 
     @property
     def origin(self) -> str:
-        """The distribution and its version, as far as they are known."""
+        """Distribution and version, as far as they are known."""
         return f"{self.distribution} {self.version}".strip()
 
     @property
     def package(self) -> str:
-        """The top-level package of its code."""
+        """Top-level package of its code."""
         return re.split(r"[.:\s]", self.target, maxsplit=1)[0]
 
     def load(self) -> object:
-        """Import it. Raises BackendError for a malformed entry point, else what the import does."""
+        """Import the plugin. Raises BackendError for a malformed entry point, and import errors."""
         if self.problem:
             raise BackendError(self.problem)
         return metadata.EntryPoint(self.name, self.target, GROUP).load()
 
 
 def installed_plugins() -> list[InstalledPlugin]:
-    """Every plugin once. Of two copies of a distribution, the first on the path counts."""
+    """Return every plugin once. If a distribution has two copies, the first on the path counts."""
     seen: set[str] = set()
     found: dict[tuple[str, str], InstalledPlugin] = {}
     for distribution in metadata.distributions():
@@ -73,12 +73,12 @@ def installed_plugins() -> list[InstalledPlugin]:
 
 
 def normal(name: str) -> str:
-    """The name of a distribution as pip compares it."""
+    """Return the normalized name of a distribution, as pip compares it."""
     return re.sub("[-_.]+", "-", name.strip()).lower()
 
 
 def _field(distribution: metadata.Distribution, name: str) -> str:
-    """A field of METADATA; "" where the file is missing or damaged."""
+    """Return a field of METADATA; "" if the file is missing or damaged."""
     try:
         return str(distribution.metadata[name] or "")
     except Exception:
@@ -86,9 +86,10 @@ def _field(distribution: metadata.Distribution, name: str) -> str:
 
 
 def _entry_points_text(distribution: metadata.Distribution) -> tuple[str, str]:
-    """The text of entry_points.txt, "" where there is none to read, and what is wrong with it."""
+    """Return the text of entry_points.txt ("" if there is none) and its error ("" if none)."""
     try:
-        # Private, and the only way to the file: a pipe would block, a huge file take minutes.
+        # A private attribute, but the only way to the file's path. Its type and size are checked
+        # first: reading a pipe would block, and a huge file would take minutes.
         file = getattr(distribution, "_path", None)
         if isinstance(file, os.PathLike):
             path = os.path.join(file, "entry_points.txt")
@@ -102,7 +103,7 @@ def _entry_points_text(distribution: metadata.Distribution) -> tuple[str, str]:
 
 
 def _lines_of_group(text: str) -> Iterator[tuple[str, str, str]]:
-    """Name, target and problem of each line in this group's section."""
+    """Yield name, target and problem of each line in this group's section."""
     section = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("[") and line.endswith("]"):

@@ -1,4 +1,4 @@
-"""What a sampler is; plugins offer theirs through the hook `rwkv_samplers`."""
+"""The type of samplers; plugins add some with the hook `rwkv_samplers`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Sampler:
 
     Attributes:
         name, summary: one word, and one line for a listing.
-        start: called once per generation with the options, checked and with defaults filled in.
-            Returns a fresh function that takes float64 logits [V] and the tokens generated so far,
-            and returns logits [V]. What it remembers belongs to that generation alone. Raises
-            OptionError for a value out of range.
-        options: what a user may set, as NAME:KEY=VALUE.
+        start: called once per generation with the options, checked, with defaults filled in. It
+            returns a new function that takes float64 logits [V] and the tokens generated so far,
+            and returns logits [V]; its memory is for this generation only. It raises OptionError
+            for a value out of range.
+        options: the options that a user may set, as NAME:KEY=VALUE.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Lists backends and plugins, chooses a backend and starts it."""
+"""Lists backends and plugins, selects a backend and starts it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def _row(name: str, offer: Offer) -> BackendInfo:
-    """A backend with its status, asked for now."""
+    """Return a backend's row, with its status checked now."""
     backend: Backend = offer.item
     try:
         with redirect_stdout(sys.stderr):
@@ -61,13 +61,13 @@ def _row(name: str, offer: Offer) -> BackendInfo:
 
 
 def _is_installed(requirement: str) -> bool:
-    """Whether a distribution is there, in whatever version: "torch", "torch>=2.8"."""
+    """Return whether a requirement's distribution is installed, in any version."""
     name = re.match(r"[\w.-]+", requirement)
     return name is not None and installed_version(name[0]) is not None
 
 
 def list_backends() -> list[BackendInfo]:
-    """Every backend installed here with its status, by name; broken plugins are rows too.
+    """Return every installed backend with its status, sorted by name; broken plugins are rows too.
 
     Imports no tensor library.
     """
@@ -77,20 +77,21 @@ def list_backends() -> list[BackendInfo]:
 
 
 def list_plugins() -> list[PluginInfo]:
-    """Every plugin installed here, with or without a backend: what it offers, and its problems."""
+    """Return every installed plugin, with or without a backend: its offers and its problems."""
     return list(registry().plugins)
 
 
 def default_backend(n_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> str:
-    """The best ready backend that takes `options`, for a model of `n_bytes`; None is a large one.
+    """Return the name of the fastest ready backend that has `options`.
 
-    Raises BackendError if none is ready, and OptionError if none takes the options.
+    `n_bytes` is the size of the model's tensors; None stands for a large model. Raises BackendError
+    if no backend is ready, and OptionError if none has the options.
     """
     return _best_first(n_bytes, options or {})[0]
 
 
 def _best_first(n_bytes: int | None, options: Mapping[str, Any]) -> list[str]:
-    """The ready backends that take `options`, with that for a model of `n_bytes` first."""
+    """Return the ready backends that have `options`, the best for a model of `n_bytes` first."""
     rows = list_backends()
     ready = [row for row in rows if row.status == "ready"]
     if not ready:
@@ -108,7 +109,7 @@ def _best_first(n_bytes: int | None, options: Mapping[str, Any]) -> list[str]:
     if not able:
         raise refusals[0]
     quick = [row for row in ready if n_bytes is None or n_bytes >= row.min_bytes]
-    # Of options that the backend for this size lacks, those that take them are left, by score.
+    # If the best backend for this size lacks the options, the others stay sorted by score.
     if quick and quick[0] in able:
         able.sort(key=lambda row: row not in quick)
     return [row.name for row in able]
@@ -117,10 +118,10 @@ def _best_first(n_bytes: int | None, options: Mapping[str, Any]) -> list[str]:
 def start_backend(
     name: str | None, options: Mapping[str, Any], n_bytes: int | None = None
 ) -> tuple[str, TensorOps]:
-    """Start backend `name`; None starts the best one, and the next one where that fails.
+    """Start backend `name`. Return its name and its operations.
 
-    The best one is `default_backend(n_bytes, options)`. Returns its name too. A backend that failed
-    to start is a BackendWarning. Raises as `tensor_ops` does, for None of the best one.
+    None starts `default_backend(n_bytes, options)`; if that fails, a BackendWarning is given and
+    the next one is started. Raises the errors of `tensor_ops`; if all fail, those of the first.
     """
     if name is not None:
         return name, tensor_ops(name, options)
@@ -128,7 +129,7 @@ def start_backend(
     try:
         return names[0], tensor_ops(names[0], options)
     except OptionError as error:
-        # The user's own choice is at fault, not the backend.
+        # The user's choice is wrong, not the backend.
         if options:
             raise
         failed: RWKVError = error
@@ -145,12 +146,12 @@ def start_backend(
 
 
 def check_backend(name: str | None, options: Mapping[str, Any]) -> None:
-    """Raise what `start_backend` would, as far as it can be told without starting anything."""
+    """Raise the errors of `start_backend` that can be found without starting a backend."""
     _ready(default_backend(None, options) if name is None else name, options)
 
 
 def _ready(name: str, options: Mapping[str, Any]) -> tuple[Offer, dict[str, Any]]:
-    """Backend `name`, if it is ready, and all its options with their values."""
+    """Return backend `name` and the values of all its options. Raises BackendError if not ready."""
     if not isinstance(name, str):
         raise BackendError(f"backend: found {name!r}, expected a name; `list_backends()` has them")
     offer = registry().offers["rwkv_backends"].get(name)
@@ -163,10 +164,10 @@ def _ready(name: str, options: Mapping[str, Any]) -> tuple[Offer, dict[str, Any]
 
 
 def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
-    """The operations of backend `name`; its library is imported here.
+    """Return the operations of backend `name`; its library is imported here.
 
-    Raises BackendError if the backend is unknown, broken or short of something, and OptionError
-    for an option that it does not take.
+    Raises BackendError if the backend is unknown, broken or lacks something on this machine, and
+    OptionError for an option that it does not have.
     """
     offer, resolved = _ready(name, options)
     manager = registry().manager
@@ -193,10 +194,10 @@ def tensor_ops(name: str, options: Mapping[str, Any]) -> TensorOps:
 
 
 def _line_for(error: ImportError, offer: Offer) -> str:
-    """The pip command that brings what could not be imported."""
+    """Return the pip command that installs the module that could not be imported."""
     requires: tuple[str, ...] = offer.item.requires
     missing = normal((error.name or "").partition(".")[0])
-    # A requirement may be a variant of the library, such as tensorflow-cpu.
+    # The requirement may name a variant of the library, such as tensorflow-cpu.
     if any(normal(requirement).startswith(missing) for requirement in requires):
         return install_line(*requires)
     own = offer.source.distribution in own_extras().values()
@@ -214,7 +215,7 @@ def _not_ready(row: BackendInfo) -> str:
 
 
 def why_not(name: str) -> str:
-    """Return why backend `name` is not available, and what to do about it."""
+    """Return the message for a backend `name` that is not installed, with advice."""
     rows = list_backends()
     for row in rows:
         if row.name == name:
@@ -231,18 +232,18 @@ def why_not(name: str) -> str:
 
 
 def offered(hook: str) -> dict[str, Any]:
-    """What working plugins offer through a hook such as "rwkv_samplers": name -> thing."""
+    """Return what plugins offer through a hook, such as "rwkv_samplers", by name."""
     return {name: offer.item for name, offer in registry().offers[hook].items()}
 
 
 def whose_code(error: BaseException) -> str:
-    """Which plugin's code `error` comes from, for the end of a message; "" if no plugin's."""
+    """Return the plugin whose code raised `error`, as the end of a message; "" if no plugin's."""
     packages = {source.package: source.origin for source in registry().sources}
     packages.pop("rwkv_core", None)
     found, trace = "", error.__traceback__
     while trace is not None:
         module = str(trace.tb_frame.f_globals.get("__name__", ""))
-        # The innermost: a command of one plugin may run the backend of another.
+        # The innermost frame counts: a command of one plugin may run the backend of another.
         found = packages.get(module.partition(".")[0], found)
         trace = trace.tb_next
     return f" (in the plugin {printable(found)})" if found else ""

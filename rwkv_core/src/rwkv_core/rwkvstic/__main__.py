@@ -18,7 +18,7 @@ for all else see: rwkv-core --help"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line `argv`; returns the exit status, or exits with it."""
+    """Run the command line `argv`. Return the exit status, or exit with it."""
     match argv:
         case ["vram", *options]:
             _run_rwkv_core(["vram", *options])
@@ -47,14 +47,14 @@ def _prequantize(options: list[str]) -> int:
 
 
 def _run_rwkv_core(arguments: Sequence[str]) -> NoReturn:
-    """Go on as `python -m rwkv_core` with these arguments, which exits."""
+    """Run `python -m rwkv_core` with these arguments in this process, and exit."""
     sys.argv = ["rwkv-core", *arguments]
     runpy.run_module("rwkv_core", run_name="__main__")
     raise AssertionError("rwkv_core exits when it is run")
 
 
 def _names_a_model(options: Sequence[str]) -> bool:
-    """Whether there is an argument that is no option's value; all options but help take one."""
+    """Return whether an argument is not an option's value; all options except help have one."""
     expects_value = False
     for option in options:
         if option in ("-h", "--help") or not (option.startswith("-") or expects_value):

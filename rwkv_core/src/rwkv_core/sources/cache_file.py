@@ -1,4 +1,4 @@
-"""Files of a cache folder: opened without following a link, stamped, and digested."""
+"""Files of a cache folder: opens them without following links, and computes stamps and digests."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import BinaryIO, Literal
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Size and times of a file, which change with its content unless the disk is at fault."""
+    """Return the size and times of a file, which change whenever a program writes to it."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def is_own(path: Path) -> bool:
-    """Whether there is a file, which no other name leads to. Raises OSError."""
+    """Return whether there is a regular file without other hard links. Raises OSError."""
     there = path.lstat() if os.path.lexists(path) else None
     return there is not None and stat.S_ISREG(there.st_mode) and there.st_nlink == 1
 
 
 def open_own(path: Path, mode: Literal["rb", "wb", "ab"]) -> BinaryIO:
-    """Open a file of the cache. A link or device that someone put there is removed, not followed.
+    """Open a file of the cache. A link or device in its place is removed, not followed.
 
     Raises OSError.
     """

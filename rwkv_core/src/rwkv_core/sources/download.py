@@ -1,8 +1,8 @@
-"""Fetches a file over http(s) into a cache: resumed where it broke off, never left half-written.
+"""Downloads a file over http(s) into a cache, resumes after a failure, never leaves half a file.
 
-Done here since no client that was looked at makes sure that the parts of a resumed file are of one
-version: `http_get` of huggingface_hub 2.4 resumes without If-Range and compares sizes alone, and
-pooch 1.9 and fsspec 2026.9 begin again from the first byte.
+No library is used, since none of these makes sure that the parts of a resumed file are of one
+version: `http_get` of huggingface_hub 2.4 resumes without If-Range and compares only sizes; pooch
+1.9 and fsspec 2026.9 begin again from the first byte.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from rwkv_core.util.addresses import shown
 from rwkv_core.util.printable import printable
 
 RETRIES = 5
-"""How often in a row a download that gets no further is tried again."""
+"""Number of retries in a row without progress."""
 PAUSE = 1.0
-"""Seconds before the first of these; each further one waits twice as long."""
+"""Seconds before the first retry; each further one waits twice as long."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
-"""Names that are devices on Windows."""
+"""Names of devices on Windows."""
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: RWKV_CACHE, or rwkv-core in the user's cache folder.
+    """Return the folder for downloads: RWKV_CACHE, or rwkv-core in the user's cache folder.
 
-    Raises DownloadError for a user without a home folder.
+    Raises DownloadError if the user has no home folder.
     """
     if named := os.environ.get("RWKV_CACHE"):
         return Path(named)
@@ -51,23 +51,24 @@ def cache_folder() -> Path:
 
 
 def fetch(address: str, sha256: str | None = None) -> Path:
-    """The path in the cache of the file at an http(s) address, fetched if it is new or changed.
+    """Return the path in the cache of the file at an http(s) address; download it if necessary.
 
-    A copy in the cache is used without a question if `sha256` is given, and otherwise unless the
-    server gives a newer one: also where it cannot be reached.
+    With `sha256`, a copy in the cache is used without asking the server. Otherwise it is used if
+    the server has no newer version or cannot be reached.
 
-    Raises DownloadError if the address is of another form, the server gives no file, what arrives
-    has not the length or checksum that the server or `sha256` tells, or the disk is full. What has
-    arrived by then is kept beside the file, to go on from, unless its checksum is wrong.
+    Raises DownloadError if the address is malformed, the server sends no file, the file does not
+    have the length or checksum given by the server or by `sha256`, or the disk is full. The part
+    that has arrived is kept, so that the next call resumes, unless its checksum is wrong.
     """
     return _fetch(address, address, sha256, RETRIES)
 
 
 def fetch_beside(address: str, name: str) -> Path | None:
-    """The file `name` beside the one at `address`, in the folder of the latter's copy.
+    """Download the file `name` beside the file at `address`, into the folder of that file's copy.
 
-    One that is in the cache is used without a question. None if the server has none or gives
-    something else. Raises DownloadError for the address, Unreachable.
+    Returns its path; None if the server has no such file or sends something else. A copy in the
+    cache is used without asking the server. Raises DownloadError for a malformed address, and
+    Unreachable.
     """
     file = _folder(address) / name
     if file.is_file():
@@ -81,7 +82,7 @@ def fetch_beside(address: str, name: str) -> Path | None:
 
 
 def fetch_part(address: str, name: str) -> Path:
-    """As `fetch`, for the file `name` that the one at `address` needs beside it."""
+    """Download the file `name`, which the file at `address` needs beside it; see `fetch`."""
     return _fetch(_beside(address, name), address, None, RETRIES)
 
 
@@ -91,8 +92,8 @@ def _beside(address: str, name: str) -> str:
 
 
 def _cache_name(path: str) -> str:
-    """A file name that every system takes, for the last part of an address's path."""
-    # What follows an encoded question mark may be a secret as much as a query may.
+    """Return a file name, valid on every system, for the last part of an address's path."""
+    # The part after an encoded question mark may be a secret, like a query.
     last = unquote(path.rpartition("/")[2]).partition("?")[0]
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", last)[-100:].strip(".")
     return f"file-{name}" if not name or _RESERVED.match(name) else name
@@ -103,7 +104,7 @@ def _folder(address: str) -> Path:
 
 
 def _fetch(address: str, at: str, sha256: str | None, retries: int) -> Path:
-    """Fetch `address` into the cache folder of the address `at`."""
+    """Download `address` into the cache folder of the address `at`."""
     parts = _split(address)
     name = _cache_name(parts.path)
     folder = _folder(at)
@@ -119,7 +120,7 @@ def _fetch(address: str, at: str, sha256: str | None, retries: int) -> Path:
             try:
                 download.run(sha256, retries)
             except DownloadError:
-                # A copy of other content than is asked for is no substitute.
+                # A copy with another checksum must not be used instead.
                 if sha256 is not None or not download.is_cached():
                     raise
             return file
@@ -135,7 +136,7 @@ def _split(address: str) -> SplitResult:
         parts = urlsplit(address)
         _ = parts.port  # raises for one that is no number
     except ValueError:
-        # Its text may quote a part of a password.
+        # The error's text may quote a part of a password.
         raise DownloadError(f"{shown(address)}: not an address: no host or port is so") from None
     if parts.username is not None or parts.password is not None:
         raise DownloadError(
@@ -148,12 +149,12 @@ def _split(address: str) -> SplitResult:
 
 
 class Unreachable(DownloadError):
-    """The server does not answer, or breaks off each time."""
+    """The server does not answer, or the connection breaks each time."""
 
 
 @contextmanager
 def _only_one(lock_file: Path, address: str) -> Iterator[None]:
-    """Holds a lock between processes; one that has to wait says so on a terminal."""
+    """Hold a lock between processes; a process that waits prints a line on a terminal."""
     from filelock import FileLock, Timeout
 
     if lock_file.is_symlink():
@@ -172,11 +173,11 @@ def _only_one(lock_file: Path, address: str) -> Iterator[None]:
 
 
 class _Restart(Exception):
-    """What has arrived so far is of no use: the file has changed, or the server gives no parts."""
+    """The part so far is useless: the file has changed, or the server sends no ranges."""
 
 
 class _Download:
-    """One file on its way into the cache, in `file.partial` until it is whole."""
+    """Download of one file into the cache, in `file.partial` until it is complete."""
 
     def __init__(self, address: str, file: Path) -> None:
         self._address, self._shown, self._file = address, shown(address), file
@@ -185,11 +186,11 @@ class _Download:
         self._about_partial = file.with_name(file.name + ".partial.json")
 
     def forget(self) -> None:
-        """Take the copy in the cache for outdated, whatever the server says."""
+        """Treat the copy in the cache as outdated, without asking the server."""
         self._about_file.unlink(missing_ok=True)
 
     def is_cached(self) -> bool:
-        """Whether the cache has the file as it arrived; a damaged one is taken for missing."""
+        """Return whether the cache has the file, unchanged since its download."""
         return self._cached() is not None
 
     def _cached(self) -> About | None:
@@ -199,7 +200,7 @@ class _Download:
         stamp = stamp_of(self._file)
         if list(stamp) == list(about.stamp):
             return about
-        # Touched since: damaged, copied or restored. The checksum tells, and is taken just once.
+        # The stamp has changed: the file was damaged, copied or restored. The checksum decides.
         if stamp[0] != about.size or digest_of(self._file, "sha256") != about.digests.get("sha256"):
             return None
         about = about._replace(stamp=stamp)
@@ -207,7 +208,7 @@ class _Download:
         return about
 
     def run(self, sha256: str | None, retries: int) -> None:
-        """Leave the file whole and current in its place. Raises DownloadError, OSError."""
+        """Make the file complete and current in the cache. Raises DownloadError, OSError."""
         tries, furthest = 0, self._size()
         while True:
             try:
@@ -218,8 +219,8 @@ class _Download:
                 reason, hopeless = "the server sends other parts than it is asked for", False
             except Broken as error:
                 reason, hopeless = str(error), error.hopeless
-            # A size reached before is no progress: a server that changes the file each time would
-            # be asked for ever.
+            # Only a new largest size is progress: otherwise a server that changes the file on each
+            # request would be asked forever.
             tries = 1 if self._size() > furthest else tries + 1
             furthest = max(furthest, self._size())
             if hopeless or tries > retries:
@@ -236,7 +237,7 @@ class _Download:
         self._about_partial.unlink(missing_ok=True)
 
     def _request(self) -> About | None:
-        """Ask for what is missing and take it in; None if the copy in the cache is current.
+        """Request and write the missing part; return None if the copy in the cache is current.
 
         Raises _Restart, Broken, DownloadError and, for the disk, OSError.
         """
@@ -244,7 +245,7 @@ class _Download:
         start = self._size() if partial is not None and partial.validator is not None else 0
         headers = {"Accept-Encoding": "identity", "User-Agent": "rwkv-core"}
         if partial is not None and partial.validator is not None and start:
-            # The process ended between the last byte and the file's taking its place.
+            # An earlier process ended after the last byte, before the file was renamed.
             if start == partial.size:
                 return partial
             headers |= {"Range": f"bytes={start}-", "If-Range": partial.validator}
@@ -271,10 +272,10 @@ class _Download:
                 about = self._about_part(response, partial, start)
             else:
                 start, about = 0, About.of(response.headers, length_of(response))
-                # A server that knows no conditions sends all of it; what is known is not read.
+                # A server that ignores conditions sends the whole file; it is not read again.
                 if cached is not None and self._same(about, cached):
                     return None
-                # First, so that what is left of another version is never taken for one of this.
+                # Written first, so that an old part is never taken for a part of this version.
                 self._discard()
                 about.write(self._about_partial)
             self._take(response, start, about)
@@ -318,7 +319,7 @@ class _Download:
     def _about_part(
         self, response: http.client.HTTPResponse, partial: About | None, start: int
     ) -> About:
-        """The file's description, once the part given is the one that was asked for."""
+        """Return the file's description, after checking that the server sent the requested part."""
         given = response.headers.get("Content-Range", "")
         found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", given)
         if partial is None or found is None or int(found[1]) != start:
@@ -334,7 +335,7 @@ class _Download:
         return partial._replace(size=total if partial.size is None else partial.size)
 
     def _take(self, response: http.client.HTTPResponse, start: int, about: About) -> None:
-        """Write the answer's body behind the first `start` bytes."""
+        """Write the response's body after the first `start` bytes."""
         missing = None if about.size is None else about.size - start
         free = shutil.disk_usage(self._file.parent).free
         if missing is not None and missing > free:
@@ -381,7 +382,7 @@ class _Download:
                     f"{digest}: removed; if it was damaged on the way, run it again"
                 )
         size = self._size()
-        # In this order: after a crash in between, the description is of no file there is.
+        # In this order: after a crash in between, no file has the description of another.
         self._partial.replace(self._file)
         about = about._replace(size=size, digests=about.digests | {"sha256": ours})
         about._replace(stamp=stamp_of(self._file)).write(self._about_file)

@@ -1,8 +1,8 @@
-"""One GET over http(s): what the server says of a file, and its bytes as they arrive.
+"""One GET over http(s): the headers that describe a file, and the stream of its bytes.
 
-This uses the standard library's client, since of the libraries that fetch files pooch and fsspec's
-http do not resume, and huggingface_hub's `http_get` appends a part without asking which version of
-the file it is of (no If-Range, no look at Content-Range).
+This uses the standard library's client: pooch and fsspec's http do not resume, and
+huggingface_hub's `http_get` appends a part without checking that it is of the same version of the
+file (it sends no If-Range and ignores Content-Range).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rwkv_core.util.printable import one_line, printable
 _STRONG = re.compile(r'"[!#-~\x80-\xff]*"')
 _MAX_DESCRIPTION = 1 << 16
 TIMEOUT = 10.0
-"""Seconds without a byte after which a connection counts as broken."""
+"""Seconds without data after which a connection counts as broken."""
 _CHUNK = 1 << 20
 
 
 class Broken(Exception):
-    """The connection failed or the server is busy; `hopeless` if trying again is of no use."""
+    """The connection failed or the server is busy; `hopeless` if a retry is useless."""
 
     def __init__(self, reason: str, hopeless: bool = False) -> None:
         super().__init__(reason)
@@ -38,14 +38,14 @@ class Broken(Exception):
 
 
 class About(NamedTuple):
-    """What the server said of a file; kept beside it to ask whether it has changed since."""
+    """The server's description of a file, saved beside it to ask later whether it has changed."""
 
     etag: str | None
     modified: str | None
     size: int | None
     digests: dict[str, str]
     stamp: tuple[int, ...] = ()
-    """Of the file that has arrived: see `stamp_of`."""
+    """Stamp of the downloaded file; see `stamp_of`."""
 
     @classmethod
     def of(cls, headers: http.client.HTTPMessage, size: int | None) -> About:
@@ -53,7 +53,7 @@ class About(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> About | None:
-        """What `write` wrote; None if there is none, or what is there is anything else."""
+        """Read a description that `write` wrote; None if there is none or it is malformed."""
         try:
             with open_own(path, "rb") as file:
                 about = cls(**json.loads(file.read(_MAX_DESCRIPTION)))
@@ -73,7 +73,10 @@ class About(NamedTuple):
 
     @property
     def validator(self) -> str | None:
-        """Value for If-Range: a strong ETag. Two versions within a second share Last-Modified."""
+        """Return the value for If-Range: a strong ETag; None if there is none.
+
+        Last-Modified is not used, since two versions within a second share it.
+        """
         return self.etag if self.etag and _STRONG.fullmatch(self.etag) else None
 
 
@@ -82,12 +85,12 @@ def _is_header(value: object) -> bool:
 
 
 def _digests(headers: http.client.HTTPMessage) -> dict[str, str]:
-    """Checksums of the whole file by algorithm, in hex. Source: RFC 9530, 3230 and 1864."""
+    """Return checksums of the whole file by algorithm, in hex (RFC 9530, 3230 and 1864)."""
     found = {}
     for name, pattern in (("Repr-Digest", r"sha-256=:([^:]+):"), ("Digest", r"sha-256=([^,\s]+)")):
         if match := re.search(pattern, headers.get(name, ""), re.IGNORECASE):
             found["sha256"] = match[1]
-    # Of a part, in an answer that is one: of no use here.
+    # In a partial response this checksum is that of the part, and not used.
     if "Content-MD5" in headers and "Content-Range" not in headers:
         found["md5"] = headers["Content-MD5"]
     return {name: _hex(value) for name, value in found.items() if _hex(value)}
@@ -101,7 +104,7 @@ def _hex(written: str) -> str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to http: there anyone may change the file."""
+    """Follows redirects, but not from https to http, where anyone could change the file."""
 
     def redirect_request(
         self,
@@ -118,7 +121,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def get(address: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    """GET, following redirects within http(s) alone. Raises HTTPError, Broken."""
+    """Send a GET request and return the response. Raises HTTPError, Broken.
+
+    Redirects are followed only within http(s).
+    """
     request = urllib.request.Request(quote(address, safe="!#$%&'()*+,/:;=?@[]~"), headers=headers)
     opener = urllib.request.OpenerDirector()
     for handler in (
@@ -135,18 +141,18 @@ def get(address: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     except urllib.error.URLError as error:
         reason = error.reason
         text = one_line(reason) if isinstance(reason, BaseException) else printable(str(reason))
-        # No such host, nobody who listens there, no network, no trust: soon found out, and to stay.
+        # No such host, connection refused, no network, a wrong certificate: a retry does not help.
         passing = isinstance(reason, TimeoutError | ConnectionResetError | ConnectionAbortedError)
         raise Broken(text, hopeless=not passing) from None
     except (ValueError, http.client.InvalidURL):
-        # Their texts quote parts of an address, such as its password.
+        # The errors' texts quote parts of an address, such as its password.
         raise Broken("the address, or one it is redirected to, is not valid", True) from None
     except (OSError, http.client.HTTPException) as error:
         raise Broken(one_line(error), hopeless=isinstance(error, ssl.SSLError)) from None
 
 
 def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body as it arrives. Raises Broken."""
+    """Yield the body in chunks as it arrives. Raises Broken."""
     while True:
         try:
             chunk = response.read1(_CHUNK)
@@ -158,7 +164,7 @@ def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def length_of(response: http.client.HTTPResponse) -> int | None:
-    """Bytes that the body is to have, None if the server does not say. Raises Broken."""
+    """Return the length of the body in bytes; None if the server does not tell. Raises Broken."""
     lengths = set(response.headers.get_all("Content-Length") or ())
     if not lengths or "Transfer-Encoding" in response.headers:
         return None

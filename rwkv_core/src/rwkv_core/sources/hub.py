@@ -1,4 +1,4 @@
-"""Files on the Hugging Face hub, fetched by its own client into its own cache."""
+"""Files on the Hugging Face hub, downloaded by huggingface_hub into its own cache."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rwkv_core.util.printable import one_line
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _EXPECTED = "expected hf://owner/repo/file or hf://owner/repo@revision/file"
-# Revisions with a slash in them that the hub's own addresses write as they are.
+# Revisions with a slash that the hub's own addresses do not encode.
 _REVISION = r"(refs/(?:pr|convert)/[^/]+|[^/]+)"
 _HF = re.compile(rf"([^/@]+/[^/@]+)(?:@{_REVISION})?/(.+)")
 _PAGE = re.compile(rf"([^/]+/[^/]+)/(?:resolve|blob|raw)/{_REVISION}/(.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9A-Fa-f]{32,128}")
 TIMEOUT = 4.0
-"""Seconds in which the hub has to say what a file is."""
-# What git allows in no name.
+"""Seconds to wait for the hub's description of a file."""
+# Characters and parts that git does not allow in a name.
 _NO_REVISION = re.compile(r"[ ~^:?*\[]|\.\.|@\{|\.lock(/|$)|(^|/)\.")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class HubFile(NamedTuple):
-    """A file in a model repository. `folder` is a cache to use in place of the client's own."""
+    """A file in a model repository. `folder` is a cache to use instead of the client's own."""
 
     repo: str
     path: str
@@ -37,7 +37,7 @@ class HubFile(NamedTuple):
     folder: Path | None = None
 
     def beside(self, name: str) -> HubFile:
-        """The file `name` in the same folder."""
+        """Return the file `name` in the same folder."""
         return self._replace(path="/".join([*self.path.split("/")[:-1], name]))
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class HubFile(NamedTuple):
 
 
 class NotInRepository(DownloadError):
-    """The repository is there, the file is not in it."""
+    """The repository exists, but the file is not in it."""
 
 
 class Unreachable(DownloadError):
@@ -53,9 +53,9 @@ class Unreachable(DownloadError):
 
 
 def parse(address: str) -> HubFile | None:
-    """The file that an address names, None if it is not one of the hub's.
+    """Return the file that an address names; None if it is not an address of the hub.
 
-    Raises DownloadError for one of the hub's that names no file of a model repository.
+    Raises DownloadError for an address of the hub that names no file of a model repository.
     """
     if address[:5].lower() == "hf://":
         if "?" in unquote(address):
@@ -76,8 +76,8 @@ def parse(address: str) -> HubFile | None:
 
 
 def _checked(address: str, place: HubFile) -> HubFile:
-    """`place`, once each part of it names one file in the client's cache and nothing outside."""
-    # Decoded once more, since some servers and proxies do.
+    """Return `place`, after checking that no part of it leads outside the client's cache."""
+    # Decoded a second time too, as some servers and proxies do.
     parts = (place.repo, place.path, unquote(place.repo), unquote(place.path))
     if place.repo.count("/") != 1 or any(map(_leaves, parts)):
         raise DownloadError(f"{shown(address)}: names no file of a model repository; {_EXPECTED}")
@@ -87,19 +87,19 @@ def _checked(address: str, place: HubFile) -> HubFile:
 
 
 def _leaves(path: str) -> bool:
-    """Whether a path is not one below a folder, on any system."""
+    """Return whether a path may lead outside its folder, on any system."""
     odd = any(not one.isprintable() for one in path) or "\\" in path
     drive = re.search(r"(^|/)[A-Za-z]:", path)
     return odd or bool(drive) or not {"", ".", ".."}.isdisjoint(path.split("/"))
 
 
 def _endpoint() -> str:
-    # As the client does it, but for the time at which it looks: when it is imported.
+    # Read now; the client reads the variable when it is imported.
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def _path_on_hub(address: str) -> str | None:
-    """What follows the hub's address in `address`, without a query; None if that is elsewhere."""
+    """Return the part of `address` after the hub's address, without a query; None if elsewhere."""
     bare = address.partition("?")[0]
     if bare.startswith(_endpoint() + "/"):
         return bare.removeprefix(_endpoint() + "/")
@@ -111,18 +111,19 @@ def _path_on_hub(address: str) -> str | None:
 
 
 def fetch(place: HubFile, sha256: str | None = None) -> Path:
-    """The file's path in the hub client's cache, fetched if the hub has a newer one or it is new.
+    """Return the file's path in the hub client's cache; download it if it is new or changed.
 
-    It is checked against `sha256` if given, and after a download against the hub's own checksum.
-    Where the hub cannot be reached, what the cache has of the revision is used.
+    A download is checked against the hub's own checksum, and every file against `sha256` if given.
+    If the hub cannot be reached, the revision's copy in the cache is used.
 
-    Raises DownloadError; NotInRepository is one.
+    Raises DownloadError, and its subclasses NotInRepository and Unreachable.
     """
     try:
         before, path = _fetch(place)
     except DownloadError:
         raise
-    # Beside its own errors those of its HTTP library, of Xet and of the disk, of no common family.
+    # The client also raises errors of its HTTP library, of Xet and of the disk, without a common
+    # base class.
     except Exception as error:
         raise _explained(place, error) from None
     if before is None or before.resolve() != path.resolve():
@@ -133,14 +134,14 @@ def fetch(place: HubFile, sha256: str | None = None) -> Path:
 
 
 def _fetch(place: HubFile) -> tuple[Path | None, Path]:
-    """The path in the cache before, None if it was not there, and now."""
+    """Return the file's path in the cache before the download (None: not there), and after it."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     repo, path, revision, folder = place
     before = try_to_load_from_cache(repo, path, folder, revision)
     if not (isinstance(before, str) and _COMMIT.fullmatch(revision)):
         unreachable = _check_names(place)
-        # The client would try for half a minute, with lines of its own.
+        # The client would retry for half a minute and print lines of its own.
         if unreachable is not None:
             if not isinstance(before, str):
                 raise Unreachable(
@@ -156,10 +157,10 @@ def _fetch(place: HubFile) -> tuple[Path | None, Path]:
 
 
 def _check_names(place: HubFile) -> Exception | None:
-    """Raise DownloadError unless the commit and ETag that the hub answers with are hex digests.
+    """Raise DownloadError unless the commit and ETag in the hub's answer are hex digests.
 
-    The client names files of its cache after them, unchecked. Returns what kept the hub from being
-    reached, if anything did.
+    The client uses them unchecked as file names in its cache. Returns the error if the hub cannot
+    be reached, else None.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -167,7 +168,7 @@ def _check_names(place: HubFile) -> Exception | None:
     url = hf_hub_url(place.repo, place.path, revision=place.revision, endpoint=_endpoint())
     try:
         about = get_hf_file_metadata(url, timeout=TIMEOUT)
-    # An answer of the hub the client meets again, and knows what the cache has.
+    # For an error status of the hub, the client will ask again, and knows the cache.
     except Exception as error:
         answered = getattr(error, "response", None) is not None
         return None if answered or isinstance(error, OfflineModeIsEnabled) else error
@@ -179,9 +180,9 @@ def _check_names(place: HubFile) -> Exception | None:
 
 
 def _check(place: HubFile, path: Path) -> None:
-    """Raise DownloadError, and remove the file, unless its content has the checksum of its name.
+    """Raise DownloadError, and remove the file, unless its content has the hub's checksum.
 
-    The client compares sizes alone. In its cache `path` is a link to a file named by the hub's
+    The client compares only sizes. In its cache `path` is a link to a file whose name is the hub's
     ETag: the SHA-256 of a large file, git's SHA-1 of a small one.
     """
     if not path.is_symlink():
@@ -204,11 +205,11 @@ def _check(place: HubFile, path: Path) -> None:
 
 
 def _explained(place: HubFile, error: Exception) -> DownloadError:
-    """The client's error as one line."""
+    """Return the client's error as a DownloadError of one line."""
     from huggingface_hub import constants, errors
 
     repo, path, revision, folder = place
-    # The client wraps what kept it from the hub in its not having the file either.
+    # The client wraps a connection error in an error that the file is not in the cache.
     wrapped = isinstance(error, errors.LocalEntryNotFoundError)
     cause = (wrapped and error.__cause__) or error
     status = getattr(getattr(cause, "response", None), "status_code", None)
@@ -256,9 +257,10 @@ def _explained(place: HubFile, error: Exception) -> DownloadError:
 
 
 def beside(path: Path, name: str) -> Path | None:
-    """The file `name` beside one that lies in a hub client's cache, in the same commit.
+    """Download the file `name` beside `path`, a file in a hub client's cache, in the same commit.
 
-    None if there is none, or `path` is not in such a cache. Raises DownloadError.
+    Returns its path; None if there is no such file, or `path` is not in such a cache. Raises
+    DownloadError if the hub cannot be reached.
     """
     cached = _cached(path)
     if cached is None:
@@ -276,9 +278,9 @@ def beside(path: Path, name: str) -> Path | None:
 
 
 def _cached(path: Path) -> HubFile | None:
-    """The file of the hub that `path` is in a client's cache.
+    """Return the hub's file for `path` in a client's cache; None for another path.
 
-    That is CACHE/models--OWNER--REPO/snapshots/COMMIT/PATH, as the client's documentation has it.
+    By the client's documentation it is CACHE/models--OWNER--REPO/snapshots/COMMIT/PATH.
     """
     found = re.fullmatch(
         r"(.*)/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/(.+)", path.absolute().as_posix()

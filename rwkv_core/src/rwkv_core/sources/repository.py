@@ -1,4 +1,4 @@
-"""Models of several files: repositories of the hub named without a file, and shards of an index."""
+"""Downloads models of several files: a whole repository of the hub, or the shards of an index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _EXPECTED = "expected hf://owner/repo/file, or a repository of transformers or P
 
 
 def fetch_repository(address: str) -> Path | None:
-    """The model file of a repository, None if the address names a file. Raises DownloadError."""
+    """Download a repository's model. Return its file; None if the address names a file.
+
+    Raises DownloadError if the repository holds no model file or cannot be downloaded.
+    """
     if not _REPOSITORY.fullmatch(address):
         return None
     for name in folder.USUAL_NAMES:
@@ -32,9 +35,9 @@ def fetch_repository(address: str) -> Path | None:
 
 
 def with_shards(path: Path, fetch_beside: Callable[[Path, str], object]) -> Path:
-    """`path`, after the shards that it needs, if it is an index, were fetched beside it.
+    """Return `path`; if it is an index, its shards are downloaded beside it first.
 
-    `fetch_beside` fetches the file of a name into the folder of `path`.
+    `fetch_beside` downloads the file of a name into the folder of `path`.
     """
     if sharded.is_index(path.name):
         for name in sharded.shard_names(path):

@@ -1,4 +1,4 @@
-"""Text to tokens and back, through bytes: a token stands for bytes, text is what they decode to."""
+"""Tokenizers: text to tokens and back. A token stands for bytes, which are decoded as UTF-8."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Tokenizer(ABC):
 
     Attributes:
         n_vocab: one more than the highest token number.
-        holes: the token numbers below n_vocab that no token has; they stand for no bytes.
-        end_of_text: the token that ends a document, 0 in the Pile and World vocabularies; None
-            where token 0 is ordinary text.
+        holes: unused token numbers below n_vocab, which stand for no bytes.
+        end_of_text: the token that ends a document, 0 in the Pile and World vocabularies; None if
+            token 0 is ordinary text.
     """
 
     def __init__(self, table: Mapping[int, bytes], name: str) -> None:
-        """`table` gives the bytes of each token; `name` is what errors call the vocabulary."""
+        """Make a tokenizer with `table`, each token's bytes; errors call it `name`."""
         self._name = name
         self.n_vocab = max(table) + 1
         self.holes = tuple(sorted(set(range(self.n_vocab)) - table.keys()))
@@ -34,7 +34,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The tokens of `text`.
+        """Return the tokens of `text`.
 
         Raises TokenizerError for text that UTF-8 cannot express, and for a byte that the vocabulary
         lacks.
@@ -42,33 +42,38 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Tokens that stand for exactly `data`, which need not be whole characters.
+        """Return tokens that stand for exactly `data`, which need not be complete characters.
 
         Raises TokenizerError if the vocabulary lacks a byte that this needs.
         """
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of `tokens`; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of `tokens`; bytes that are not UTF-8 become U+FFFD.
+
+        Raises TokenizerError for a number out of range.
+        """
         return self.to_bytes(tokens).decode("utf-8", "replace")
 
     def to_bytes(self, tokens: list[int]) -> bytes:
-        """The bytes of `tokens`. Raises TokenizerError for a number that is no token's."""
+        """Return the bytes of `tokens`. Raises TokenizerError for a number out of range."""
         return b"".join(map(self.token_bytes, tokens))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token. Raises TokenizerError for a number out of range."""
+        """Return the bytes of one token. Raises TokenizerError for a number out of range."""
         if not 0 <= token < self.n_vocab:
             raise TokenizerError(f"token: found {token}, expected 0 to {self.n_vocab - 1}")
         return self._bytes[token]
 
     def lacks(self, byte: int) -> TokenizerError:
-        """The error for a byte that no token begins with."""
+        """Return the error for a byte that no token begins with."""
         return TokenizerError(f"{self._name}: has no token for the byte 0x{byte:02x}")
 
 
 def utf8(text: str) -> bytes:
-    """`text` in UTF-8. Raises TokenizerError for a lone surrogate, which that cannot express, and
-    for what is no text."""
+    """Return `text` in UTF-8.
+
+    Raises TokenizerError for a lone surrogate, which UTF-8 cannot express, and if `text` is no str.
+    """
     if not isinstance(text, str):
         raise TokenizerError(f"text: found a {type(text).__name__}, expected a str")
     try:
@@ -81,13 +86,14 @@ def utf8(text: str) -> bytes:
 
 
 def load_tokenizer(file: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer file, whose content tells the kind.
+    """Read a tokenizer file of either kind, which is recognized by its content.
 
     Arguments:
-        file: what `sources.local_file` takes: a path or an address. A byte-level BPE of the
+        file: a path or an address, as for `sources.local_file`. The file is a byte-level BPE of the
             `tokenizers` library (JSON), or a vocabulary of RWKV's World models (text).
 
-    Raises TokenizerError for a file of another kind or a faulty one, DownloadError for an address.
+    Raises TokenizerError for a file of another kind or a damaged one, and DownloadError if an
+    address cannot be downloaded.
     """
     path = sources.local_file(file)
     if not path.is_file():
@@ -98,7 +104,7 @@ def load_tokenizer(file: str | os.PathLike[str]) -> Tokenizer:
             head = opened.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from None
-    # A line of World's begins with a number, which no object of JSON does.
+    # A World vocabulary begins with a digit, a JSON object with a brace.
     if head[:1].isdigit():
         from rwkv_core.tokenizer.world import read_world_vocabulary
 
@@ -111,9 +117,9 @@ def load_tokenizer(file: str | os.PathLike[str]) -> Tokenizer:
 
 
 def as_tokenizer(given: object) -> Tokenizer:
-    """The Tokenizer that `given` is, names the file of, or, one of `tokenizers`, is copied to.
+    """Return the Tokenizer for a Tokenizer, a file's path or address, or one of `tokenizers`.
 
-    Raises TokenizerError for anything else, and for one that is not byte-level.
+    Raises TokenizerError for anything else, and for a tokenizer that is not byte-level.
     """
     if isinstance(given, Tokenizer):
         return given
@@ -132,7 +138,7 @@ def as_tokenizer(given: object) -> Tokenizer:
 
 
 def check_fits(tokenizer: Tokenizer, n_vocab: int) -> None:
-    """Raise TokenizerError if `tokenizer` has tokens that a model of `n_vocab` does not know.
+    """Raise TokenizerError if `tokenizer` has more tokens than a model of `n_vocab` tokens.
 
     A smaller tokenizer fits: models are trained with vocabularies padded to a round size.
     """

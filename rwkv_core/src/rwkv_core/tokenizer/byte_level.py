@@ -1,4 +1,4 @@
-"""Byte-level BPE, in files of the `tokenizers` library such as the RWKV-4 Pile models' 20B."""
+"""Byte-level BPE, in files of the `tokenizers` library, such as the 20B of RWKV-4 Pile models."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rwkv_core.tokenizer.json_file import MAX_BYTES, library_errors, parse, read
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet, in which byte-level vocabularies are written: character -> byte.
+    """Return GPT-2's alphabet, in which byte-level vocabularies are written: byte by character.
 
-    A byte that is a printable Latin-1 character is written as itself; the others, in order, are
-    written as the characters from U+0100 on.
+    A byte that is a printable Latin-1 character is written as itself. The others are written, in
+    order, as the characters from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
@@ -27,12 +27,12 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class ByteLevelTokenizer(Tokenizer):
-    """A vocabulary of the `tokenizers` library, whose merges decide how text is cut."""
+    """A tokenizer of the `tokenizers` library, whose merges split the text."""
 
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, vocabulary: Mapping[str, int], name: str
     ) -> None:
-        """`vocabulary` is the tokenizer's, without its added tokens.
+        """Wrap `tokenizer`; `vocabulary` is its vocabulary without added tokens.
 
         Raises TokenizerError unless every token stands for known bytes.
         """
@@ -48,16 +48,16 @@ class ByteLevelTokenizer(Tokenizer):
         data = utf8(text)
         with library_errors(f"{self._name}: cannot encode this text"):
             tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        # The library drops what it has no token for.
+        # The library silently drops bytes that it has no token for.
         if not self._byte_tokens.keys() >= set(data) and self.to_bytes(tokens) != data:
             self._check_bytes(data)
         return tokens
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """As for any tokenizer.
+        """See `Tokenizer.encode_bytes`.
 
-        Text is encoded as text. Bytes that no character holds, and text that the tokenizer would
-        alter (one that normalizes Unicode, say), become one token per byte.
+        Text is encoded as text. Bytes that are not UTF-8, and text that the tokenizer would change
+        (for example by normalizing Unicode), become one token per byte.
         """
         text = data.decode("utf-8", "surrogateescape")
         if not any("\udc80" <= character <= "\udcff" for character in text):
@@ -76,9 +76,9 @@ class ByteLevelTokenizer(Tokenizer):
 def _token_table(
     vocabulary: Mapping[str, int], added: Mapping[int, tokenizers.AddedToken], name: str
 ) -> dict[int, bytes]:
-    """Token number -> its bytes. An added token is written as plain text, not in the alphabet."""
+    """Return the bytes of each token. Added tokens are plain text, not in the byte alphabet."""
     alphabet = byte_alphabet()
-    # A character of Latin-1 that is not in the alphabet must not pass for the byte of that number.
+    # A Latin-1 character outside the alphabet must not be taken for the byte of its number.
     codes = dict.fromkeys(range(0x100), 0xFFFF) | {ord(one): alphabet[one] for one in alphabet}
     table = {}
     for written, token in vocabulary.items():
@@ -97,14 +97,14 @@ def _token_table(
 
 
 def read_byte_level(path: Path) -> ByteLevelTokenizer:
-    """Read a file. Raises TokenizerError unless it is a byte-level `tokenizers` JSON."""
+    """Read a tokenizer file. Raises TokenizerError unless it is a byte-level `tokenizers` JSON."""
     return byte_level(read_bounded(path, MAX_BYTES), str(path))
 
 
 def byte_level(text: str | bytes, name: str) -> ByteLevelTokenizer:
     """Return the tokenizer that `text`, a `tokenizers` JSON, describes.
 
-    Raises TokenizerError for one of another kind, and for one that cannot be used.
+    Raises TokenizerError if it is damaged or not byte-level.
     """
     content = parse(text, name)
     with library_errors(f"{name}: not a tokenizer's JSON file"):
@@ -118,17 +118,17 @@ def byte_level(text: str | bytes, name: str) -> ByteLevelTokenizer:
     return ByteLevelTokenizer(tokenizer, content["model"]["vocab"], name)
 
 
-# Spaces and a character of two bytes, neither of which any usual normalizer alters.
+# Spaces and a character of two bytes, which usual normalizers do not change.
 _PROBE = "a \N{LATIN SMALL LETTER SHARP S} b"
 
 
 def _as_the_model_sees(tokenizer: tokenizers.Tokenizer, text: str) -> str:
-    """The text that the pieces before tokenization spell, in the byte alphabet."""
+    """Return the text after normalization and pre-tokenization, in the byte alphabet."""
     if tokenizer.normalizer:
         text = tokenizer.normalizer.normalize_str(text)
     if tokenizer.pre_tokenizer:
         text = "".join(piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
     alphabet = byte_alphabet()
     data = bytes(alphabet[character] for character in text if character in alphabet)
-    # A space may be put before the text.
+    # The tokenizer may add a space before the text.
     return data.decode("utf-8", "replace").strip()

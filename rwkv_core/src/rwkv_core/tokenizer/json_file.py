@@ -1,9 +1,9 @@
-"""Reads and checks a `tokenizers` JSON file before that library sees it.
+"""Reads and checks a `tokenizers` JSON file before the `tokenizers` library gets it.
 
-The library trusts its files. Small ones make it panic, which Python sees as a BaseException,
-allocate gigabytes until the process is killed, or compute for ever. So sizes are bounded here, and
-steps that no byte-level tokenizer needs are refused. The library is then given what was checked,
-written again as JSON: where a key occurs twice, the two might take different values.
+The library trusts its files: a small file can make it panic (a BaseException in Python), allocate
+gigabytes until the process is killed, or compute forever. So sizes are limited here, and steps that
+no byte-level tokenizer needs are refused. The library then gets the checked content, written again
+as JSON, since two parsers may choose different values of a key that occurs twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from rwkv_core.errors import TokenizerError
 from rwkv_core.util.printable import printable
 
-MAX_BYTES = 32 * 2**20  # of a file; those in use have up to 17 MB
+MAX_BYTES = 32 * 2**20  # of a file; known ones have up to 17 MB
 MAX_TOKENS = 2**20
 MAX_ADDED_BYTES = 2**20  # of all added tokens' text
 MAX_STEPS = 16
@@ -40,7 +40,7 @@ _PRE_TOKENIZERS = {
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """Return the file's content. Raises TokenizerError if it cannot be read or is larger."""
+    """Return the file's content. Raises TokenizerError if it is unreadable or over `max_bytes`."""
     try:
         with path.open("rb") as file:
             content = file.read(max_bytes + 1)
@@ -56,12 +56,12 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
 @contextmanager
 def library_errors(problem: str) -> Iterator[None]:
-    """Raise what the `tokenizers` library raises, panics too, as a TokenizerError."""
+    """Turn all errors of the `tokenizers` library, also panics, into TokenizerError."""
     try:
         yield
     except TokenizerError:
         raise
-    # The library raises plain Exception for every fault of a file.
+    # The library raises plain Exception for every error in a file.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -80,12 +80,12 @@ def parse(text: str | bytes, name: str) -> dict[str, Any]:
         raise TokenizerError(f"{name}: {reason}") from None
     except (KeyError, TypeError, AttributeError):
         raise TokenizerError(f"{name}: not a tokenizer's JSON file") from None
-    # Neither is used here, and both are ways to fail.
+    # Neither is used here, and both could make the library fail.
     return {**content, "truncation": None, "padding": None, "post_processor": None}
 
 
 class _Refused(Exception):
-    """What is wrong with the content; the caller adds the file's name."""
+    """The content is refused; the caller adds the file's name to the message."""
 
 
 def _check(content: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def _check(content: dict[str, Any]) -> None:
     decoder = _type(content.get("decoder"))
     if decoder != "ByteLevel":
         raise _Refused(f"found decoder {printable(decoder)}, expected a byte-level tokenizer")
-    # Files from before 2021 name no kind of model.
+    # Files from before 2021 do not name the kind of model.
     if model.get("type", "BPE") != "BPE":
         raise _Refused(f"found a model of kind {printable(model['type'])}, expected BPE")
     if sum(len(token["content"]) for token in added) > MAX_ADDED_BYTES:
@@ -118,13 +118,13 @@ def _check_steps(what: str, part: Any, key: str, known: set[str]) -> None:
                 f"found {what} {printable(kind)}, expected one that a byte-level tokenizer needs"
             )
         _check_step(f"{what} {kind}", step)
-    # Each one doubles the text, but for ASCII.
+    # Each of these steps doubles the text, except ASCII.
     if kinds.count("ByteLevel") > 1:
         raise _Refused(f"found {what} ByteLevel more than once")
 
 
 def _steps(what: str, part: Any, key: str, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """The steps that are no sequences of others."""
+    """Yield all steps, with sequences replaced by their steps."""
     if depth > MAX_DEPTH:
         raise _Refused(f"found sequences more than {MAX_DEPTH} deep in its {what}")
     if _type(part) == "Sequence":
@@ -144,7 +144,7 @@ def _check_step(what: str, step: dict[str, Any]) -> None:
             value = _check_pattern(what, value)
         if not isinstance(value, str | bool | int | float | None):
             raise _Refused(f"{what}: found {name} as a {type(value).__name__}")
-        # The library takes an empty text for one with a first character.
+        # The library takes the first character of this text without checking that it has one.
         if isinstance(value, str) and not 0 < len(value) <= MAX_STRING:
             raise _Refused(
                 f"{what}: found {len(value)} characters as {name}, expected 1 to {MAX_STRING}"
@@ -152,9 +152,10 @@ def _check_step(what: str, step: dict[str, Any]) -> None:
 
 
 def _check_pattern(what: str, pattern: dict[str, Any]) -> Any:
-    """The text of a pattern, which repeats nothing so often that it takes gigabytes to compile.
+    """Return the text of a pattern, after checking its repeat counts.
 
-    What takes too long to match, the library gives up after some ten million steps.
+    A large count takes gigabytes to compile. Slow matches are no problem: the library stops after
+    about ten million steps.
     """
     ((kind, text),) = pattern.items()
     if kind == "Regex" and isinstance(text, str):

@@ -1,6 +1,6 @@
-"""Where a model's tokenizer is, when none is named: beside the model, or on the hub.
+"""Finds a model's tokenizer, if none is named: beside the model, or on the hub.
 
-It is looked for before the model is fetched and loaded, as far as it can be.
+If possible this is done before the model is downloaded and loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rwkv_core.tokenizer.world import N_VOCAB as N_WORLD
 from rwkv_core.util.addresses import scheme_of, shown
 
 PILE = hub.HubFile("EleutherAI/gpt-neox-20b", "tokenizer.json")
-"""The tokenizer of the RWKV-4 Pile models, which is that of GPT-NeoX-20B."""
+"""The tokenizer of RWKV-4 Pile models: that of GPT-NeoX-20B."""
 N_PILE = 50277
 _JSON = ("tokenizer.json", "20B_tokenizer.json")
 
@@ -26,11 +26,11 @@ _JSON = ("tokenizer.json", "20B_tokenizer.json")
 def tokenizer_before_load(
     model: str | os.PathLike[str], given: Tokenizer | None = None
 ) -> Tokenizer | None:
-    """Return the tokenizer of a model that is not loaded yet; None if only loading tells which.
+    """Return the tokenizer of a model that is not loaded yet; None if it depends on the model.
 
-    That is `given`, or one that lies beside the model. For an address, what lies beside it is
-    fetched first, and the model's file after that. Raises TokenizerError, for one that does not
-    fit the model too, and what opening a model raises.
+    It is `given`, or one beside the model. For an address, tokenizers beside it are downloaded
+    first, then the model's file. Raises TokenizerError, also if the tokenizer does not fit the
+    model, and the errors of `open_model`.
     """
     if given is not None:
         if (known := vocabulary_size(model)) is not None:
@@ -43,24 +43,24 @@ def tokenizer_before_load(
     with open_model(path) as checkpoint:
         embedding, path = checkpoint.tensors.get("emb.weight"), checkpoint.path
     if embedding is None or len(embedding.shape) != 2:
-        return None  # which loading explains
+        return None  # loading raises the error
     n_vocab = embedding.shape[0]
     try:
         tokenizer = load_tokenizer(find_tokenizer(path, n_vocab))
         check_fits(tokenizer, n_vocab)
         return tokenizer
     except TokenizerError:
-        # A copy of the shipped model is known by its fingerprint, once it is loaded.
+        # A copy of the model that ships is recognized by its fingerprint, after loading.
         if n_vocab != load_tokenizer(bundled.TOKENIZER).n_vocab:
             raise
         return None
 
 
 def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
-    """Fetch the tokenizers beside a model's address, or for want of one the Pile models'.
+    """Download the tokenizers beside a model's address; if there are none, the Pile models'.
 
-    Does nothing for a path. Raises TokenizerError if there are none: a model of gigabytes would be
-    fetched for nothing.
+    Does nothing for a path. Raises TokenizerError if there are none, before gigabytes of the model
+    are downloaded in vain.
     """
     if not isinstance(model, str) or not scheme_of(model):
         return
@@ -68,14 +68,15 @@ def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
     names = (WORLD, *_JSON)
     try:
         found = [path for name in names if (path := fetch_beside(address, name))]
-    # The server is not there: whether the cache has the model is for the next step to say.
+    # The server cannot be reached; the next step tells whether the cache has the model.
     except DownloadError:
         return
     for path in found:
         try:
             load_tokenizer(path)
         except TokenizerError:
-            # An error page that the server sent must not stay. The hub's client has checksums.
+            # The file may be a server's error page, which must not stay in the cache. Files from
+            # the hub's client are checked.
             if hub.parse(address) is None:
                 path.unlink(missing_ok=True)
             raise
@@ -90,15 +91,15 @@ def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
 
 
 def find_tokenizer(model_path: str | os.PathLike[str], n_vocab: int) -> Path:
-    """The file of the tokenizer for a model of `n_vocab` tokens.
+    """Return the tokenizer's file for a model of `n_vocab` tokens.
 
-    It is looked for beside the model file; for one in the hub client's cache, in the same commit of
-    its repository; for the vocabulary of the Pile models, in the repository that it is from.
+    The search goes through the model's folder; then, for a model in the hub client's cache, the
+    same commit of its repository; then, for a Pile model, the repository of its tokenizer.
 
-    Raises TokenizerError, which says what to get, if there is none or it cannot be fetched.
+    Raises TokenizerError, which says what to download, if there is none or it cannot be downloaded.
     """
     path = Path(model_path)
-    # Larger than any other RWKV-4 vocabulary: in a smaller model, World's does not fit.
+    # World's vocabulary is the largest, so it does not fit a smaller model.
     names = (WORLD, *_JSON) if n_vocab >= N_WORLD else _JSON
     for name in names:
         if path.with_name(name).is_file():
@@ -107,7 +108,7 @@ def find_tokenizer(model_path: str | os.PathLike[str], n_vocab: int) -> Path:
         for name in names:
             if found := hub.beside(path, name):
                 return found
-    # Such as no connection: the model is there, and its tokenizer may come from elsewhere.
+    # For example no connection: the model is here, and its tokenizer may come from elsewhere.
     except DownloadError:
         pass
     if n_vocab == N_PILE:

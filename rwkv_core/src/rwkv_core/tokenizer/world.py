@@ -1,6 +1,6 @@
-"""The vocabulary of RWKV's World models: lines of a text file, cut from text by longest match.
+"""The tokenizer of RWKV's World models: a text file of tokens; text is split by longest match.
 
-A line is a token's number, its bytes as a Python literal (a str stands for its UTF-8) and their
+A line holds a token's number, its bytes as a Python literal (a str stands for its UTF-8) and their
 count: `33125 ' story' 6`, `132 b'\\x83' 1`. Token 0, the end of a text, has no line and no bytes.
 Source: rwkv_vocab_v20230424.txt and its reader in https://github.com/BlinkDL/ChatRWKV
 """
@@ -20,18 +20,18 @@ from rwkv_core.tokenizer.json_file import read_bounded
 FILE_NAME = "rwkv_vocab_v20230424.txt"
 N_VOCAB = 65536
 """Rows in a World model's embedding; the vocabulary itself has 65,530 tokens with token 0."""
-MAX_BYTES = 8 * 2**20  # the one in use has 1.1 MB
+MAX_BYTES = 8 * 2**20  # the published file has 1.1 MB
 
 _LINE = re.compile(r"(\d{1,7}) (b?(?:'.*'|\".*\")) (\d{1,7})", re.ASCII)
 
 
 class WorldTokenizer(Tokenizer):
-    """Cuts text, from its start, into the longest token that it goes on with each time."""
+    """Splits text greedily: at each place it takes the longest token that matches."""
 
     def __init__(self, table: Mapping[int, bytes], name: str) -> None:
         super().__init__(table, name)
         self._tokens = {data: token for token, data in table.items()}
-        # By the first two bytes, the lengths that tokens beginning so have, the longest first.
+        # By a token's first two bytes: the lengths of all such tokens, the longest first.
         lengths: dict[bytes, set[int]] = {}
         for data in self._tokens:
             lengths.setdefault(data[:2], set()).add(len(data))
@@ -62,7 +62,7 @@ class WorldTokenizer(Tokenizer):
 
 
 def read_world_vocabulary(path: Path) -> WorldTokenizer:
-    """Read such a file; nothing in it is run. Raises TokenizerError, with the line at fault."""
+    """Read a vocabulary, without running code in it. Raises TokenizerError, with the wrong line."""
     try:
         text = read_bounded(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,7 +85,7 @@ def read_world_vocabulary(path: Path) -> WorldTokenizer:
 
 
 def _parse(line: str) -> tuple[int, bytes]:
-    """The token and its bytes. Raises ValueError, with the reason."""
+    """Return a line's token and its bytes. Raises ValueError, with the reason."""
     found = _LINE.fullmatch(line.rstrip("\r"))
     if found is None:
         raise ValueError("not a number, a literal and a length")
@@ -99,7 +99,7 @@ def _parse(line: str) -> tuple[int, bytes]:
 
 
 def _bytes(literal: str) -> bytes:
-    """The bytes of a literal of str or bytes. Raises ValueError."""
+    """Return the bytes of a literal of str or bytes. Raises ValueError."""
     if "\\" not in literal:
         quote = literal[literal[0] == "b"]
         inner = literal.removeprefix("b")[1:-1]

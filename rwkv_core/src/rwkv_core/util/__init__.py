@@ -1,1 +1,1 @@
-"""Small things that every room needs and that know nothing of language models."""
+"""Small functions that all packages use, and that have nothing to do with language models."""

@@ -1,13 +1,13 @@
-"""What is an address, and how one is shown: without the passwords and tokens that it may hold."""
+"""Recognizes addresses (URLs), and shows them without the passwords and tokens in them."""
 
 from __future__ import annotations
 
 import re
 
-# A single letter before the colon is a drive of Windows.
+# A single letter before the colon is a drive on Windows.
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+)://|\s*(https?|hf):", re.IGNORECASE)
-# To the next space, without the punctuation of the sentence around it. The scheme is not matched:
-# to look for its start at each letter would take time quadratic in the text's length.
+# Up to the next space, without the punctuation of the sentence around it. The scheme is not
+# matched: searching its start from each letter would take quadratic time.
 _IN_TEXT = re.compile(r"(?::[/\\]{2,}|\b(?:https?|hf|ftp|s3):)\S*[^\s:;,'\")>\]]", re.IGNORECASE)
 _PARTS = re.compile(r"([^/\\]*:)?([/\\]*)([^/\\?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL)
 _CHECKSUM = re.compile(r"#sha256=[0-9A-Fa-f]{64}")
@@ -31,7 +31,7 @@ def shown(address: str) -> str:
         if user != "...":
             place = f"...@{rest}{path}"
     elif _has_no_port(host):
-        # A password with a slash, a question mark or a hash in it ends the host too early.
+        # A slash, a question mark or a hash in a password ends the host too early.
         if "@" in address:
             return f"{scheme}{slashes}...@{address.rpartition('@')[2].partition('?')[0]}"
         place = f"{host.rpartition(':')[0]}:...{path}"
@@ -49,7 +49,7 @@ def _has_no_port(host: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """Return `text` with each address in it as `shown` gives it."""
+    """Return `text` with each address replaced by `shown(address)`."""
     if scheme_of(text) and "\n" not in text and ": " not in text:
         return shown(text)
     return _IN_TEXT.sub(lambda found: shown(found[0]), text)

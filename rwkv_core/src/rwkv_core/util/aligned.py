@@ -1,4 +1,4 @@
-"""Arrays at addresses that processors and tensor libraries like best."""
+"""Aligned arrays, which processors and tensor libraries handle fastest."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT = 64
-"""Bytes of a cache line and of the widest vectors; XLA and Eigen take such memory as it is."""
+"""Bytes of a cache line and of the widest vectors; XLA and Eigen use such memory without a copy."""
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-    """As np.empty; it begins at a multiple of ALIGNMENT."""
+    """Return an uninitialized array whose address is a multiple of ALIGNMENT bytes."""
     dtype = np.dtype(dtype)
     n_bytes = math.prod(shape) * dtype.itemsize
     buffer = np.empty(n_bytes + ALIGNMENT, np.uint8)

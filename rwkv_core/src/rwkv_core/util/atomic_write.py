@@ -1,7 +1,7 @@
-"""Writes a file beside the one it will replace, so that a failure leaves what was there.
+"""Writes a file atomically: a failure leaves the old file.
 
-The new file grows in a temporary folder. A process that is killed leaves that behind; the next one
-that needs a temporary folder in the same place removes it. Each holds a lock on its own, which ends
+The new file is written in a temporary folder. A killed process leaves that folder; the next process
+that makes one in the same place removes it. Each process holds a lock on its own folder, which ends
 with the process.
 """
 
@@ -19,20 +19,20 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed
+except ImportError:  # Windows, where an open file cannot be removed
     fcntl = None  # type: ignore[assignment]
 
-# Short: the name of the file that is replaced may be as long as names can be.
+# Short, since the name of the replaced file may have the maximal length.
 _PREFIX, _SUFFIX = ".rwkv-core-", ".partial"
 _LOCK = "lock"
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of `path` when the `with` block ends without an error.
+    """Open a new file, which replaces `path` when the `with` block ends without an error.
 
-    It goes where a symbolic link leads, and has the permissions of the file that it replaces.
-    Raises OSError, also for what is there but no regular file.
+    Symbolic links are followed, and the replaced file's permissions are kept. Raises OSError, also
+    if `path` exists and is no regular file.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder in `parent`, removed at the end; first those of killed processes are.
+    """Make a folder in `parent` and remove it at the end; folders of killed processes are removed.
 
     Raises OSError.
     """
@@ -56,7 +56,7 @@ def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
     lock = None
     try:
         while lock is None:
-            # Named before it is made: a signal that comes in between leaves nothing behind.
+            # The name is stored before the folder is made: a signal in between leaves nothing.
             made.append(Path(parent, f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"))
             lock = _make_locked(made[-1])
         yield made[-1]
@@ -68,7 +68,7 @@ def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _make_locked(folder: Path) -> BinaryIO | None:
-    """Make the folder and lock it; None if another process took it for abandoned meanwhile."""
+    """Make the folder and lock it; None if another process has just removed it as abandoned."""
     folder.mkdir(mode=0o700)
     try:
         lock = (folder / _LOCK).open("wb")
@@ -83,7 +83,7 @@ def _make_locked(folder: Path) -> BinaryIO | None:
 
 def _wait_for(lock: BinaryIO) -> None:
     if fcntl is not None:
-        with suppress(OSError):  # A file system without locks: there nothing is removed.
+        with suppress(OSError):  # a file system without locks, where nothing is removed
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
@@ -98,7 +98,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 @contextmanager
 def _claimed(lock: Path) -> Iterator[None]:
-    """Raises OSError if a process holds the lock."""
+    """Hold the lock. Raises OSError if another process holds it."""
     if fcntl is None:
         lock.unlink()
         yield

@@ -1,4 +1,4 @@
-"""Which distributions are installed, found out without importing them."""
+"""Versions of installed distributions, found without importing them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_version(distribution: str) -> str | None:
-    """The version of `distribution`; None if it is not installed."""
+    """Return the version of `distribution`; None if it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Refuses what would hang: in a forked process, libraries lack the threads they have started."""
+"""Refuses to use a library after a fork, where it would hang: its threads are not in the child."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _lost: set[str] = set()
 
 
 def note_use(library: str) -> None:
-    """`library`, unless it is "", is about to start threads in this process."""
+    """Record that `library` starts threads in this process; "" does nothing."""
     if library:
         _used.add(library)
 

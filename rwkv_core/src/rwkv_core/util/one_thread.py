@@ -1,4 +1,4 @@
-"""Refuses a second thread in an object that has a running state, instead of mixing two texts."""
+"""Refuses a second thread in an object with a running state, which would mix two texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Class = TypeVar("Class", bound=type)
 
 
 def one_thread_at_a_time(*methods: str) -> Callable[[Class], Class]:
-    """Decorate a class: while a thread is in one of `methods`, others get a StateError from them.
+    """Decorate a class: while a thread runs one of `methods`, other threads get a StateError.
 
-    The same thread may call on, as `on_progress` does.
+    The same thread may call them again, as `on_progress` does.
     """
 
     def decorate(cls: Class) -> Class:

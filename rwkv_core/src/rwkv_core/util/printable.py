@@ -1,6 +1,6 @@
-"""Makes foreign text safe to show: it must not steer a terminal, forge lines or fill the screen.
+"""Makes foreign text safe to print: without control characters or extra lines, and short.
 
-Foreign is all that comes from a file, a server, a library, a plugin or a model.
+Foreign text is text from a file, a server, a library, a plugin or a model.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ MAX_ERROR_LENGTH = 2000
 MAX_ERROR_LINES = 3
 _CUT = " ... "
 _REPLACEMENT = "\ufffd"
-# The control characters of ASCII and Latin-1 but for tab and newline. A carriage return is
-# dropped: it would let a line overwrite itself, and in "\r\n" nobody misses it.
+# Control characters of ASCII and Latin-1 except tab and newline. A carriage return is dropped: it
+# would let a line overwrite itself, and "\r\n" does not need it.
 _STEERING = {
     code: _REPLACEMENT for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"
 } | {ord("\r"): None}
 
 
 def printable(value: object, limit: int = MAX_LENGTH) -> str:
-    """Return `str(value)` as one line of at most `limit` characters, its start and its end.
+    """Return `str(value)` as one line of at most `limit` characters, without its middle if longer.
 
-    Characters that would steer a terminal become U+FFFD. Spaces stay, for the paths that have them.
+    Control characters become U+FFFD. Spaces are kept, since paths may have them.
     """
     lines = _shortened(str(value), limit).replace("\t", " ").splitlines()
     return _steering_replaced(" ".join(filter(None, map(str.strip, lines))))
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an exception says, with its type unless it is of this project."""
+    """Return an exception's message as one line, with its type unless it is an RWKVError."""
     from rwkv_core.errors import RWKVError  # which imports this module
 
     try:
@@ -40,13 +40,13 @@ def one_line(error: BaseException) -> str:
 
 
 def error_message(value: object) -> str:
-    """Return `str(value)` as a few lines; spaces stay as they are, for the paths in it."""
+    """Return `str(value)` as a few lines; spaces are kept, since paths may have them."""
     lines = _shortened(str(value), MAX_ERROR_LENGTH).split("\n", MAX_ERROR_LINES - 1)
     return "\n".join(_steering_replaced(line.replace("\n", " ")) for line in lines)
 
 
 def without_control(text: str) -> str:
-    """Return `text` with its lines and tabs, but without characters that steer a terminal."""
+    """Return `text` with its lines and tabs, but without other control characters."""
     return text.translate(_STEERING)
 
 
@@ -55,7 +55,7 @@ def _steering_replaced(line: str) -> str:
 
 
 def _shortened(text: str, limit: int) -> str:
-    # Here, since all that is shown passes through: a secret that is cut in half is known no more.
+    # Secrets are removed before shortening, which could cut one so that it is not recognized.
     text = without_secrets(text)
     if len(text) <= limit:
         return text

@@ -1,7 +1,7 @@
-"""What functions that take long call as they go on."""
+"""The type of progress callbacks."""
 
 from collections.abc import Callable
 from typing import TypeAlias
 
 OnProgress: TypeAlias = Callable[[int, int], object]
-"""Called with how much is done and how much there is in all, such as bytes or tokens."""
+"""Called with the amount done so far and the total amount, in bytes or tokens."""

@@ -1,4 +1,4 @@
-"""What a mistyped name may have been meant to be."""
+"""Suggests the intended name for a mistyped one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question for a message about an unknown `name`; "" if nothing known is like it."""
+    """Return a question for a message about an unknown `name`; "" if no known name is similar."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean {close[0]}?" if close else ""

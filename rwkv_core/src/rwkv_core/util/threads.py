@@ -1,4 +1,4 @@
-"""How many threads can run at the same time."""
+"""Number of threads that can run at the same time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def available_threads() -> int:
     """Return the number of cores that this process may use, at least 1.
 
-    It is the cores in the process's affinity mask, or fewer where a container's CPU quota (cgroup
-    version 1 or 2) is less. Of a part of a core, what is left over is not counted: a thread that
-    runs out of quota stops the others, too.
+    It is the number of cores in the process's affinity mask, or a container's CPU quota (cgroup
+    version 1 or 2) if that is less. A quota is rounded down: a thread that runs out of quota also
+    stops the others.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -24,7 +24,7 @@ def available_threads() -> int:
 
 
 def _cpu_quotas() -> Iterator[float]:
-    """The quotas, in cores, of this process's control groups and of those that they are in."""
+    """Yield the quotas, in cores, of this process's control groups and of their parents."""
     try:
         lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -46,7 +46,7 @@ def _cpu_quotas() -> Iterator[float]:
 
 
 def _quota_of(group: Path) -> float | None:
-    """The quota of one control group, in cores; None where it has none."""
+    """Return the quota of one control group, in cores; None if it has none."""
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""UTF-8 that arrives in pieces."""
+"""Incomplete UTF-8 at the end of bytes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import codecs
 
 
 def unfinished_character(data: bytes | bytearray) -> bytes:
-    """The end of `data` that begins a UTF-8 character and does not end it; often empty."""
-    # A character has at most four bytes, so what comes before them cannot matter.
+    """Return the bytes of an incomplete UTF-8 character at the end of `data`; often empty."""
+    # A character has at most four bytes, so only the last four are needed.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(bytes(data[-4:]))
     return decoder.getstate()[0]

@@ -1,8 +1,8 @@
-"""Samplers: steps of the sampling chain that have a name, options and, if need be, a memory.
+"""Samplers: named steps of the sampling chain, with options; some keep a state of their own.
 
 A user names one on the command line (`--sampler mirostat:tau=3,eta=0.1`) or in Python
-(`processors=["mirostat:tau=3,eta=0.1"]`). rwkv-core's own are offered through the same hook,
-`rwkv_samplers`, as those of plugins.
+(`processors=["mirostat:tau=3,eta=0.1"]`). rwkv-core's own samplers, like those of plugins, are
+offered through the hook `rwkv_samplers`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def started(processors: Sequence[Processor | str]) -> list[Processor]:
-    """The processors of one generation: functions as they are, samplers that are named started.
+    """Return the processors of one generation: named samplers are started, functions are kept.
 
-    Raises OptionError for what is neither, an unknown sampler, and an option that does not fit.
+    Raises OptionError for anything else, for an unknown sampler, and for a wrong option.
     """
     if isinstance(processors, str) or not isinstance(processors, Iterable):
         raise OptionError(f"processors: found {processors!r}, expected a list of them")
@@ -53,9 +53,9 @@ def _started(processor: Processor | str) -> Processor:
 
 
 def find_sampler(text: str) -> tuple[Sampler, dict[str, Any]]:
-    """The sampler that NAME or NAME:KEY=VALUE,KEY=VALUE names, with all its options.
+    """Return the sampler that NAME or NAME:KEY=VALUE,KEY=VALUE names, and all its options.
 
-    Raises OptionError if there is no such sampler, or for its options.
+    Raises OptionError if there is no such sampler, or an option is wrong.
     """
     name, _, rest = text.partition(":")
     samplers = plugins.offered("rwkv_samplers")
@@ -70,7 +70,7 @@ def find_sampler(text: str) -> tuple[Sampler, dict[str, Any]]:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """KEY=VALUE pairs between commas. A part without "=" continues the list before it."""
+    """Return the KEY=VALUE pairs between commas. A part without "=" continues the list before."""
     pairs: dict[str, str] = {}
     name = ""
     for part in filter(None, text.split(",")):

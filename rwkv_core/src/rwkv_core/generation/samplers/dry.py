@@ -1,7 +1,7 @@
 """DRY ("don't repeat yourself"): a penalty on tokens that would continue a repetition.
 
-Source: p-e-w, "DRY: A modern repetition penalty that reliably prevents looping" (2024), pull
-request 5677 of oobabooga/text-generation-webui, whose formula and defaults these are.
+Source of the formula and the defaults: p-e-w, "DRY: A modern repetition penalty that reliably
+prevents looping" (2024), pull request 5677 of oobabooga/text-generation-webui.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from rwkv_core.errors import OptionError
 from rwkv_core.plugins.sampler import Logits
 
 MAX_EXPONENT = 50
-"""1.75 ** 50 is far beyond any logit already."""
+"""Limit of the exponent: 1.75 ** 50 exceeds any logit by far."""
 
 
 class Dry:
-    """One generation's DRY, over the tokens generated so far."""
+    """DRY for one generation, over the tokens generated so far."""
 
     def __init__(
         self, multiplier: float, base: float, allowed_length: int, breakers: Sequence[str]
@@ -35,12 +35,15 @@ class Dry:
         self._multiplier, self._base, self._allowed = multiplier, base, allowed_length
         self._breakers = frozenset(map(int, breakers))
         self._tokens = np.zeros(0, np.int64)
-        # For each token, how many up to and with it equal as many at the end.
+        # For each position: the number of tokens, up to and including it, that repeat at the end.
         self._lengths = np.zeros(0, np.int64)
 
     def __call__(self, logits: Logits, history: Sequence[int]) -> Logits:
-        """Subtract multiplier * base ** (n - allowed_length) from the logit of each token that
-        would make the last n tokens, n >= allowed_length, and itself occur again."""
+        """Return `logits` [V] with penalties for tokens that would continue a repetition.
+
+        If the last n >= allowed_length tokens have occurred before, the penalty of the token that
+        followed them there is multiplier * base ** (n - allowed_length).
+        """
         for token in history[len(self._tokens) :]:
             self._read(token)
         longest: dict[int, int] = {}

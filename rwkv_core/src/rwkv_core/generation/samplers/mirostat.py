@@ -1,8 +1,8 @@
-"""Mirostat 2.0: keeps the surprise of a text near a target by ruling out surprising tokens.
+"""Mirostat 2.0: keeps the surprise of a text near a target by excluding surprising tokens.
 
 Source: S. Basu, G. S. Ramachandran, N. S. Keskar, L. R. Varshney, "Mirostat: A Neural Text Decoding
 Algorithm that Directly Controls Perplexity", ICLR 2021 (arXiv 2007.14966), and the authors' version
-2, which truncates by the surprise itself and so needs no estimate of Zipf's exponent.
+2, which truncates by the surprise and needs no estimate of Zipf's exponent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rwkv_core.plugins.sampler import Logits
 
 
 class Mirostat:
-    """One generation's mirostat: `limit` is the surprise, in bits, above which tokens are cut off.
+    """Mirostat for one generation: tokens with a surprise above `limit`, in bits, are excluded.
 
-    A token's surprise is -log2 of its probability before the cut.
+    A token's surprise is -log2 of its probability before tokens are excluded.
     """
 
     def __init__(self, tau: float, eta: float) -> None:
@@ -33,9 +33,9 @@ class Mirostat:
         self._n_tokens = 0
 
     def __call__(self, logits: Logits, history: Sequence[int]) -> Logits:
-        """Rule out the tokens of `logits` [V] whose surprise is above the limit."""
+        """Return `logits` [V] with -inf for tokens whose surprise is above the limit."""
         if self._surprise is not None and len(history) > self._n_tokens:
-            # The token that was drawn from what this returned last.
+            # The token that was drawn after the last call.
             self.limit -= self._eta * (float(self._surprise[history[-1]]) - self._tau)
         shifted = logits - logits.max()
         self._surprise = (math.log(float(np.exp(shifted).sum())) - shifted) / math.log(2)

