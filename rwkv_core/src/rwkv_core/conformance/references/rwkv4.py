@@ -50,7 +50,7 @@ class Run(NamedTuple):
 
 
 def random_weights(sizes: Sizes = SMALL, seed: int = 0) -> Weights:
-    """Return random float32 values as float64 by BlinkDL's names; none is 0, so no term vanishes."""
+    """Return random float32 values as float64 by BlinkDL's names; none is 0."""
     n_layer, n_embd, n_ffn, n_vocab = sizes
     rng = np.random.default_rng(seed)
     weights: Weights = {
