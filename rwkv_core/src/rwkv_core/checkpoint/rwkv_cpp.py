@@ -115,7 +115,7 @@ def _extents(file: MappedFile) -> dict[str, Extent]:
     while position < file.size:
         name, extent = _tensor(file, position)
         if name in extents or len(extents) == MAX_TENSORS:
-            raise _damaged(file, f"{name[:80]!r} comes twice or is one of too many")
+            raise _damaged(file, f"{name[:80]!r} occurs twice or is one of too many")
         extents[name] = extent
         position = extent.offset + extent.n_bytes
     return extents

@@ -96,7 +96,7 @@ def _extent(file: MappedFile, name: str, entry: object, data_start: int) -> Exte
     if len(shape) > MAX_DIMENSIONS or not all(
         type(n) is int and 0 <= n < 2**48 for n in (begin, end, *shape)
     ):
-        raise _damaged(file, f"the entry of {name[:80]!r} holds what is no size")
+        raise _damaged(file, f"the entry of {name[:80]!r} holds something that is no size")
     if dtype not in DTYPES:
         raise CheckpointError(
             f"{file.path}: {name[:80]!r} is of type {dtype[:20]!r}, which is not supported; "

@@ -137,7 +137,9 @@ def _split(address: str) -> SplitResult:
         _ = parts.port  # raises for one that is no number
     except ValueError:
         # The error's text may quote a part of a password.
-        raise DownloadError(f"{shown(address)}: not an address: no host or port is so") from None
+        raise DownloadError(
+            f"{shown(address)}: not an address: the host or port is malformed"
+        ) from None
     if parts.username is not None or parts.password is not None:
         raise DownloadError(
             f"{shown(address)}: a name and password in an address "
@@ -378,8 +380,8 @@ class _Download:
             if found != digest:
                 self._discard()
                 raise DownloadError(
-                    f"{self._shown}: what arrived has the {algorithm} {found}, expected "
-                    f"{digest}: removed; if it was damaged on the way, run it again"
+                    f"{self._shown}: the download has the {algorithm} {found}, expected "
+                    f"{digest}: removed; if it was damaged in transit, run it again"
                 )
         size = self._size()
         # In this order: after a crash in between, no file has the description of another.
