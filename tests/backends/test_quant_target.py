@@ -14,8 +14,8 @@ from byte_tokenizer import write_byte_tokenizer  # noqa: E402
 from model_results import results  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
-from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
-from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.matrix_store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.prefetch import HostTensor  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.architectures.base import Config  # noqa: E402
 from rwkv_core.architectures.rwkv4 import RWKV4  # noqa: E402

@@ -15,8 +15,8 @@ import rwkv_core  # noqa: E402
 from model_results import results  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
-from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
-from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.matrix_store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.prefetch import HostTensor  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.architectures.base import Config  # noqa: E402
 from rwkv_core.architectures.rwkv4 import RWKV4  # noqa: E402
@@ -222,7 +222,7 @@ def interrupted_at(n: int, run) -> BaseException | None:
 
     def trace(frame, event, _):
         nonlocal left
-        if not frame.f_code.co_filename.endswith("stream/slots.py"):
+        if not frame.f_code.co_filename.endswith("stream/prefetch.py"):
             return None
         # A `with` line is traced once more before the lock is let go, where no signal is handled.
         if event == "line" and "with" not in source[frame.f_lineno - 1]:
@@ -231,7 +231,7 @@ def interrupted_at(n: int, run) -> BaseException | None:
                 raise KeyboardInterrupt
         return trace
 
-    import rwkv_backend_cuda_variants.stream.slots as module
+    import rwkv_backend_cuda_variants.stream.prefetch as module
 
     source = Path(module.__file__).read_text().splitlines()
     previous = sys.gettrace()

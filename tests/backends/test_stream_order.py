@@ -55,7 +55,7 @@ class Buffer:
 
 
 class Cuda:
-    """What stream/slots.py takes from torch.cuda."""
+    """What stream/prefetch.py takes from torch.cuda."""
 
     Event, Stream = Event, Stream
 

@@ -22,7 +22,7 @@ from rwkv_core.bench import (
 )
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.cli import main
-from rwkv_core.cli.signals import cleanup_on_signal
+from rwkv_core.cli.signal_cleanup import cleanup_on_signal
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.random_model import random_values, write_random_model

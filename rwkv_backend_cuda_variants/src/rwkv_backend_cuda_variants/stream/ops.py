@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.stream.store import MatrixStore, Placed
+from rwkv_backend_cuda_variants.stream.matrix_store import MatrixStore, Placed
 from rwkv_backend_torch.ops import TorchOps, as_tensor
 from rwkv_core.backends.offload_plan import model_bytes
 from rwkv_core.weights import Weight

@@ -18,7 +18,7 @@ from rwkv_core.cli.model_arguments import (
 )
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
-from rwkv_core.cli.signals import cleanup_on_signal
+from rwkv_core.cli.signal_cleanup import cleanup_on_signal
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.dtypes import GROUP_SIZE
 from rwkv_core.errors import BackendError, OptionError

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from rwkv_core.errors import DownloadError
-from rwkv_core.sources.cache_file import digest_of, is_own, open_own, stamp_of
+from rwkv_core.sources.cache_file import cache_folder, digest_of, is_own, open_own, stamp_of
 from rwkv_core.sources.http_file import About, Broken, chunks, get, length_of
 from rwkv_core.util.addresses import shown
 from rwkv_core.util.printable import printable
@@ -33,21 +33,6 @@ PAUSE = 1.0
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 """Names of devices on Windows."""
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
-
-
-def cache_folder() -> Path:
-    """Return the folder for downloads: RWKV_CACHE, or rwkv-core in the user's cache folder.
-
-    Raises DownloadError if the user has no home folder.
-    """
-    if named := os.environ.get("RWKV_CACHE"):
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwkv-core"
-    except RuntimeError:
-        raise DownloadError(
-            "this user has no home folder to keep files in; set RWKV_CACHE to another folder"
-        ) from None
 
 
 def fetch(address: str, sha256: str | None = None) -> Path:
