@@ -1,4 +1,4 @@
-"""A web server on loopback that answers as the Hugging Face hub does, and as badly as told.
+"""A web server on loopback that answers like the Hugging Face hub, with faults on request.
 
 Of the hub it has HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE with the headers that the
 client goes by. Anything else under / is a plain file with an ETag, parts and conditions.
@@ -25,7 +25,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 @dataclass
 class Faults:
-    """What goes wrong. Counts go down to 0 as they happen."""
+    """Faults to simulate. Counts decrease to 0 as the faults occur."""
 
     breaks: int = 0
     """Bodies cut off half-way, by a connection that is closed."""
@@ -66,7 +66,7 @@ class Hub:
         self.ended = threading.Event()
 
     def gets(self, path: str = "") -> list[dict[str, str]]:
-        """The headers of each GET of a path that ends so."""
+        """Return the headers of each GET request for a path with this ending."""
         return [h for method, p, h in self.requests if method == "GET" and p.endswith(path)]
 
 
@@ -210,6 +210,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def left_over(folder: Path) -> list[str]:
-    """The partial files below a folder, in a cache of whichever client."""
+    """Return the partial files below a folder, in the cache of any client."""
     paths = folder.rglob("*")
     return [p.name for p in paths if "partial" in p.name or p.suffix == ".incomplete"]

@@ -168,7 +168,7 @@ def free_port():
 
 
 def torchrun(*arguments, **variables):
-    """Run a program as two processes; gives its status, stdout and stderr."""
+    """Run a program as two processes. Return its status, stdout and stderr."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launcher, "--master-port", free_port(), *map(str, arguments)],
@@ -203,7 +203,7 @@ np.savez(f"{folder}/{os.environ['RANK']}.npz", **arrays)
 
 @pytest.fixture(scope="module")
 def two_processes(odd_model, small_model, tmp_path_factory):
-    """What each of two processes found, and the folder with the state that they saved."""
+    """The results of each of two processes, and the folder with their saved state."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "program.py").write_text(IN_EVERY_PROCESS)
     arguments = folder / "program.py", odd_model, small_model, folder

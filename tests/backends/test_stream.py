@@ -49,7 +49,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(path: Path) -> dict[str, list[np.ndarray]]:
-    """What `torch` makes of it, by dtype."""
+    """The results of `torch`, by dtype."""
     return {dtype: results(rwkv_core.load(path, "torch", dtype=dtype), TOKENS) for dtype in DTYPES}
 
 
@@ -72,7 +72,7 @@ def test_without_a_target_on_a_cpu_all_stays(path, expected):
 
 
 def on_device(ops: "stream.StreamOps") -> int:
-    """Bytes of the matrices and slots that are on the device, found without its bookkeeping."""
+    """Return the bytes of matrices and slots on the device, counted without the store."""
     found = [o.on_device for o in gc.get_objects() if type(o) is Placed]
     tensors = [one for one in found if one is not None]
     tensors += [slot.buffer for slot in ops.store.slots._slots]
@@ -271,7 +271,7 @@ def test_after_an_error_in_a_product_it_goes_on(path, expected, monkeypatch):
 
 @pytest.fixture
 def no_collector():
-    """Memory must go when its last user does: a collector that runs at some time hides rings."""
+    """Memory must be freed with its last user; a later garbage collection would hide cycles."""
     gc.collect()
     gc.disable()
     yield

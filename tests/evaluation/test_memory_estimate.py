@@ -1,4 +1,4 @@
-"""How much memory models take, as a library and as `rwkv-core vram`."""
+"""The memory of models, in the library and in `rwkv-core vram`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What is timed side by side: our backends and the peers, each in the precisions that it has."""
+"""Programs to compare: our backends and the peers, each in all of its precisions."""
 
 from __future__ import annotations
 
