@@ -94,7 +94,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def address(web: Hub) -> str:
-    """Of a file outside the hub."""
+    """Return the address of a file outside the hub."""
     return web.address.replace("127.0.0.1", "localhost") + "/file.bin"
 
 

@@ -40,7 +40,7 @@ class Faults:
     damage: bool = False
     """Send other bytes than the checksum is of."""
     parts: bool = True
-    """Whether a part can be asked for."""
+    """Whether the server supports ranges."""
     new_etags: bool = False
     """Give another ETag each time, and parts whatever If-Range says."""
     second_length: str = ""
@@ -48,7 +48,7 @@ class Faults:
     unasked_part: bool = False
     """Give the second half to whoever asks for the whole."""
     extra: bytes = b""
-    """What comes after the body, whose length is not told."""
+    """Bytes sent after the body, without a Content-Length."""
     slow: float = 0.0
     """Seconds before the second half of a body."""
 

@@ -37,7 +37,7 @@ SECONDS = 120
 
 @pytest.fixture(scope="module")
 def odd_model(tmp_path_factory):
-    """Of 3 layers, 34 wide, with 101 tokens: divisible by none of the numbers of devices but 2."""
+    """A model of width 34 with 101 tokens: only 2 of the numbers of devices divides a size."""
     path = tmp_path_factory.mktemp("odd") / "odd.pth"
     write_pth(path, random_weights(3, 34, 101, seed=2))
     return path

@@ -36,7 +36,7 @@ Forward = Callable[[list[int], Any], tuple[Any, Any]]
 
 
 class Files(NamedTuple):
-    """The same weights, in 16 bits as published models are."""
+    """Files with the same weights, in 16 bits like published models."""
 
     pth: Path
     transformers: Path  # a folder

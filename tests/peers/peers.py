@@ -32,7 +32,7 @@ class Transformers(Peer):
 
     @classmethod
     def of_folder(cls, folder: Path, dtype: str) -> Transformers:
-        """As its users load one, with the weights in `dtype`."""
+        """Load a model like the package's users, with weights in `dtype`."""
         from transformers import RwkvForCausalLM
 
         peer = cls.__new__(cls)

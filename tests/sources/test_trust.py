@@ -24,7 +24,7 @@ DATA = np.random.default_rng(1).bytes(100_000)
 
 @pytest.fixture
 def address(web: Hub) -> str:
-    """Of a file outside the hub."""
+    """Return the address of a file outside the hub."""
     web.files["/a/file.bin"] = DATA
     web.repositories["owner/repo"] = {"model.pth": DATA}
     return web.address.replace("127.0.0.1", "localhost") + "/a/file.bin"

@@ -51,7 +51,7 @@ class SplitMatrix:
 
     @property
     def nbytes(self) -> int:
-        """In this process."""
+        """Bytes of this process's parts."""
         return sum(part.nbytes for part in self.parts)
 
 
