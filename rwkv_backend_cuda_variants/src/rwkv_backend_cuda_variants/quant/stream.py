@@ -1,4 +1,4 @@
-"""torch-quant with a target: further quantized matrices are copied to the device ahead of use."""
+"""torch-quant with a target: quantized matrices that do not fit are copied ahead of their use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch with a target: further matrices stay in host memory, and are copied ahead of their use."""
+"""torch with a target: matrices that do not fit stay on the host, and are copied ahead of use."""
 
 from __future__ import annotations
 
