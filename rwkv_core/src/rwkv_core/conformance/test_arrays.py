@@ -92,7 +92,7 @@ def test_a_matrix_of_a_real_size_holds_its_source(
 
 
 def test_a_matrix_knows_its_bytes(ops: TensorOps, rng: np.random.Generator) -> None:
-    """A bench divides by it. It may differ by half from the size for the dtype."""
+    """`matrix_bytes`, which a bench uses, may differ by half from the size for the dtype."""
     array = rng.standard_normal((192, 320), np.float32)
     matrix, dtype = ops.matrix(array), ops.dtype
     found = ops.matrix_bytes(matrix)
