@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
 def write_byte_tokenizer(path: Path) -> int:
-    """Write the file; returns how many tokens it has: <|endoftext|>, 256 bytes, some pairs."""
+    """Write the file. Return its number of tokens: <|endoftext|>, 256 bytes, some pairs."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e"), ("a", "n"), ("i", "n"), ("Ġ", "the")]
     words = ["<|endoftext|>", *alphabet, *("".join(pair) for pair in merges)]

@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_meant(item: pytest.Item) -> bool:
-    """Whether a test proves something here that no other nox session proves."""
+    """Return whether a test checks something here that no other nox session checks."""
     if _needs_one(item):
         backend = item.callspec.params.get("backend", ONE) if hasattr(item, "callspec") else ONE
         return backend == ONE and (_MEANT is None or ONE in ("numpy", None))
@@ -62,7 +62,7 @@ def _is_of_a_backend(item: pytest.Item) -> bool:
 
 @pytest.fixture(params=READY or [None])
 def backend(request: pytest.FixtureRequest) -> str:
-    """The name of each backend that is ready here and meant, one after the other."""
+    """The name of each backend that is ready and selected, one after the other."""
     return request.param
 
 
@@ -77,7 +77,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A server that this process and its children take for the Hugging Face hub."""
+    """A server that stands for the Hugging Face hub in this process and its children."""
     with serve() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -94,7 +94,7 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def address(web: Hub) -> str:
-    """Of a file outside the hub."""
+    """Return the address of a file outside the hub."""
     return web.address.replace("127.0.0.1", "localhost") + "/file.bin"
 
 

@@ -1,4 +1,4 @@
-"""Backends that take float32 matrices as they are: what differs then is the order of sums alone."""
+"""Backends that keep float32 matrices unchanged, and so differ only in the order of sums."""
 
 import rwkv_core
 

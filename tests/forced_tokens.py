@@ -1,4 +1,4 @@
-"""Generation with tokens forced through the real chain, so that where tokens end is known."""
+"""Generation with forced tokens in the real sampling chain, so that token borders are known."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -41,7 +41,7 @@ def load(path: Path, backend: str) -> Model:
 
 
 def load_with_context(folder: Path, backend: str) -> RWKV:
-    """An RWKV that has read a little."""
+    """Return an RWKV that has read a few tokens."""
     rwkv = RWKV(load(folder / "model.pth", backend))
     rwkv.load_context("Q: ")
     return rwkv
@@ -54,7 +54,7 @@ def tokens_of(tokenizer: Tokenizer, pieces: Sequence[bytes]) -> list[int]:
 
 
 def single(text: str) -> list[bytes]:
-    """The bytes of `text`, each by itself."""
+    """Return the bytes of `text`, one by one."""
     return [bytes([byte]) for byte in text.encode()]
 
 
@@ -88,14 +88,14 @@ def stepped(rwkv: RWKV, start: State, tokens: Sequence[int]) -> State:
 
 
 def same(model: Model, one: State, other: State) -> bool:
-    """Whether two states are the same bit for bit."""
+    """Return whether two states are equal, bit for bit."""
     return np.array_equal(model.to_numpy(one), model.to_numpy(other)) and np.array_equal(
         model.to_numpy(one.logits), model.to_numpy(other.logits)
     )
 
 
 def close(model: Model, one: State, other: State) -> bool:
-    """Whether two states are the same but for the rounding of another order of sums.
+    """Return whether two states are equal up to the rounding of sums in another order.
 
     Quantized products round activations too: to 14 bits of the largest, in each of a layer's seven.
     """

@@ -1,4 +1,4 @@
-"""A web server on loopback that answers as the Hugging Face hub does, and as badly as told.
+"""A web server on loopback that answers like the Hugging Face hub, with faults on request.
 
 Of the hub it has HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE with the headers that the
 client goes by. Anything else under / is a plain file with an ETag, parts and conditions.
@@ -25,7 +25,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 @dataclass
 class Faults:
-    """What goes wrong. Counts go down to 0 as they happen."""
+    """Faults to simulate. Counts decrease to 0 as the faults occur."""
 
     breaks: int = 0
     """Bodies cut off half-way, by a connection that is closed."""
@@ -40,7 +40,7 @@ class Faults:
     damage: bool = False
     """Send other bytes than the checksum is of."""
     parts: bool = True
-    """Whether a part can be asked for."""
+    """Whether the server supports ranges."""
     new_etags: bool = False
     """Give another ETag each time, and parts whatever If-Range says."""
     second_length: str = ""
@@ -48,7 +48,7 @@ class Faults:
     unasked_part: bool = False
     """Give the second half to whoever asks for the whole."""
     extra: bytes = b""
-    """What comes after the body, whose length is not told."""
+    """Bytes sent after the body, without a Content-Length."""
     slow: float = 0.0
     """Seconds before the second half of a body."""
 
@@ -66,7 +66,7 @@ class Hub:
         self.ended = threading.Event()
 
     def gets(self, path: str = "") -> list[dict[str, str]]:
-        """The headers of each GET of a path that ends so."""
+        """Return the headers of each GET request for a path with this ending."""
         return [h for method, p, h in self.requests if method == "GET" and p.endswith(path)]
 
 
@@ -210,6 +210,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def left_over(folder: Path) -> list[str]:
-    """The partial files below a folder, in a cache of whichever client."""
+    """Return the partial files below a folder, in the cache of any client."""
     paths = folder.rglob("*")
     return [p.name for p in paths if "partial" in p.name or p.suffix == ".incomplete"]

@@ -1,4 +1,4 @@
-"""Small RWKV-5, 6 and 7 of random weights, none of them zero: every term is felt in the logits."""
+"""Small RWKV-5, 6 and 7 with random weights, none of them 0, so that no term vanishes."""
 
 from __future__ import annotations
 

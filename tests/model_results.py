@@ -1,4 +1,4 @@
-"""What models give, to compare one with another."""
+"""Results of models, to compare models with each other."""
 
 from collections.abc import Sequence
 

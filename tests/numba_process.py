@@ -1,4 +1,4 @@
-"""`numba` in a process of its own, which keeps its kernels where a test says."""
+"""`numba` in a process of its own, with a folder for its cached kernels."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import textwrap
 
 
 def python(code, *, folder, **variables):
-    """What a process of its own prints, which keeps its kernels in `folder`."""
+    """Return the output of a new process that caches its kernels in `folder`."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,

@@ -60,7 +60,7 @@ def tensor(
     offset: int = 0,
     n_elements: int | None = None,
 ) -> bytes:
-    """The opcodes that leave one tensor on the stack. Strides and offset are in elements."""
+    """Return the opcodes that push one tensor. Strides and offset are in elements."""
     if strides is None:
         strides = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
     if n_elements is None:

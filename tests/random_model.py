@@ -1,4 +1,4 @@
-"""A small RWKV-4 of random weights, none of them zero: every term is felt in the logits."""
+"""A small RWKV-4 with random weights, none of them 0, so that no term vanishes."""
 
 from __future__ import annotations
 

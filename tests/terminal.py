@@ -63,7 +63,7 @@ class Terminal:
         raise AssertionError(f"{key!r} does not lead to {text!r}: {self.shown[-200:]!r}")
 
     def end(self):
-        """Read what is left; gives the exit status."""
+        """Read the rest of the output. Return the exit status."""
         end = time.monotonic() + SECONDS
         while self._read():
             assert time.monotonic() < end, f"it does not end: {self.shown[-200:]!r}"

@@ -1,4 +1,4 @@
-"""A load that fails half-way gives back the memory it took, even while its error is kept."""
+"""A load that fails frees its memory, even while its error is kept."""
 
 import ctypes
 import gc

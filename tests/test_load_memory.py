@@ -1,4 +1,4 @@
-"""What a process takes at most while a model is loaded, beside the weights themselves."""
+"""The peak memory of a process while it loads a model, besides the weights."""
 
 import json
 import subprocess

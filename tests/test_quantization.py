@@ -1,4 +1,4 @@
-"""The portable quantized matrix: how close it comes, what it takes, and what it refuses."""
+"""The portable quantized matrix: its precision, its size, and the errors it raises."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def normal(rows: int, width: int, size: float = 0.02, seed: int = 0) -> np.ndarr
 
 
 def spans(array: np.ndarray, group_size: int) -> np.ndarray:
-    """Of each weight's group, from the lowest weight to the highest."""
+    """Return the range of each weight's group, from the lowest weight to the highest."""
     groups = array.astype(np.float64).reshape(len(array), -1, group_size)
     return np.repeat(np.ptp(groups, axis=-1), group_size, axis=1)
 

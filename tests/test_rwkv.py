@@ -1,4 +1,4 @@
-"""RWKV: streams, interrupts and errors leave a running state that is known; bad input, the old."""
+"""RWKV: the running state after streams, interrupts and errors; wrong input does not change it."""
 
 import inspect
 from collections.abc import Callable, Sequence

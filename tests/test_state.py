@@ -1,4 +1,4 @@
-"""States: saved whole or not at all, refused where they do not belong."""
+"""States are saved completely or not at all, and refused by other models."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_many_threads_may_write_one_file(small_model: Path, tmp_path: Path, back
 
 
 def scan(aa: float = 0.0, bb: float = 1.0, pp: float = 0.0) -> np.ndarray:
-    """A state of which one number of one layer has these weights, and the others' are 1."""
+    """Return a state in which one number of one layer has these weights; all others have 1."""
     array = np.zeros((2, 5, 32), np.float32)
     array[:, 3] = 1
     array[1, 2:, 7] = aa, bb, pp

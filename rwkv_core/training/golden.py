@@ -1,10 +1,10 @@
-"""Write the logits that `rwkv-core verify` holds backends against.
+"""Writes the golden logits for `rwkv-core verify`.
 
     python golden.py
 
 They are computed in float64 by the conformance suite's references, from the weights in each model's
-file, and stored as float32 beside it. Run it whenever such a file changes. Of versions without a
-trained model it first writes a random one.
+file, and stored as float32 beside it. Run this program whenever such a file changes. For versions
+without a trained model it first writes a random one.
 """
 
 from pathlib import Path

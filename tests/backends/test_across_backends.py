@@ -1,4 +1,4 @@
-"""What one backend writes, another continues; the same seed gives the same text on all."""
+"""A state of one backend continues on another; the same seed gives the same text on all."""
 
 from functools import cache
 from itertools import permutations

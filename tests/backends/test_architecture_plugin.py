@@ -1,4 +1,4 @@
-"""An architecture of a plugin runs on every backend, with all that rwkv-core has for its own."""
+"""A plugin's architecture runs on every backend, with everything that the built-in ones have."""
 
 from pathlib import Path
 

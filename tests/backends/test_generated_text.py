@@ -1,4 +1,4 @@
-"""Text, on each backend: the program's and the library's are one, and go on from a saved state."""
+"""Text on each backend: the program and the library give the same, and continue a saved state."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""JAX: what is compiled how often, where arrays lie, and options of its own."""
+"""JAX: the number of compilations, the placement of arrays, and its own options."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif("jax" not in READY, reason="the backend jax is n
 
 @pytest.fixture(scope="module")
 def narrow_model(tmp_path_factory):
-    """Of a width that no other test has, so that none of its compilations exists yet."""
+    """A model of a width that no other test has, so that nothing is compiled for it yet."""
     path = tmp_path_factory.mktemp("narrow") / "narrow.pth"
     write_pth(path, random_weights(2, 24, 50, seed=3))
     return path
@@ -44,7 +44,7 @@ def compilations():
 
 @pytest.fixture
 def traces(monkeypatch):
-    """One item for each time that a block's equations are traced rather than run."""
+    """A list with one item for each time that a block's equations are traced."""
     found = []
     original = rwkv4.time_mixing
 
@@ -202,7 +202,7 @@ def test_float64_is_off_until_it_is_asked_for(small_model):
 @pytest.mark.parametrize("n_rows", [1, 2, 7, 8, 40])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits_are_widened_exactly(dtype, n_rows):
-    """And activations are rounded only where there are several rows of them, to bfloat16."""
+    """Activations are rounded to bfloat16 only if there are several rows."""
     ops = rwkv_core.plugins.tensor_ops("jax", {"dtype": dtype, "device": "cpu"})
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(24, 40)).astype(jax.numpy.dtype(dtype))

@@ -1,4 +1,4 @@
-"""`numba`: its types, its products, and its own way with prequantized files."""
+"""`numba`: its types, its products, and prequantized files."""
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +30,7 @@ def random_matrix(rng, shape):
 
 
 def deviation(found, expected):
-    """Root mean square of the difference, as a share of the expected values'."""
+    """Return the RMS of the difference, divided by the RMS of the expected values."""
     return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
 
 
@@ -45,7 +45,7 @@ def model_file(tmp_path_factory):
     return path
 
 
-# Rows in numbers that fill no block, and few; widths that fill no vector; groups of every kind.
+# Numbers of rows that do not fill a block, widths that do not fill a vector, all kinds of groups.
 SHAPES = [(101, 512, 64), (101, 512, 512), (2100, 64, 32), (17, 96, 48), (64, 64, 16), (3, 40, 40)]
 SHAPES += [(50, 192, 96), (2, 6, 3), (1, 2, 1)]
 
@@ -68,7 +68,7 @@ def test_any_shape_and_groups_are_multiplied_with(bits, shape, n_rows):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_any_shape_of_floats_is_multiplied_with(dtype, shape, n_rows):
     rng = np.random.default_rng(0)
-    # Of few bits, which bfloat16 has all of.
+    # Numbers with few bits, which bfloat16 holds exactly.
     weights = rng.integers(-99, 99, shape).astype(np.float32)
     x = rng.integers(-99, 99, (1, n_rows, shape[1])).astype(np.float32)
     ops = numba_ops(dtype=dtype)
@@ -132,7 +132,7 @@ def test_an_activation_that_is_no_number_is_not_hidden(dtype, n_rows, value):
 
 @all_dtypes
 def test_tokens_one_by_one_are_the_prompt_and_a_row_of_a_batch(model_file, dtype):
-    """Three ways through the kernels: a token's own, few rows, and many."""
+    """Three kinds of kernels are used: for one token, for few rows, for many rows."""
     model = rwkv_core.load(model_file, "numba", dtype=dtype)
     whole = model.to_numpy(model.forward(TOKENS, all_logits=True)[0])
     batch = model.to_numpy(model.forward([TOKENS, TOKENS[::-1]], all_logits=True)[0])

@@ -1,4 +1,4 @@
-"""`numba`: what is compiled, kept and compiled again, and what an interrupt does meanwhile."""
+"""`numba`: kernels are compiled, cached and compiled again; interrupts during compilation."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ SIGMOID = (
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """A folder with the kernels that SIGMOID takes."""
+    """A folder with the cached kernels for SIGMOID."""
     folder = tmp_path_factory.mktemp("sigmoid")
     assert python(SIGMOID, folder=folder) == "0.5\n"
     return folder
@@ -68,7 +68,7 @@ INTERRUPTED = """
 
 
 def test_an_interrupt_waits_for_a_kernel_to_be_compiled(tmp_path):
-    """LLVM calls back into Python, which would lose it there, and the kernel would be half done."""
+    """An interrupt could get lost in LLVM's callbacks into Python, and leave half a kernel."""
     code = f"""{INTERRUPTED}
     try:
         {SIGMOID}
@@ -103,7 +103,7 @@ def test_an_interrupts_handler_may_call_kernels(tmp_path):
 
 
 def test_kernels_whose_files_were_exchanged_are_compiled_anew(folder):
-    """As two processes that compile at a time may leave them, for another type of arguments."""
+    """Two processes that compile at the same time may leave such files, for another type."""
     code = """
         import numpy as np
         from rwkv_backend_numpy.numba.vector_kernels import sigmoid
@@ -133,7 +133,7 @@ def test_a_setting_that_numba_cannot_follow_is_one_line(tmp_path):
 
 
 def test_an_edited_source_file_is_compiled_anew(tmp_path):
-    """Also one that the kernel's own file takes its inner loops from."""
+    """The changed file may also be one from which the kernel's file imports inner loops."""
     package = tmp_path / "rwkv_backend_numpy"
     shutil.copytree(Path(rwkv_backend_numpy.__file__).parent, package)
     kept = []
@@ -147,7 +147,7 @@ def test_an_edited_source_file_is_compiled_anew(tmp_path):
 
 
 def test_nowhere_to_keep_them(tmp_path):
-    """Neither the folder asked for, nor beside the package, nor the user's own can be written."""
+    """The given folder, the package's and the user's are all not writable."""
     code = f"""
         from numba.core import caching
         for locator in (caching._CacheLocator, *caching._CacheLocator.__subclasses__()):

@@ -1,4 +1,4 @@
-"""`numba`: for which processors it compiles, and how threads and processes go on."""
+"""`numba`: target processors, threads and processes."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ pytest.importorskip("rwkv_backend_numpy")
 
 @pytest.mark.parametrize(("processor", "dtype"), [("haswell", "int4"), ("generic", "int8")])
 def test_other_processors_compute_the_same(tmp_path, processor, dtype):
-    """Without the vectors of this one: as the kernels would be compiled there."""
+    """The kernels are compiled for a processor with smaller vectors than this one."""
     code = f"""
         from rwkv_core.cli import main
         main(["verify", "-b", "numba", "-o", "dtype={dtype}"])
@@ -25,7 +25,7 @@ def test_other_processors_compute_the_same(tmp_path, processor, dtype):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A folder with the kernels that LOGITS takes, and what it prints."""
+    """A folder with the cached kernels for LOGITS, and its output."""
     folder = tmp_path_factory.mktemp("kernels")
     return folder, python(LOGITS, folder=folder, NUMBA_NUM_THREADS="2")
 
@@ -59,7 +59,7 @@ def test_python_threads_do_not_disturb_each_other(kept):
 
 
 def test_threads_that_sleep_are_woken_for_the_next_kernel(kept):
-    """One that is forgotten leaves the others to do its work, for as long as the process lives."""
+    """If a worker were never woken again, the others would do its work from then on."""
     code = """
         import time
         from rwkv_backend_numpy.numba.workers import _ASLEEP, Workers
@@ -119,7 +119,7 @@ def test_a_process_forked_while_another_thread_computes_goes_on(kept):
 
 
 def on_terminal(folder):
-    """What a terminal shows of a token, generated with kernels kept in `folder`."""
+    """Return the terminal's output for one token, with kernels cached in `folder`."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     side, child = pty.openpty()
     arguments = ["generate", "a", "-n", "1", "-m", "prose", "-b", "numba"]

@@ -1,4 +1,4 @@
-"""torch-quant: right at both widths, whatever the groups, and small while it loads."""
+"""torch-quant: correct with 8 and 4 bits and all groups; memory during loading."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ def random_matrix(rng, shape):
 
 
 def deviation(found, expected):
-    """Root mean square of the difference, as a share of the expected values'."""
+    """Return the RMS of the difference, divided by the RMS of the expected values."""
     return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
 
 
@@ -78,7 +78,7 @@ def test_8_bits_with_a_group_to_a_row_are_exact():
 
 
 def test_nothing_saturates():
-    """Codes and activations at the ends of their ranges, where sums of pairs in int16 would end."""
+    """Codes and activations at the ends of their ranges, where sums of pairs exceed int16."""
     for code in (0, 255):
         codes = np.full((16, 256), code, np.uint8)
         matrix = QuantizedMatrix(8, codes, np.ones((16, 1), "f"), np.full((16, 1), -128, "f"))
@@ -132,7 +132,7 @@ def test_a_prequantized_file_gives_the_logits_of_its_restored_matrices(
 
 
 def test_a_file_keeps_its_bits(model_file, tmp_path):
-    """The option is for what is quantized here: int4 in the file is int4, whatever it says."""
+    """The option does not apply to prequantized matrices: int4 in the file stays int4."""
     path = rwkv_core.prequantize(model_file, tmp_path / "m.pqth", bits=4)
     models = [rwkv_core.load(path, "torch-quant", dtype=dtype) for dtype in ("int8", "int4")]
     assert [model.ops.dtype for model in models] == ["int4", "int4"]

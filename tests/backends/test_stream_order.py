@@ -1,4 +1,4 @@
-"""torch-stream's two CUDA streams, simulated: work on one runs at any time that the other allows.
+"""torch-stream's two CUDA streams, simulated: their work runs in any order that they allow.
 
 A real device would show a missing wait once in a while; here every order is as likely.
 """
@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("rwkv_backend_cuda_variants.stream.ops")
 
-from rwkv_backend_cuda_variants.stream import slots as stream_slots  # noqa: E402
+from rwkv_backend_cuda_variants.stream import prefetch  # noqa: E402
 
 
 class Event:
@@ -35,7 +35,7 @@ class Stream:
 
 
 class Buffer:
-    """A slot's memory, of any type and shape, which copies and products reach in their turn."""
+    """A slot's memory, of any type and shape, for queued copies and products."""
 
     def __init__(self, cuda: "Cuda") -> None:
         self.cuda, self.content = cuda, None
@@ -55,7 +55,7 @@ class Buffer:
 
 
 class Cuda:
-    """What stream/slots.py takes from torch.cuda."""
+    """The part of torch.cuda that stream/prefetch.py uses."""
 
     Event, Stream = Event, Stream
 
@@ -73,7 +73,7 @@ class Cuda:
         self.current = before
 
     def run(self, streams: list[Stream], rng: random.Random) -> list[tuple[object, object]]:
-        """Do all that is queued in a random order; (found, expected) of each product."""
+        """Run the queued work in a random order. Return (found, expected) for each product."""
         products = []
         while any(stream.queue for stream in streams):
             able = [s for s in streams if s.queue and not self._waits(s.queue[0])]
@@ -95,9 +95,9 @@ class Cuda:
 def test_every_product_finds_its_matrix_whatever_runs_first(monkeypatch, seed, order):
     rng, cuda = random.Random(seed), Cuda()
     fake = SimpleNamespace(cuda=cuda, empty=lambda *_, **__: Buffer(cuda), uint8=torch.uint8)
-    monkeypatch.setattr(stream_slots, "torch", fake)
-    slots = stream_slots.Slots(16, SimpleNamespace(type="cuda"))
-    tensors = [stream_slots.HostTensor(torch.zeros(4)) for _ in range(5)]
+    monkeypatch.setattr(prefetch, "torch", fake)
+    slots = prefetch.Slots(16, SimpleNamespace(type="cuda"))
+    tensors = [prefetch.HostTensor(torch.zeros(4)) for _ in range(5)]
     for tensor in tensors:
         slots.add(tensor)
     uses = {

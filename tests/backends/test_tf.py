@@ -1,4 +1,4 @@
-"""The TensorFlow backend: what it compiles and when, its memory, its silence, its one option."""
+"""The TensorFlow backend: its compilations, its memory, its hidden log, its option."""
 
 import gc
 import os
@@ -109,7 +109,7 @@ def test_what_is_compiled_is_compiled_by_xla() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_matrix_is_in_memory_once(dtype: str) -> None:
-    """Many matrices of 8 MiB leave no more than themselves behind, in a process of its own."""
+    """Many matrices of 8 MiB need no memory besides their own, in a new process."""
     code = f"""
 import numpy as np
 from rwkv_core.plugins import tensor_ops

@@ -1,4 +1,4 @@
-"""torch on a CPU: whichever layouts and detours its products take, and its scan in blocks."""
+"""torch on a CPU: its products in all layouts, and its scan in blocks."""
 
 import json
 import os
@@ -113,7 +113,7 @@ def test_a_callers_changes_to_logits_and_states_are_its_own(small_model):
 
 
 def test_the_environment_is_as_it_was_after_torch_is_imported():
-    """A variable is set while torch's OpenMP reads it."""
+    """The variable is set when torch's OpenMP reads it."""
     code = """
         import os, sys
         before = dict(os.environ)

@@ -1,4 +1,4 @@
-"""The bench's bookkeeping; its figures are not for tests."""
+"""The bench's bookkeeping; the measured figures are not tested."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from rwkv_core.bench import (
 )
 from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.cli import main
-from rwkv_core.cli.signals import cleanup_on_signal
+from rwkv_core.cli.signal_cleanup import cleanup_on_signal
 from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.random_model import random_values, write_random_model
@@ -130,7 +130,7 @@ def test_the_bytes_of_a_token_are_the_matrices_and_the_vectors(random_file, back
 
 
 def test_the_layers_of_a_backend_are_of_the_block_that_is_given(random_file, backend):
-    """Of the bench's block, that is, and not of one that the backend knows as a whole."""
+    """The products are those of the bench's block, not of a kernel for the whole model."""
     model = rwkv_core.load(random_file, backend)
     ops, state = model.ops, model.empty_state(1).array
     x = ops.vector(np.ones((1, 1, SHAPE.n_embd)))
@@ -194,7 +194,7 @@ def test_the_command_as_json(random_file, backend, capsys):
 
 @pytest.fixture
 def some_backend():
-    """One that has a float32 and, as all have, no float24."""
+    """Return a backend with float32; no backend has float24."""
     names = [row.name for row in rwkv_core.list_backends() if row.status == "ready"]
     able = [name for name in names if "float32" in dtypes_of(name)]
     return "numpy" if "numpy" in able else able[0]

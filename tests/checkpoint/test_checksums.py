@@ -1,4 +1,4 @@
-"""What is read of a .pth is compared with the checksums and the names that its zip has for it."""
+"""The bytes read from a .pth are compared with the checksums and names in its zip."""
 
 from __future__ import annotations
 

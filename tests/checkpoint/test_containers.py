@@ -1,4 +1,4 @@
-"""A state dict is found among what trainers save with it, all of which is skipped."""
+"""A state dict is found among other data that trainers save, which is skipped."""
 
 from __future__ import annotations
 

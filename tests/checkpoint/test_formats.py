@@ -1,4 +1,4 @@
-"""A file's kind is told from its content; what is no model file is named for what it is."""
+"""A file's kind is recognized by its content; the error for another file says what it is."""
 
 from __future__ import annotations
 

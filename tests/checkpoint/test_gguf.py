@@ -48,7 +48,7 @@ LOW_RANK = re.compile(r"\.(time_maa_w[12]|time_decay_w[12]|[wavg][12])$")
 
 
 def converted(weights: Weights, version: str, is_fused: bool = True) -> Weights:
-    """What llama.cpp's converter makes of them, in float32."""
+    """Return the tensors that llama.cpp's converter writes, in float32."""
     result: Weights = {}
     shares: dict[str, dict[str, np.ndarray]] = {}
     for name, array in weights.items():
@@ -77,7 +77,7 @@ def converted(weights: Weights, version: str, is_fused: bool = True) -> Weights:
 def write_gguf(
     path: Path, tensors: Weights, version: str, kind: str = "F32", **changes: Any
 ) -> None:
-    """As the `gguf` package writes them, the matrices in `kind`."""
+    """Write them with the `gguf` package, with matrices in `kind`."""
     values = {
         "architecture": f"rwkv{version}", "epsilon": 1e-5, "head_size": SMALL.head_size,
     } | changes  # fmt: skip

@@ -34,7 +34,7 @@ def logits_of(model: rwkv_core.Model, version: str) -> np.ndarray:
 def assert_same_model(
     version: str, weights: Weights, path: Path, backend: str, atol: float = 0.0
 ) -> None:
-    """`path` holds the model of `weights`: to the bit, or but for rounding."""
+    """Check that `path` holds the model of `weights`, exactly or up to rounding."""
     write_pth(path.with_name("blinkdl.pth"), weights)
     models = [rwkv_core.load(one, backend) for one in (path, path.with_name("blinkdl.pth"))]
     assert models[0].fingerprint == models[1].fingerprint, "a state of one is none of the other"
@@ -72,7 +72,7 @@ FLA = (
 
 
 def fla(weights: Weights) -> Weights:
-    """As FLA's converter writes an RWKV-7; layer 0 has no v_lora, the shares stay [1, 1, D]."""
+    """Return an RWKV-7 as FLA's converter writes it: no v_lora in layer 0, shares [1, 1, D]."""
     result = {}
     for name, array in weights.items():
         if re.match(r"blocks\.0\.att\.v[012]$", name):
@@ -158,7 +158,7 @@ def test_transformers_files_that_say_time_mix_for_time_maa(tmp_path: Path, backe
 
 
 def web_rwkv(weights: Weights, version: str, turns: int) -> Weights:
-    """As web-rwkv's converter writes: float16, names in lower case, low-rank matrices turned."""
+    """Write like web-rwkv's converter: float16, lower-case names, transposed low-rank matrices."""
     result = {}
     for name, array in weights.items():
         array = array.astype(np.float16)
@@ -186,7 +186,7 @@ def test_web_rwkv(tmp_path: Path, backend: str, version: str, turns: int) -> Non
 
 
 def of_rwkv_cpp(weights: Weights, version: str, in_half: bool) -> bytes:
-    """As rwkv.cpp's converter writes: see `rwkv_core.checkpoint.rwkv_cpp`."""
+    """Write like rwkv.cpp's converter; see `rwkv_core.checkpoint.rwkv_cpp`."""
     stored: Weights = {}
     for name, array in weights.items():
         if version == "7" and ".att.x_" in name:

@@ -44,7 +44,7 @@ def factors(weights: dict[str, np.ndarray], seed: int = 7) -> dict[str, np.ndarr
 
 
 def merged(weights: dict[str, np.ndarray], lora: dict[str, np.ndarray], alpha: float = ALPHA):
-    """What merge_lora.py makes of them, in float64 and rounded to float32 at the end."""
+    """Return merge_lora.py's result, in float64 and rounded to float32 at the end."""
     result = {name: array for name, array in (weights | lora).items() if "lora_" not in name}
     for name in ADAPTED:
         a, b = (lora[f"{name}.lora_{part}"].astype(np.float64) for part in "AB")
@@ -158,13 +158,13 @@ def test_another_lora_of_the_same_tensors_is_another_model(tmp_path, folder, wei
 
 
 def refusal(folder: Path, lora: dict[str, np.ndarray], alpha: object = ALPHA) -> str:
-    """The one line that loading base.pth with this LoRA gives."""
+    """Return the one-line error of loading base.pth with this LoRA."""
     write_pth(folder / "refused.pth", lora)
     return refusal_of(folder, folder / "refused.pth", alpha)
 
 
 def refusal_of(folder: Path, path: Path, alpha: object = None) -> str:
-    """As `refusal`, for a LoRA that is written already."""
+    """Return the one-line error for a LoRA file."""
     with (
         pytest.raises(RWKVError) as caught,
         open_model(folder / "base.pth", lora=Lora(path, alpha)) as model,

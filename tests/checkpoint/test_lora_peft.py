@@ -21,14 +21,14 @@ def weights() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, weights) -> Path:
-    """The model that the adapters are of."""
+    """The model that the adapters were trained on."""
     folder = tmp_path_factory.mktemp("lora")
     write_pth(folder / "base.pth", weights)
     return folder
 
 
 def peft_names(factors: dict[str, np.ndarray], adapter: str = "") -> dict[str, np.ndarray]:
-    """As PEFT saves an adapter of a transformers model; with a name, as in its own state dict."""
+    """Save an adapter of a transformers model like PEFT; with a name, like its state dict."""
     renamed = {}
     for name, array in factors.items():
         for ours, theirs in ((".att.", ".attention."), (".ffn.", ".feed_forward.")):

@@ -1,4 +1,4 @@
-"""Prequantized RWKV-5, 6 and 7: quantized matrices, low-rank ones as they were, on all backends."""
+"""Prequantized RWKV-5 to 7 on all backends: matrices are quantized, low-rank ones are not."""
 
 from __future__ import annotations
 

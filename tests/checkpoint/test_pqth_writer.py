@@ -120,7 +120,7 @@ def test_a_failure_leaves_what_was_there(
         rwkv_core.prequantize(tmp_path / "inf.pth", target)
     with pytest.raises(KeyboardInterrupt):
         rwkv_core.prequantize(model, on_progress=interrupt)
-    with pytest.raises(CheckpointError, match="cannot be written: what is there is no regular"):
+    with pytest.raises(CheckpointError, match="cannot be written: not a regular"):
         rwkv_core.prequantize(model, tmp_path)
     with pytest.raises(CheckpointError, match="cannot be written: No such file"):
         rwkv_core.prequantize(model, tmp_path / "absent" / "m")

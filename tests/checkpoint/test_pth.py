@@ -38,7 +38,7 @@ def read_all(path: Path) -> dict[str, np.ndarray]:
 
 
 def refusal(path: Path) -> str:
-    """The message with which the file is refused, which is one or two lines."""
+    """Return the message of one or two lines with which the file is refused."""
     with pytest.raises(CheckpointError) as caught:
         read_all(path)
     message = str(caught.value)
@@ -210,7 +210,7 @@ def test_a_pickle_that_wants_code_is_refused_and_not_run(tmp_path: Path, what: s
 
 
 def fill(attack: bytes, proof: str) -> bytes:
-    """Put the path in, and the length of the text that it is part of right."""
+    """Insert the path, and correct the length of the text that it is part of."""
     at = attack.find(b"{proof}")
     if at < 0:
         return attack
@@ -221,7 +221,7 @@ def fill(attack: bytes, proof: str) -> bytes:
 
 
 class Exploit:
-    """What a pickling library makes of an object that asks to be rebuilt by a command."""
+    """Return the pickle of an object whose rebuilding runs a command."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -237,7 +237,7 @@ def test_a_pickled_command_is_refused_in_every_protocol(tmp_path: Path, protocol
     write_torch_zip(tmp_path / "m.pth", pickled, {})
     assert f"{os.system.__module__}.system" in refusal(tmp_path / "m.pth")
     assert not proof.exists()
-    pickle.loads(pickled)  # It was a working exploit.
+    pickle.loads(pickled)  # Without the refusal, the pickle would have run the command.
     assert proof.exists()
 
 
@@ -286,7 +286,7 @@ def test_a_pickle_of_absurd_size_is_not_read(tmp_path: Path) -> None:
 
 
 def pth_of_copies(path: Path, count: int) -> Path:
-    """A file of `count` tensors that all are the same bytes."""
+    """Write a file with `count` tensors that share the same bytes."""
     ramp = np.arange(10_000, dtype=np.float32)
     same = [text(f"blocks.{i}.x") + tensor("0", F32, (100, 100)) for i in range(count)]
     pickled = b"\x80\x02}(" + b"".join(same) + b"u."

@@ -1,4 +1,4 @@
-"""rwkv.cpp's .bin gives BlinkDL's names, shapes and values again."""
+"""rwkv.cpp's .bin is read with BlinkDL's names, shapes and values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parameter(name: str, array: np.ndarray) -> bytes:
 
 
 def converted(weights: dict[str, np.ndarray], data_type: int, version: int = 101) -> bytes:
-    """What rwkv.cpp's converter writes: matrices in the type asked for, vectors in float32."""
+    """Write like rwkv.cpp's converter: matrices in the given type, vectors in float32."""
     parts = [header(version, data_type)]
     for name, array in weights.items():
         array = array.astype(np.float32)

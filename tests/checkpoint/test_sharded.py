@@ -1,4 +1,4 @@
-"""A model in several files: read by its index or its folder, which nothing leaves."""
+"""A model in several files is read by its index or folder; files elsewhere are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INDEX = {"safetensors": "model.safetensors.index.json", "bin": "pytorch_model.bi
 
 
 def save_shards(folder: Path, weights: dict[str, np.ndarray], suffix: str, n: int = 3) -> Path:
-    """As transformers' save_pretrained does; returns the index."""
+    """Save a model like transformers' save_pretrained. Return the index."""
     folder.mkdir(exist_ok=True)
     names, places = list(weights), {}
     for i in range(n):

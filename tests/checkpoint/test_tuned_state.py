@@ -1,4 +1,4 @@
-"""State-tuned files: a state to begin from, of the sizes of the model."""
+"""State-tuned files: an initial state of the model's sizes."""
 
 from __future__ import annotations
 

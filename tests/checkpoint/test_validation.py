@@ -1,4 +1,4 @@
-"""What is wrong with a model is said in one line: what was found, and what to do."""
+"""The error for a faulty model is one line: what was found, and what to do."""
 
 from __future__ import annotations
 

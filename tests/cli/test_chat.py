@@ -19,7 +19,7 @@ pytestmark = pytest.mark.needs_backend
 
 @pytest.fixture
 def chat(small_model, capsys, monkeypatch):
-    """Runs the command with these lines on stdin; gives its status, stdout and stderr."""
+    """Run the command with these lines on stdin. Return its status, stdout and stderr."""
 
     def run(lines, *arguments):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
@@ -42,7 +42,7 @@ def conversation(rwkv, max_tokens=6, intro="", **options):
 
 
 def read(rwkv, text):
-    """The logits after this text alone."""
+    """Return the logits after this text, from the empty state."""
     other = rwkv_core.RWKV(rwkv.model, tokenizer=rwkv.tokenizer)
     other.load_context(text)
     return rwkv.model.to_numpy(other.get_state().logits)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.needs_backend
 
 @pytest.fixture
 def generate(small_model, backend, capsys):
-    """Runs the command; gives its status, stdout and stderr."""
+    """Run the command. Return its status, stdout and stderr."""
 
     def run(*arguments):
         status = main(["generate", *arguments, "-m", str(small_model), "-b", backend])
@@ -246,7 +246,7 @@ def test_what_the_model_s_vocabulary_lacks_is_refused_before_it_is_loaded(
     small_model, tmp_path, arguments, message, capsys
 ):
     for command in (["generate", "a"], ["chat"]):
-        # No backend of this name is: loading would say that first.
+        # No backend has this name; loading would raise an error for it first.
         arguments = [*arguments, "-m", str(small_model), "-b", "nosuch"]
         assert main([*command, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A command that torchrun started several times over is one program to the user."""
+"""Several processes of a command, started by torchrun, are one program for the user."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rwkv_core.cli import main
 
 @pytest.fixture
 def be_process(monkeypatch):
-    """Makes this one of two processes, as far as the environment tells."""
+    """Set the environment of one of two processes."""
 
     def become(rank):
         monkeypatch.setenv("WORLD_SIZE", "2")

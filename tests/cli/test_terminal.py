@@ -59,7 +59,7 @@ def test_a_chat_keeps_its_history_unless_told_not_to(start, small_model, tmp_pat
 
 @pytest.fixture
 def folder(small_model, tmp_path):
-    """A folder with two model files, the tokenizer, and what only looks like a model file."""
+    """A folder with two model files, the tokenizer, and a file that only looks like a model."""
     for name in ("b.pth", "a.bin"):
         shutil.copy(small_model, tmp_path / name)
     shutil.copy(small_model.parent / "tokenizer.json", tmp_path)

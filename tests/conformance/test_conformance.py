@@ -1,4 +1,4 @@
-"""The conformance suite passes a backend that is right, and fails each that is wrong in one way."""
+"""The conformance suite passes a correct backend, and fails each backend with one fault."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rwkv_tensor_ops(backend, options):
 
 
 def install(folder: Path, module: str) -> dict[str, str]:
-    """Put a plugin where pip would. Returns the environment that finds it, and no other."""
+    """Install a plugin like pip. Return an environment in which only this plugin is found."""
     dist_info = folder / "sample-1.0.dist-info"
     dist_info.mkdir()
     (dist_info / "METADATA").write_text("Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n")
@@ -145,7 +145,7 @@ def test_a_wrong_command_line_is_one_clear_line(
 
 
 def slips() -> dict[str, reference.Weights]:
-    """The reference's weights, changed as a slip in a backend would have the effect of."""
+    """The reference's weights, changed with the effect of a fault in a backend."""
     right = reference.random_weights()
     first, last = "blocks.0.", f"blocks.{reference.SMALL.n_layer - 1}."
     decay, bonus = "att.time_decay", "att.time_first"
@@ -169,7 +169,7 @@ def test_tolerances_are_too_tight_for_a_slip_in_one_layer(slip: str) -> None:
 
 
 def later_slips() -> dict[str, tuple[ModuleType, reference.Weights, reference.Weights]]:
-    """A reference, its weights, and those changed as a slip in a backend has the effect of."""
+    """A reference, its weights, and weights changed with the effect of a fault in a backend."""
     last, found = f"blocks.{blocks.MEDIUM.n_layer - 1}.att.", {}
 
     def slip(name: str, module: ModuleType, **changes: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -1,1 +1,1 @@
-"""Backends that are wrong in one way each, which the conformance suite has to find."""
+"""Backends with one fault each, which the conformance suite must find."""

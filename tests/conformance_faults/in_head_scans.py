@@ -11,7 +11,7 @@ from conformance_faults.planting import Ops, fault, spoil
 
 
 class Changed(Ops):
-    """Both scans with places to go wrong: what goes in, and what comes out."""
+    """Both scans, with places for faults: their arguments and their results."""
 
     def given(self, name: str, parts: dict[str, Any]) -> dict[str, Any]:
         return parts

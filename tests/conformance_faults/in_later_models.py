@@ -13,7 +13,7 @@ CAUGHT_BY = "later_models"
 
 
 def in_layers(kernel: str, name: str, change: Callable[[Any], Any]) -> None:
-    """A fault: time mixing of the layers that compute `kernel` has `change` of its parameters."""
+    """A fault: in layers that compute `kernel`, time mixing's parameters are changed."""
 
     class Spoiled(Ops):
         def layers(self, block: Any, blocks: Any, x: Any, state: Any, **more: Any) -> Any:
@@ -54,7 +54,7 @@ class _(Ops):
 
 
 class OwnLayers(Ops):
-    """RWKV-7's layers, with a place to go wrong in what one hands on to the next."""
+    """RWKV-7's layers, with a place for faults in the values passed to the next layer."""
 
     def handed_on(self, i: int, blocks: Any, carry: Any) -> Any:
         return carry
@@ -101,7 +101,7 @@ class _(OwnLayers):
 
 @fault("rwkv7: layer 0's v0 used", CAUGHT_BY)
 class _(OwnLayers):
-    """With v0, v1 and v2 of layer 1, as a backend sees those of layer 0 nowhere."""
+    """Layer 0 gets v0, v1 and v2 of layer 1, as a backend never sees its own."""
 
     def handed_on(self, i: int, blocks: Any, carry: Any) -> Any:
         return (*carry, 0 * carry[0]) if i == 0 else carry
@@ -113,7 +113,7 @@ class _(OwnLayers):
 
 
 def in_kernel(name: str, when: Callable[..., bool]) -> None:
-    """A fault of the compiled whole, as a kernel of one's own for a token would have."""
+    """A fault of the compiled function, like one in a backend's kernel for a token."""
 
     class Spoiled(Ops):
         def compile(self, function: Any, kernel: str = "") -> Any:

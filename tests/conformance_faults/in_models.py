@@ -47,7 +47,7 @@ class _(Ops):
 
 
 def spoil_model(name: str, when: Callable[..., bool], caught_by: str = "test_model") -> None:
-    """A fault of the compiled whole, as a kernel of one's own for a token would have."""
+    """A fault of the compiled function, like one in a backend's kernel for a token."""
 
     class Spoiled(Ops):
         def compile(self, function: Any, kernel: str = "") -> Any:
@@ -216,7 +216,7 @@ class _(Ops):
 
 
 class Scratch(Ops):
-    """Copies what comes to memory of its own, and works there."""
+    """Copies its arguments to a buffer of its own, and computes there."""
 
     def scratch(self, shape: Any) -> Any:
         raise NotImplementedError
@@ -239,7 +239,7 @@ class _(Scratch):
 
 
 class OwnScratch(Scratch):
-    """Right: each thread has its own."""
+    """No fault: each thread has its own buffer."""
 
     memory = threading.local()
 

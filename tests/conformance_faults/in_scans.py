@@ -14,7 +14,7 @@ from conformance_faults.planting import (
 
 
 class ScanOps(Ops):
-    """The scan step by step, with places to go wrong."""
+    """The scan step by step, with places for faults."""
 
     def top(self, pp: Any, now: Any, k: Any) -> Any:
         return np.maximum(pp, now)

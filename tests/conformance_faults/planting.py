@@ -1,4 +1,4 @@
-"""A backend over NumPy, right in itself, and how faults are planted in it.
+"""A correct backend on NumPy, and how faults are planted in it.
 
 Each fault is a backend of its own, registered by its name. `caught_by` is the part of the
 conformance suite (for pytest's -k) that has to catch it.
@@ -16,7 +16,7 @@ from rwkv_core import TensorOps
 
 
 class Ops(TensorOps):
-    """Right, in a few lines."""
+    """A correct backend in a few lines."""
 
     xp = np
 
@@ -34,7 +34,7 @@ class Ops(TensorOps):
 
 
 class TupleOps(Ops):
-    """Right, with matrices as tuples that only `matmul` understands: in blocks of 128 rows."""
+    """A correct backend, with matrices as tuples of blocks of 128 rows for `matmul`."""
 
     def matrix(self, array: Any) -> Any:
         held = array.astype(self.dtype)

@@ -16,7 +16,7 @@ from conformance_faults.plugin import FAULTS, RIGHT
 
 
 class FirstFailure:
-    """A pytest plugin that keeps what the first test to fail says."""
+    """A pytest plugin that keeps the message of the first failing test."""
 
     message = ""
 

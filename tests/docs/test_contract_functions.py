@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "rwkv_core" / "docs" / "writing-a-backend.md"
 
 
 class Recorded:
-    """An array that notes which of its attributes are asked for; operators it passes on."""
+    """An array that records which of its attributes are used, and passes operators on."""
 
     def __init__(self, array: Any, seen: set[str]) -> None:
         self._array, self._seen = array, seen

@@ -1,4 +1,4 @@
-"""The READMEs and the pages under rwkv_core/docs: programs and commands, run as they stand."""
+"""Runs the programs and commands of the READMEs and the pages under rwkv_core/docs."""
 
 import argparse
 import json
@@ -83,7 +83,7 @@ def run(*command: str | Path, cwd: Path, stdin: str = "", **variables: str) -> s
 
 
 def check_shown(shown: str, printed: str) -> None:
-    """Fail unless `printed` is what a page shows, where `...` stands for any text."""
+    """Fail unless `printed` equals the page's text, in which `...` stands for any text."""
     wanted = ".*".join(map(re.escape, shown.strip("\n").split("...")))
     assert re.fullmatch(wanted, printed.strip("\n"), re.S), f"shown:\n{shown}\nprinted:\n{printed}"
 
@@ -120,7 +120,7 @@ def test_console(page: list[Block], folder: Path) -> None:
 
 
 def shown_commands() -> list[str]:
-    """The lines of `rwkv-core` that are shown and not run: they need a model or another backend."""
+    """Return the `rwkv-core` commands that are not run, as they need a model or another backend."""
     lines = [line for block in ALL if block.language == "sh" for line in block.code.splitlines()]
     return sorted({line for line in lines if line.startswith("rwkv-core ")})
 

@@ -1,4 +1,4 @@
-"""How much memory models take, as a library and as `rwkv-core vram`."""
+"""The memory of models, in the library and in `rwkv-core vram`."""
 
 import json
 
@@ -112,7 +112,7 @@ def test_vram_with_a_target_lists_the_known_sizes(capsys):
         (["--target", "nan"], "found nan, expected GB"),
         (["--target", "-1"], "found -1.0, expected GB"),
         (["--target", "1", "-o", "dtype=int3"], "found 'int3', expected one of: float64"),
-        (["--target", "1", "-o", "device=cpu"], "vram takes dtype alone"),
+        (["--target", "1", "-o", "device=cpu"], "vram has only the option dtype"),
         (["-o", "dtype=int8"], "goes with --target"),
     ],
 )

@@ -25,7 +25,7 @@ def rwkv(small_model, backend):
 
 
 def direct_nats(model, tokens):
-    """By the definition, in one piece."""
+    """Compute the score by its definition, in one piece."""
     logits = model.to_numpy(model.forward([0, *tokens[:-1]], all_logits=True)[0])
     logits = logits.astype(np.float64)
     chosen = logits[np.arange(len(tokens)), tokens]

@@ -1,4 +1,4 @@
-"""`rwkv-core verify`: sound backends pass, faulty ones do not."""
+"""`rwkv-core verify`: correct backends pass, faulty ones fail."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The sampling chain: each step against its definition, plainly written; then the whole."""
+"""The sampling chain: each step, then all of it, against plain versions of their definitions."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def scaled(logits: np.ndarray) -> np.ndarray:
 
 
 def surprise_key(logits: np.ndarray) -> np.ndarray:
-    """How far each token's surprise is from the entropy, in whole 2**-52."""
+    """Return each token's distance of surprise from the entropy, in units of 2**-52."""
     logs, weights = np.maximum(logits, -745), np.exp(logits)
     away = np.abs(logs - (weights * logs).sum() / weights.sum())
     return np.floor(away * 2.0**52)
@@ -139,7 +139,7 @@ def test_the_k_likeliest_of_a_large_vocabulary(kind: str, k: int) -> None:
 
 
 def plain_sample(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """The chain by its definition: everything sorted, one running sum over all."""
+    """Compute the chain by its definition: all tokens sorted, one cumulative sum."""
     scores = (logits - logits.max()) / sampling.temperature
     if sampling.top_k:
         ruled_out = np.lexsort((np.arange(N_VOCAB), -scores))[sampling.top_k :]

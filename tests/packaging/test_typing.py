@@ -1,4 +1,4 @@
-"""A user's program is type-checked strictly against the installed wheels, and its mistake found."""
+"""A strict type check of a user's program against the installed wheels finds its mistake."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A contender in a process of its own: started once, and idle until it is told to do something."""
+"""A contender in a process of its own, started once, which waits for commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE = 600
 
 
 class Failed(Exception):
-    """What a contender says that it failed of."""
+    """The error of a contender."""
 
 
 class Loaded(NamedTuple):
@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
 
 
 class ContenderProcess:
-    """Raises Failed where the contender fails."""
+    """Start the contender. Raises Failed if it fails."""
 
     def __init__(self, contender: Contender, files: Files) -> None:
         context = multiprocessing.get_context("spawn")
@@ -41,7 +41,7 @@ class ContenderProcess:
         return self._ask("load")
 
     def prompt(self, n_tokens: int) -> float:
-        """The seconds that reading a prompt takes."""
+        """Return the seconds for reading a prompt."""
         return self._ask("prompt", n_tokens)
 
     def decode(self, n_tokens: int, limit: float) -> float:

@@ -1,4 +1,4 @@
-"""What is timed side by side: our backends and the peers, each in the precisions that it has."""
+"""Programs to compare: our backends and the peers, each in all of its precisions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Forward = Callable[[list[int], Any], tuple[Any, Any]]
 
 
 class Files(NamedTuple):
-    """The same weights, in 16 bits as published models are."""
+    """Files with the same weights, in 16 bits like published models."""
 
     pth: Path
     transformers: Path  # a folder

@@ -1,4 +1,4 @@
-"""The machine that something was measured on: its name, its versions, and what NumPy reaches."""
+"""The machine of a measurement: its name, its versions, and the rates of NumPy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _version(name: str) -> tuple[str, str]:
 
 
 class NumpyRates:
-    """What NumPy reaches in float32 when it reads large matrices and when it multiplies them."""
+    """Return NumPy's float32 rates for reading large matrices and for multiplying them."""
 
     def __init__(self) -> None:
         self._matrices = np.full((16, 2048, 2048), 1e-3, np.float32)

@@ -1,4 +1,4 @@
-"""The other implementations of RWKV-4 that one can install, behind one small interface."""
+"""Other installable implementations of RWKV-4, with one small interface."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Transformers(Peer):
 
     @classmethod
     def of_folder(cls, folder: Path, dtype: str) -> Transformers:
-        """As its users load one, with the weights in `dtype`."""
+        """Load a model like the package's users, with weights in `dtype`."""
         from transformers import RwkvForCausalLM
 
         peer = cls.__new__(cls)
@@ -69,7 +69,7 @@ MIXES = {"k": "key", "v": "value", "r": "receptance"}
 
 
 def transformers_config(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What a RwkvConfig says of a model with BlinkDL's state dict `weights`."""
+    """Return the RwkvConfig of a model with BlinkDL's state dict `weights`."""
     n_vocab, n_embd = weights["emb.weight"].shape
     return {
         "vocab_size": n_vocab,

@@ -87,7 +87,7 @@ def test_logits_are_the_peers(case: Case, model: rwkv_core.Model) -> None:
 
 
 def test_logits_are_the_peers_going_on_from_a_state(case: Case, model: rwkv_core.Model) -> None:
-    """One by one, by a few tokens, and by more than are read at once in a chunk of 256."""
+    """Tokens are read one by one, a few together, and more than a chunk of 256."""
     logits, state = None, None
     for token in case.tokens[:17]:
         logits, state = model.forward([token], state)

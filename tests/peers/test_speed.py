@@ -1,4 +1,4 @@
-"""The table and the plot are what was measured; the figures themselves are not for tests."""
+"""The table and the plot show the measurements; the figures themselves are not tested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A version that nobody else has, as a plugin: each block adds a product of the inputs' mean."""
+"""An invented RWKV version, as a plugin: each block adds a product with the inputs' mean."""
 
 from typing import Annotated, Any, NamedTuple
 

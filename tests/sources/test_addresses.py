@@ -1,4 +1,4 @@
-"""What is a path, an address of the hub, another address, or none."""
+"""Paths, addresses of the hub, other addresses, and malformed ones are distinguished."""
 
 from pathlib import Path
 

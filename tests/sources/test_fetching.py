@@ -1,4 +1,4 @@
-"""Fetching as programs do it: side by side, interrupted, on a full disk, and for each command."""
+"""Downloads by programs: several at the same time, interrupted, on a full disk, by each command."""
 
 import errno
 import os

@@ -170,7 +170,7 @@ def test_a_checksum_that_the_server_gives_is_checked(web, address, tmp_path, hea
             for name in ("sha256", "md5")}  # fmt: skip
     headers = {name: value.format(**sums) for name, value in header.items()}
     web.faults = Faults(headers=headers, damage=True)
-    with pytest.raises(DownloadError, match=r"what arrived has the (sha256|md5)"):
+    with pytest.raises(DownloadError, match=r"the download has the (sha256|md5)"):
         local_file(address)
     assert left_over(tmp_path) == [] and not list(tmp_path.rglob("file.bin"))
     web.faults = Faults(headers=headers)

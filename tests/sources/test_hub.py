@@ -28,8 +28,8 @@ def test_what_the_hub_breaks_off_is_resumed(web, tmp_path):
 @pytest.mark.parametrize(
     ("faults", "message"),
     [
-        (Faults(damage=True), "has not the checksum that the hub gives"),
-        (Faults(headers={"X-Linked-Size": "400000"}), "has not the size that the hub gives"),
+        (Faults(damage=True), "does not have the hub's checksum"),
+        (Faults(headers={"X-Linked-Size": "400000"}), "does not have the size that the hub gives"),
     ],
 )
 def test_what_the_hub_sends_damaged_is_removed(web, tmp_path, faults, message):

@@ -1,4 +1,4 @@
-"""Addresses, servers and cache files that are malicious or damaged, and what messages give away."""
+"""Malicious or damaged addresses, servers and cache files; secrets in messages."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ DATA = np.random.default_rng(1).bytes(100_000)
 
 @pytest.fixture
 def address(web: Hub) -> str:
-    """Of a file outside the hub."""
+    """Return the address of a file outside the hub."""
     web.files["/a/file.bin"] = DATA
     web.repositories["owner/repo"] = {"model.pth": DATA}
     return web.address.replace("127.0.0.1", "localhost") + "/a/file.bin"
@@ -137,7 +137,7 @@ def test_a_query_is_hidden_where_a_model_is_named(web, address, small_model):
 
 
 def test_a_server_that_never_gets_further_is_left(web, address, monkeypatch):
-    """Each answer is of another version, and breaks off: what has arrived is of no use."""
+    """Each response is of another version and breaks off, so the part so far is useless."""
     monkeypatch.setattr(download, "RETRIES", 2)
     monkeypatch.setattr(download, "PAUSE", 0)
     web.faults = Faults(breaks=20, new_etags=True)

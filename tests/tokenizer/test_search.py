@@ -1,4 +1,4 @@
-"""The tokenizer of a model for which none is named: beside it, in its repository, on the hub."""
+"""The search for a model's tokenizer: beside the model, in its repository, on the hub."""
 
 from pathlib import Path
 

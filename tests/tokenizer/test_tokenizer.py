@@ -1,4 +1,4 @@
-"""Tokenizers: bytes are the ground truth, and a file that cannot give them is refused."""
+"""Tokenizers: tokens stand for bytes, and a file without bytes for its tokens is refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""World's vocabulary: read from its text file, and cut from text by the longest match."""
+"""World's tokenizer: the vocabulary is read from its file, text is split by longest match."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def vocabulary() -> dict[int, bytes]:
 
 
 def lines(table: dict[int, bytes]) -> list[str]:
-    """As the published file writes them: a str where the bytes are UTF-8."""
+    """Write tokens like the published file: a str if the bytes are UTF-8."""
 
     def literal(data: bytes) -> str:
         try:

@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and what killed processes leave."""
+"""Atomic writes, and the remains of killed processes."""
 
 import contextlib
 import os
@@ -58,7 +58,7 @@ def test_an_interrupt_at_any_line_leaves_nothing(tmp_path: Path) -> None:
     source = temporary_folder.__wrapped__.__code__.co_filename
 
     def interrupted_after(n_lines: int) -> bool:
-        """Whether so many lines were run before all was made."""
+        """Return whether the process was killed before everything was made."""
         left = n_lines
 
         def trace(frame, event, _):

@@ -1,4 +1,4 @@
-"""Foreign text on a terminal: it does not steer it, forge lines, or fill the screen."""
+"""Foreign text on a terminal: no control characters, no extra lines, no long output."""
 
 import io
 import shutil

@@ -1,4 +1,4 @@
-"""How many threads a process takes, by its cores and by the CPU quota of its container."""
+"""The number of threads of a process, by its cores and its container's CPU quota."""
 
 import os
 

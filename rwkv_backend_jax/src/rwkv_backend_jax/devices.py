@@ -26,7 +26,7 @@ def chosen_devices(name: str | None, mesh: int | None) -> list[jax.Device]:
         raise OptionError(f"option device: found {name!r}, expected one such as cpu, gpu or gpu:1")
     if colon and mesh is not None:
         raise OptionError(
-            f"option mesh: takes devices of a kind, but device={name} is one; drop either"
+            f"option mesh: takes a kind of devices, but device={name} is one device; drop either"
         )
     if mesh is not None and mesh < 1:
         raise OptionError(f"option mesh: found {mesh}, expected at least 1")

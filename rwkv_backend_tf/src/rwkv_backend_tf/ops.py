@@ -247,8 +247,8 @@ def tf_device(use_gpu: bool | None) -> str:
             tf.config.set_visible_devices([], "GPU")
         except RuntimeError:
             raise BackendError(
-                "option use_gpu: TensorFlow has the GPU in use in this process already, so that "
-                "False is not possible any more; load the model in another process"
+                "option use_gpu: TensorFlow already uses the GPU in this process, expected no GPU "
+                "for use_gpu=false; load the model in another process"
             ) from None
         return _CPU
     if tf.config.list_logical_devices("GPU"):

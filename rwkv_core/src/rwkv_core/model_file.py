@@ -19,8 +19,8 @@ from rwkv_core.checkpoint import (
     Checkpoint,
     CheckpointFormat,
     diagnose,
-    epsilon,
     folder,
+    layer_norm_epsilon,
     open_checkpoint,
     sharded,
 )
@@ -108,9 +108,11 @@ def _rescaled(model: str | os.PathLike[str], checkpoint: Checkpoint) -> Checkpoi
     """Return the model rescaled for the epsilon in transformers' configuration beside it."""
     if not checkpoint.has_transformers_names:
         return checkpoint
-    config = _beside(model, checkpoint.path, epsilon.CONFIG_NAME)
-    found = EPSILON if config is None else epsilon.configured_epsilon(config)
-    return checkpoint if found == EPSILON else epsilon.RescaledCheckpoint(checkpoint, found)
+    config = _beside(model, checkpoint.path, layer_norm_epsilon.CONFIG_NAME)
+    found = EPSILON if config is None else layer_norm_epsilon.configured_epsilon(config)
+    if found == EPSILON:
+        return checkpoint
+    return layer_norm_epsilon.RescaledCheckpoint(checkpoint, found)
 
 
 def _adapter_config(lora: str | os.PathLike[str], path: Path) -> AdapterConfig:

@@ -1,4 +1,4 @@
-"""torch-quant with a target: further quantized matrices are copied to the device ahead of use."""
+"""torch-quant with a target: quantized matrices that do not fit are copied ahead of their use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from rwkv_backend_cuda_variants.quant.cpu_kernels import tensor_kernel
 from rwkv_backend_cuda_variants.quant.kernel_protocol import ALIGNMENT, TensorKernel
 from rwkv_backend_cuda_variants.quant.ops import QuantOps
-from rwkv_backend_cuda_variants.stream.store import MatrixStore, Placed
+from rwkv_backend_cuda_variants.stream.matrix_store import MatrixStore, Placed
 from rwkv_core.backends.offload_plan import model_bytes
 from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.quantization import QuantizedMatrix

@@ -179,7 +179,7 @@ def _connect() -> None:
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise BackendError(
-            f"torch-split: the processes did not all meet at {address}: {_reason(error)}"
+            f"torch-split: the processes could not all connect to {address}: {_reason(error)}"
         ) from error
     atexit.register(_disconnect)
 

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rwkv_backend_cuda_variants.split.activations import Parts, in_lockstep
 from rwkv_backend_cuda_variants.split.group import find_group
-from rwkv_backend_cuda_variants.split.parts import Parts, in_lockstep
 from rwkv_backend_torch.ops import TorchOps
 from rwkv_core.backends.tensor_ops import TensorOps, WKVState
 from rwkv_core.weights import Weight, head_size_of
@@ -51,7 +51,7 @@ class SplitMatrix:
 
     @property
     def nbytes(self) -> int:
-        """In this process."""
+        """Bytes of this process's parts."""
         return sum(part.nbytes for part in self.parts)
 
 

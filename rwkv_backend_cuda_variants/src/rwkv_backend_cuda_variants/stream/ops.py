@@ -1,4 +1,4 @@
-"""torch with a target: further matrices stay in host memory, and are copied ahead of their use."""
+"""torch with a target: matrices that do not fit stay on the host, and are copied ahead of use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.stream.store import MatrixStore, Placed
+from rwkv_backend_cuda_variants.stream.matrix_store import MatrixStore, Placed
 from rwkv_backend_torch.ops import TorchOps, as_tensor
 from rwkv_core.backends.offload_plan import model_bytes
 from rwkv_core.weights import Weight

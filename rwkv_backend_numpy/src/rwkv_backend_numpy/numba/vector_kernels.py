@@ -100,7 +100,7 @@ def _sigmoid_row(x: Floats, out: Floats) -> None:
 
 @compiled
 def sigmoid(counts: Counters, thread: int, x: Floats, out: Floats) -> None:
-    """Of `x` [rows, D], to `out`."""
+    """Write the sigmoid of `x` [rows, D] to `out`."""
     while True:
         start, end = _take_rows(counts, thread, x)
         if start == end:
@@ -111,7 +111,7 @@ def sigmoid(counts: Counters, thread: int, x: Floats, out: Floats) -> None:
 
 @compiled
 def relu_squared(counts: Counters, thread: int, x: Floats, out: Floats) -> None:
-    """Of `x` [rows, D], to `out`."""
+    """Write max(x, 0) squared of `x` [rows, D] to `out`."""
     while True:
         start, end = _take_rows(counts, thread, x)
         if start == end:

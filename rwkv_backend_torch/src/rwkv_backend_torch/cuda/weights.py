@@ -1,4 +1,4 @@
-"""How a matrix is handed to the GPU's kernels, which need Triton."""
+"""The form of a matrix for the GPU's kernels, which need Triton."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def plain_weights(matrix: Tensor) -> Weights | None:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether Triton's kernels run on this device: on CUDA, or in Triton's interpreter."""
+    """Return whether Triton's kernels run on this device: on CUDA, or in Triton's interpreter."""
     runs = device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
     return runs and find_spec("triton") is not None

@@ -52,7 +52,7 @@ class Architecture:
 
     Attributes:
         name: the value of `Model.architecture`, such as "rwkv4".
-        title: for people, such as "RWKV-4".
+        title: name shown to users, such as "RWKV-4".
         recognizes: takes the shapes of a file's tensors by BlinkDL's names; returns whether the
             file is of this version.
         embedding: the table that tokens are looked up in.

@@ -139,7 +139,7 @@ def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> A
 def block(ops: TensorOps, p: Block, carry: Any, state: Array) -> tuple[Any, Array]:
     """Run one block: return the carry and the layer's state [B, 2 + N, D] after it.
 
-    The carry is the tuple (x [B, T, D],), and from layer 1 on also layer 0's values [B, T, D].
+    The carry is (x [B, T, D],) before layer 0, and (x, layer 0's values [B, T, D]) after it.
     """
     x, *v_first = carry
     time_x = ops.layer_norm(x, *p.ln1)

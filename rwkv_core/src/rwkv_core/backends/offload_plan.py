@@ -16,7 +16,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """Which matrices stay on a device, and the sizes in bytes.
+    """The matrices that stay on a device, and the sizes in bytes.
 
     Attributes:
         stays: for each matrix, in the order in which a token uses them, whether it stays.

@@ -1,4 +1,4 @@
-"""Where a tensor lies in a file: its offset, shape and strides."""
+"""Place of a tensor in a file: its offset, shape and strides."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def model_in(folder: Path, suffixes: Collection[str]) -> Path:
         )
     if files:
         raise CheckpointError(
-            f"{folder}: a folder with parts of a model ({_named(files)}) and without the "
-            ".index.json that says what is in which; get that too"
+            f"{folder}: a folder with parts of a model ({_named(files)}), but without "
+            "their .index.json; download that too"
         )
     raise CheckpointError(f"{folder}: a folder that holds no model; name the model file")
 

@@ -22,7 +22,7 @@ import numpy as np
 from rwkv_core.backends.tensor_ops import EPSILON
 from rwkv_core.checkpoint.extent import Extent, row_major
 from rwkv_core.checkpoint.memory_map import MappedFile
-from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat, TensorInfo
+from rwkv_core.checkpoint.reader import Checkpoint, CheckpointFormat, TensorInfo, damaged
 from rwkv_core.errors import CheckpointError
 
 MAGIC = b"GGUF"
@@ -113,11 +113,6 @@ class _Cursor:
         else:
             raise damaged(self.file.path, f"an array of unknown type {kind}")
         return None
-
-
-def damaged(path: Path, what: str) -> CheckpointError:
-    """Return the error for a truncated or damaged file; `what` says what is wrong."""
-    return CheckpointError(f"{path}: truncated or damaged: {what}; download it again")
 
 
 class _Header(NamedTuple):

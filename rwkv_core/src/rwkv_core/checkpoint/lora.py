@@ -83,8 +83,8 @@ class LoraCheckpoint(Checkpoint):
         own = [name for name in base.tensors if _FACTOR.match(name)]
         if own and lora is not base:
             raise CheckpointError(
-                f"{base.path}: holds LoRA weights of its own ({own[0]}): expected the model alone; "
-                "give alpha alone, Lora(alpha=...) or --lora-alpha, to merge those"
+                f"{base.path}: holds LoRA weights of its own ({own[0]}), expected only the model; "
+                "to merge those, give only alpha: Lora(alpha=...) or --lora-alpha"
             )
         self._replaced = {name for name in lora.tensors if not _FACTOR.match(name)}
         tensors = {name: info for name, info in base.tensors.items() if name not in own}
@@ -112,8 +112,8 @@ class LoraCheckpoint(Checkpoint):
             )
         if self._base.read_quantized(name) is not None:
             raise CheckpointError(
-                f"{self.path}: is quantized, and a LoRA cannot be merged into that; merge it into "
-                "the model from before (prequantize takes --lora too)"
+                f"{self.path}: is quantized, and a LoRA cannot be merged into it; use the original "
+                "model (prequantize takes --lora too)"
             )
 
     def read(self, name: str) -> np.ndarray[Any, Any]:

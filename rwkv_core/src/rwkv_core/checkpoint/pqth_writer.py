@@ -67,7 +67,7 @@ def check_quantizable(checkpoint: Checkpoint, config: Config, bits: int, group_s
         if weight.role == "matrix":
             if checkpoint.read_quantized(name) is not None:
                 raise CheckpointError(
-                    f"{checkpoint.path}: is quantized already; use the file from before it was"
+                    f"{checkpoint.path}: is quantized already; use the original file"
                 )
             check_group_size(weight.shape[1], bits, group_size)
 

@@ -126,3 +126,8 @@ def read_head(path: Path) -> bytes:
     if not head:
         raise CheckpointError(f"{path}: is empty; download it again")
     return head
+
+
+def damaged(path: Path, what: str, advice: str = "download it again") -> CheckpointError:
+    """Return the error for a truncated or damaged file; `what` says what is wrong."""
+    return CheckpointError(f"{path}: truncated or damaged: {what}; {advice}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ import numpy as np
 
 from rwkv_core.checkpoint.extent import Extent, row_major
 from rwkv_core.checkpoint.memory_map import MappedCheckpoint, MappedFile, Piece
-from rwkv_core.checkpoint.reader import CheckpointFormat
+from rwkv_core.checkpoint.reader import CheckpointFormat, damaged
 from rwkv_core.errors import CheckpointError
 
 MAGIC = struct.pack("<i", 0x67676D66)
@@ -31,6 +31,9 @@ DTYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2")}
 QUANTIZED = ("Q4_0", "Q4_1", "Q4_1_O", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0")  # from 2 on
 MAX_TENSORS = 20_000
 MAX_NAME_BYTES = 256
+
+
+_damaged = partial(damaged, advice="convert it again")
 
 
 def _matches(path: Path, head: bytes) -> bool:
@@ -97,13 +100,9 @@ def _log_of_minus_log(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return _log_of_minus(-exponent)
 
 
-def _damaged(file: MappedFile, what: str) -> CheckpointError:
-    return CheckpointError(f"{file.path}: truncated or damaged: {what}; convert it again")
-
-
 def _extents(file: MappedFile) -> dict[str, Extent]:
     if file.size < HEADER.size:
-        raise _damaged(file, f"{file.size} bytes hold no header")
+        raise _damaged(file.path, f"{file.size} bytes hold no header")
     _, version, _, _, _, data_type = HEADER.unpack(file.bytes_at(0, HEADER.size))
     if version not in VERSIONS:
         raise CheckpointError(
@@ -115,7 +114,7 @@ def _extents(file: MappedFile) -> dict[str, Extent]:
     while position < file.size:
         name, extent = _tensor(file, position)
         if name in extents or len(extents) == MAX_TENSORS:
-            raise _damaged(file, f"{name[:80]!r} comes twice or is one of too many")
+            raise _damaged(file.path, f"{name[:80]!r} occurs twice or is one of too many")
         extents[name] = extent
         position = extent.offset + extent.n_bytes
     return extents
@@ -128,28 +127,28 @@ def _check_data_type(file: MappedFile, data_type: int) -> None:
             "the FP32 or FP16 file, or the .pth (`rwkv-core prequantize` quantizes it)"
         )
     if data_type not in DTYPES:
-        raise _damaged(file, f"data type {data_type} is unknown")
+        raise _damaged(file.path, f"data type {data_type} is unknown")
 
 
 def _tensor(file: MappedFile, position: int) -> tuple[str, Extent]:
     """Return the name and extent of the tensor whose description begins at byte `position`."""
     description = file.bytes_at(position, DESCRIPTION.size)
     if len(description) < DESCRIPTION.size:
-        raise _damaged(file, f"it ends within the description at byte {position}")
+        raise _damaged(file.path, f"it ends within the description at byte {position}")
     n_dims, n_name, data_type = DESCRIPTION.unpack(description)
     if not 1 <= n_dims <= 4 or not 1 <= n_name <= MAX_NAME_BYTES:
-        raise _damaged(file, f"no tensor is described at byte {position}")
+        raise _damaged(file.path, f"no tensor is described at byte {position}")
     _check_data_type(file, data_type)
     after = position + DESCRIPTION.size
     rest = file.bytes_at(after, 4 * n_dims + n_name)
     if len(rest) < 4 * n_dims + n_name:
-        raise _damaged(file, f"it ends within the description at byte {position}")
+        raise _damaged(file.path, f"it ends within the description at byte {position}")
     shape = tuple(reversed(struct.unpack_from(f"<{n_dims}i", rest)))
     name = rest[4 * n_dims :].decode("utf-8", "replace")
     n_bytes = prod(shape) * DTYPES[data_type].itemsize
     start = after + len(rest)
     if min(shape) < 1 or start + n_bytes > file.size:
-        raise _damaged(file, f"{name[:80]!r} {list(shape)} does not fit in {file.size} bytes")
+        raise _damaged(file.path, f"{name[:80]!r} {list(shape)} does not fit in {file.size} bytes")
     return name, row_major(start, shape, DTYPES[data_type])
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from rwkv_core.checkpoint.extent import Extent, row_major
 from rwkv_core.checkpoint.memory_map import MAX_DIMENSIONS, MappedCheckpoint, MappedFile, Piece
-from rwkv_core.checkpoint.reader import CheckpointFormat
+from rwkv_core.checkpoint.reader import CheckpointFormat, damaged
 from rwkv_core.errors import CheckpointError
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -63,27 +63,23 @@ def safetensors_pieces(file: MappedFile) -> tuple[dict[str, Piece], dict[str, st
     header, data_start = _header(file)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _damaged(file, "its metadata is not text")
+        raise damaged(file.path, "its metadata is not text")
     extents = {name: _extent(file, name, entry, data_start) for name, entry in header.items()}
     _check_layout(file, extents, data_start)
     return {name: Piece(file, extent) for name, extent in extents.items()}, metadata
-
-
-def _damaged(file: MappedFile, what: str) -> CheckpointError:
-    return CheckpointError(f"{file.path}: truncated or damaged: {what}; download it again")
 
 
 def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
     """Return the parsed header, and the offset of the tensors' bytes in the file."""
     length = int.from_bytes(file.bytes_at(0, 8), "little")
     if length > MAX_HEADER_BYTES or 8 + length > file.size:
-        raise _damaged(file, f"a header of {length} bytes in a file of {file.size}")
+        raise damaged(file.path, f"a header of {length} bytes in a file of {file.size}")
     try:
         header = json.loads(file.bytes_at(8, length).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _damaged(file, "its header is not JSON") from error
+        raise damaged(file.path, "its header is not JSON") from error
     if not isinstance(header, dict):
-        raise _damaged(file, "its header is not a JSON object")
+        raise damaged(file.path, "its header is not a JSON object")
     return header, 8 + length
 
 
@@ -92,18 +88,18 @@ def _extent(file: MappedFile, name: str, entry: object, data_start: int) -> Exte
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
             pass
         case _:
-            raise _damaged(file, f"the entry of {name[:80]!r} is incomplete")
+            raise damaged(file.path, f"the entry of {name[:80]!r} is incomplete")
     if len(shape) > MAX_DIMENSIONS or not all(
         type(n) is int and 0 <= n < 2**48 for n in (begin, end, *shape)
     ):
-        raise _damaged(file, f"the entry of {name[:80]!r} holds what is no size")
+        raise damaged(file.path, f"the entry of {name[:80]!r} holds something that is no size")
     if dtype not in DTYPES:
         raise CheckpointError(
             f"{file.path}: {name[:80]!r} is of type {dtype[:20]!r}, which is not supported; "
             "convert it to F32, F16 or BF16"
         )
     if end - begin != prod(shape) * DTYPES[dtype].itemsize:
-        raise _damaged(file, f"{name[:80]!r} has {end - begin} bytes for {dtype} {shape[:8]}")
+        raise damaged(file.path, f"{name[:80]!r} has {end - begin} bytes for {dtype} {shape[:8]}")
     return row_major(data_start + begin, tuple(shape), DTYPES[dtype])
 
 
@@ -112,10 +108,10 @@ def _check_layout(file: MappedFile, extents: Mapping[str, Extent], data_start: i
     end = data_start
     for extent in sorted(extents.values(), key=lambda extent: (extent.offset, extent.n_bytes)):
         if extent.offset != end:
-            raise _damaged(file, f"its tensors overlap or leave a hole at byte {end}")
+            raise damaged(file.path, f"its tensors overlap or leave a hole at byte {end}")
         end += extent.n_bytes
     if end != file.size:
-        raise _damaged(file, f"its tensors end at byte {end} of {file.size}")
+        raise damaged(file.path, f"its tensors end at byte {end} of {file.size}")
 
 
 FORMAT = CheckpointFormat(

@@ -178,7 +178,7 @@ class _Machine:
         if target is OPAQUE:
             return
         if not isinstance(target, dict) or len(items) % 2:
-            raise Malformed("values are set on what is no dictionary")
+            raise Malformed("values are set on something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # No tuples as keys: a pickle can nest them so that hashing takes exponential time.
             if isinstance(key, str | int):
@@ -189,7 +189,7 @@ class _Machine:
         if target is OPAQUE:
             return
         if not isinstance(target, list):
-            raise Malformed("values are appended to what is no list")
+            raise Malformed("values are appended to something that is no list")
         target.extend(items)
 
     def push_int(self, value: int) -> None:
@@ -207,7 +207,7 @@ class _Machine:
     def call(self) -> None:
         target, arguments = self.pop_tuple(2)
         if not isinstance(target, _Global) or not isinstance(arguments, tuple):
-            raise Malformed("a call of what is no function")
+            raise Malformed("a call of something that is no function")
         if target.name in _DATA:
             self.stack.append(OPAQUE)
         elif target.name in _CALLS:
@@ -219,7 +219,7 @@ class _Machine:
         """Run NEWOBJ, which creates an object of a class without initializing it."""
         target, arguments = self.pop_tuple(2)
         if not isinstance(target, _Global) or not isinstance(arguments, tuple):
-            raise Malformed("an object of what is no class")
+            raise Malformed("an object of something that is no class")
         if target.name in _DATA:
             self.stack.append(OPAQUE)
         elif target.name in _DICTIONARIES and target.name.endswith("AttributeDict"):
@@ -231,7 +231,7 @@ class _Machine:
         """Drop attributes: a state_dict()'s module versions, or those of an opaque object."""
         target, _ = self.pop_tuple(2)
         if not isinstance(target, dict | Tensor) and target is not OPAQUE:
-            raise PickleRefused("attributes set on what is no dictionary")
+            raise PickleRefused("attributes set on something that is no dictionary")
         self.stack.append(target)
 
     def push_storage(self) -> None:

@@ -218,7 +218,7 @@ def _check_types(checkpoint: Checkpoint, expected: Iterable[str]) -> None:
         found = checkpoint.tensors[wrong[0]].dtype
         raise CheckpointError(
             f"{checkpoint.path}: {wrong[0]} is of type {found}, expected float16, bfloat16, "
-            "float32 or float64; use the file from before it was quantized"
+            "float32 or float64; use the original file"
         )
 
 

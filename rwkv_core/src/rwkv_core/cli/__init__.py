@@ -40,7 +40,7 @@ from rwkv_core.cli.model_arguments import (
     load_model,
     load_rwkv,
 )
-from rwkv_core.cli.parser import Parser, did_you_mean
+from rwkv_core.cli.parser import Parser, hint_for
 from rwkv_core.cli.printing import print_pieces
 from rwkv_core.cli.processes import as_one_program
 from rwkv_core.cli.sampling_arguments import add_sampling_arguments, sampling_options
@@ -175,10 +175,10 @@ def _run(argv: Sequence[str] | None) -> int:
 def _check_command(parser: Parser, first: str, names: list[str]) -> None:
     options = parser._option_string_actions
     if first.startswith("-") and first not in (*options, "--"):
-        hint = did_you_mean(first, options) or "; the options of a command come after it"
+        hint = hint_for(first, options) or "; the options of a command come after it"
         parser.error(f"unknown option {first}{hint}")
     if not first.startswith("-") and first not in names:
-        parser.error(f"unknown command {first!r}{did_you_mean(first, names)}")
+        parser.error(f"unknown command {first!r}{hint_for(first, names)}")
 
 
 def _commands() -> list[Command]:

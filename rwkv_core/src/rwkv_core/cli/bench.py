@@ -14,7 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rwkv_core.cli.model_arguments import add_option_argument, backend_options, filled
-from rwkv_core.cli.signals import cleanup_on_signal
+from rwkv_core.cli.signal_cleanup import cleanup_on_signal
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.errors import BackendError, OptionError, RWKVError
 from rwkv_core.plugins.command import Command

@@ -37,7 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state",
         type=filled,
         metavar="FILE",
-        help="go on from a saved conversation or state, or a state-tuned .pth",
+        help="continue a saved conversation or state, or start from a state-tuned .pth",
     )
     parser.add_argument(
         "--no-history", action="store_true", help="do not read or write the history of typed lines"

@@ -20,7 +20,7 @@ _NAMES = ("max_tokens", *_NUMBERS, "seed", "ignore_eos", "verbose")
 
 @dataclass
 class Settings:
-    """How answers are generated and shown.
+    """Settings of a chat: how answers are generated and shown.
 
     Attributes:
         max_tokens: the largest number of tokens in an answer.

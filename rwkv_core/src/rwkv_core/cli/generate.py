@@ -38,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state",
         type=filled,
         metavar="FILE",
-        help="continue from a saved state or conversation, or a state-tuned .pth",
+        help="continue a saved state or conversation, or start from a state-tuned .pth",
     )
     parser.add_argument(
         "--save-state", type=filled, metavar="FILE", help="save the state after the text"

@@ -41,10 +41,10 @@ class Parser(argparse.ArgumentParser):
             long = name.startswith("--") and " " not in name
             short = argument[:1] == "-" and argument[1:2].isalpha() and argument[:2] not in known
             if (long or short) and name not in known:
-                self.error(f"unknown option {name}{did_you_mean(name, known)}")
+                self.error(f"unknown option {name}{hint_for(name, known)}")
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
+def hint_for(name: str, known: Collection[str]) -> str:
     """Return the end of a message about an unknown `name`; "" if no known name is similar.
 
     Unlike `util.spelling`, it prefers names that begin with `name`: options may be shortened.

@@ -18,7 +18,7 @@ from rwkv_core.cli.model_arguments import (
 )
 from rwkv_core.cli.model_choice import choose_model
 from rwkv_core.cli.progress import progress_line
-from rwkv_core.cli.signals import cleanup_on_signal
+from rwkv_core.cli.signal_cleanup import cleanup_on_signal
 from rwkv_core.cli.table import print_table, readable_bytes
 from rwkv_core.dtypes import GROUP_SIZE
 from rwkv_core.errors import BackendError, OptionError
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise OptionError(f"{name}: found {value}, expected at least 1")
     if args.group_size is not None and not args.compare:
-        raise OptionError("--group-size: found it alone, expected it with --compare")
+        raise OptionError("--group-size: needs --compare")
     from rwkv_core.evaluation.perplexity import read_text
 
     # All files are read first, so that an error in the last one shows before loading and scoring.

@@ -7,7 +7,7 @@ import os
 
 from rwkv_core.cli.model_arguments import add_lora_arguments, filled, lora_of
 from rwkv_core.cli.progress import progress_line
-from rwkv_core.cli.signals import cleanup_on_signal
+from rwkv_core.cli.signal_cleanup import cleanup_on_signal
 from rwkv_core.cli.table import readable_bytes
 from rwkv_core.dtypes import GROUP_SIZE
 from rwkv_core.plugins.command import Command

@@ -56,7 +56,7 @@ COMMAND = Command(
     _add_arguments,
     _run,
     """\
-Runs a small model of each architecture on each backend with each dtype it offers and compares the
+Runs a small model of each architecture on each backend, with each of its dtypes, and compares the
 logits with those of a float64 reference. The error is the largest difference, divided by the root
 mean square of the logits. The exit status is 1 if a backend fails, or if there is none to check.
 

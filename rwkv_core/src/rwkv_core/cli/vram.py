@@ -62,7 +62,7 @@ def _print_plans(rows: list[Memory], target: float, options: dict[str, str], as_
 
     dtype = options.pop("dtype", "float32")
     if options:
-        raise OptionError(f"-o {next(iter(options))}: vram takes dtype alone")
+        raise OptionError(f"-o {next(iter(options))}: vram has only the option dtype")
     if dtype not in BYTES_PER_WEIGHT:
         known = ", ".join(BYTES_PER_WEIGHT)
         raise OptionError(f"option dtype: found {dtype!r}, expected one of: {known}")

@@ -1,4 +1,4 @@
-"""How close a backend's numbers have to be to the reference's."""
+"""Compares a backend's numbers with the reference's, within tolerances."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _LOW_RANK = re.compile(r"\.(time_(maa|decay)_w[12]|[wavg][12])$")
 
 
 def of_vectors(ops: TensorOps) -> float:
-    """Tolerance of an operation that no matrix takes part in."""
+    """Return the tolerance of an operation without a matrix."""
     return tolerance_of(ops.runtime_dtype).operation
 
 
 def of_matmul(ops: TensorOps) -> float:
-    """Tolerance of a product with a matrix."""
+    """Return the tolerance of a product with a matrix."""
     return max(tolerance_of(ops.dtype).operation, of_vectors(ops))
 
 
 def of_model(ops: TensorOps) -> float:
-    """Tolerance of logits and states."""
+    """Return the tolerance of logits and states."""
     dtypes = ops.dtype, ops.runtime_dtype
     return max(tolerance_of(dtype).model for dtype in dtypes)
 
 
 def assert_close(found: ArrayLike, expected: ArrayLike, tolerance: float, what: str = "") -> None:
-    """Fail, saying where and by how much, unless shapes agree and values nearly so."""
+    """Fail, with the place and the difference, unless shapes are equal and values close."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape, (
         f"{what}: found the shape {list(found.shape)}, expected {list(expected.shape)}"
@@ -50,7 +50,7 @@ def assert_close(found: ArrayLike, expected: ArrayLike, tolerance: float, what: 
 
 
 def assert_equal(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
-    """Fail, saying where, unless every value is the same; NaN is NaN's equal."""
+    """Fail, with the place, unless all values are equal; NaN equals NaN."""
     assert found.shape == expected.shape, (
         f"{what}: found the shape {list(found.shape)}, expected {list(expected.shape)}"
     )
@@ -78,7 +78,7 @@ def _difference(
 
 
 def call(ops: TensorOps, name: str, *arguments: Any) -> Any:
-    """`ops.name(*arguments)`. Fails if the operation writes into an array that it is given."""
+    """Return `ops.name(*arguments)`. Fails if the operation changes an argument."""
     watched = [
         (f"argument {number}", array)
         for number, argument in enumerate(arguments, 1)
@@ -96,12 +96,12 @@ def call(ops: TensorOps, name: str, *arguments: Any) -> Any:
 
 
 def is_exact(dtype: str) -> bool:
-    """Whether matrices of this type hold what NumPy rounds to it."""
+    """Return whether matrices of this type hold exactly the values that NumPy rounds to."""
     return tolerance_of(dtype).weights == 0
 
 
 def rounded(array: NDArray[Any], dtype: str) -> Floats:
-    """`array`, rounded to one of the exact types."""
+    """Return `array` rounded to `dtype`, one of the exact types."""
     numpy_type = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     return array.astype(numpy_type).astype(np.float64)
 
@@ -109,15 +109,15 @@ def rounded(array: NDArray[Any], dtype: str) -> Floats:
 def effective(
     ops: TensorOps, matrix: Matrix, n_columns: int, columns: NDArray[np.int64] | None = None
 ) -> NDArray[Any]:
-    """The numbers that a backend's opaque matrix stands for: its product with 1.
+    """Return the values of a backend's opaque matrix [out, in], found by products with 1.
 
-    `n_columns` is the matrix's width. Returns [out, in], or those `columns` of it.
+    `n_columns` is the matrix's width. Returns only `columns` if they are given.
     """
     wanted = np.arange(n_columns) if columns is None else columns
     found = []
     for start in range(0, len(wanted), _ROWS_PER_PRODUCT):
         part = wanted[start : start + _ROWS_PER_PRODUCT]
-        # Always as many rows: a new shape may have to be compiled.
+        # Always the same number of rows, as a new shape may cost a compilation.
         rows = np.zeros((1, _ROWS_PER_PRODUCT, n_columns), np.float32)
         rows[0, np.arange(len(part)), part] = 1
         found.append(np.array(ops.to_numpy(ops.matmul(matrix, ops.vector(rows)))[0, : len(part)]))
@@ -125,10 +125,10 @@ def effective(
 
 
 def held(ops: TensorOps, matrix: Matrix, array: NDArray[Any], dtype: str | None = None) -> Floats:
-    """What `matrix`, made of `array`, has to multiply with: NumPy's rounding of it.
+    """Return the values [out, in] that `matrix`, made from `array`, must multiply with.
 
-    Where only the backend knows that, because it quantizes, its product with 1 once that has been
-    found near to `array`.
+    They are `array` as NumPy rounds it. If the backend quantizes, they are the matrix's own values
+    instead, after checking that these are close to `array`.
     """
     dtype = ops.dtype if dtype is None else dtype
     if is_exact(dtype):
@@ -141,7 +141,7 @@ def held(ops: TensorOps, matrix: Matrix, array: NDArray[Any], dtype: str | None 
 
 
 def as_rounded(ops: TensorOps, weights: Weights) -> Weights:
-    """A model's weights with matrices as the backend has to round them."""
+    """Return a model's weights, with the matrices rounded as the backend must round them."""
     return {name: _as_rounded(ops, name, array) for name, array in weights.items()}
 
 

@@ -41,9 +41,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("options", combinations, ids=ids, indirect=True, scope="session")
 
 
-@lru_cache(maxsize=1)  # It asks every backend for its status, and is needed for each test.
+@lru_cache(maxsize=1)  # Needed for each test, and slow: it checks the status of every backend.
 def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
-    """Every choice of types that the descriptor lists and the command line leaves open."""
+    """Return all combinations of the descriptor's types; only the given ones, if any are."""
     rows = {row.name: row for row in rwkv_core.list_backends() if row.status == "ready"}
     given = given_options(config)
     known = rows[config.getoption("rwkv_backend")].options
@@ -65,13 +65,13 @@ def ops(request: pytest.FixtureRequest, options: dict[str, Any]) -> TensorOps:
     try:
         return build_ops(request.config, options)
     except (BackendError, OptionError) as error:
-        # That the defaults work has been seen by now.
+        # The defaults have been tested by now.
         pytest.skip(str(error))
 
 
 @pytest.fixture
 def fresh_ops(request: pytest.FixtureRequest, options: dict[str, Any], ops: TensorOps) -> TensorOps:
-    """Operations that no other test has: quantized matrices may change what they say of theirs."""
+    """Operations of this test only, since quantized matrices may change their properties."""
     return build_ops(request.config, options)
 
 
@@ -82,7 +82,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def tokens() -> list[int]:
-    """Tokens of the models' vocabulary, more than fit into one chunk."""
+    """Tokens of the models' vocabulary, for more than one chunk."""
     return np.random.default_rng(1).integers(0, reference.SMALL.n_vocab, 540).tolist()
 
 
@@ -96,7 +96,7 @@ def _weights(sizes: reference.Sizes, key_size: int) -> reference.Weights:
 
 
 class Models:
-    """Model files, models on the backend under test, and the reference's runs, each made once."""
+    """Makes model files, models on the backend under test, and reference runs, each once."""
 
     def __init__(self, folder: Path, backend: str, tokens: list[int]) -> None:
         self._folder, self._backend, self._tokens = folder, backend, tokens
@@ -115,7 +115,7 @@ class Models:
     def expected(
         self, ops: TensorOps, sizes: reference.Sizes, n_tokens: int | None = None, key_size: int = 1
     ) -> reference.Run:
-        """The reference's run over `tokens`, with the weights as the backend has to round them."""
+        """Return the reference's run over `tokens`, with weights as the backend must round them."""
         key = (sizes, n_tokens, key_size, ops.dtype)
         if key not in self._expected:
             weights = as_rounded(ops, _weights(sizes, key_size))
@@ -176,7 +176,7 @@ def load_later(
     tokens: list[int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, blocks.Sizes], Loaded]:
-    """Returns the model of a version and sizes on the backend under test, made once."""
+    """Return a function that loads a model of a version and sizes on the tested backend, once."""
     if ops.fixed_shapes and ops.dtype != "float32":
         # Products and scans are compared in every type; these compile some hundred functions.
         pytest.skip("each shape costs a compilation: later versions run whole in float32 alone")
@@ -191,8 +191,8 @@ def load_later(
         try:
             model = rwkv_core.load(path, request.config.getoption("rwkv_backend"), **options)
         except OptionError as error:
-            pytest.skip(str(error))  # The options leave no room for it.
-        # float64 adds nothing to weights that are float32.
+            pytest.skip(str(error))  # The model does not fit with these options.
+        # The weights are float32, so a float64 file would not be more precise.
         key = version, sizes, "float32" if ops.dtype == "float64" else ops.dtype
         if key not in _later_runs:
             run = runs.get(version, rwkv5.run)

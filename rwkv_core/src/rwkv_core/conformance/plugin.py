@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Turn away a backend or an option that will not do, before anything is collected."""
+    """Refuse an unknown backend or a wrong option before tests are collected."""
     if config.getoption("rwkv_backend") is None:
         return
     from rwkv_core.errors import RWKVError
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def given_options(config: pytest.Config) -> dict[str, str]:
-    """The `--rwkv-option`s. Raises pytest.UsageError for one without an equals sign."""
+    """Return the values of `--rwkv-option`. Raises pytest.UsageError for one without "="."""
     given = {}
     for text in config.getoption("rwkv_option"):
         name, equals, value = text.partition("=")
@@ -46,7 +46,7 @@ def given_options(config: pytest.Config) -> dict[str, str]:
 
 
 def build_ops(config: pytest.Config, options: dict[str, Any]) -> TensorOps:
-    """The operations of the backend under test, with these options."""
+    """Return the operations of the backend under test, with these options."""
     from rwkv_core import plugins
 
     return plugins.tensor_ops(config.getoption("rwkv_backend"), options)

@@ -1,4 +1,4 @@
-"""The sizes of one call at which implementations change over, and so may go wrong."""
+"""Sizes at which implementations switch algorithms, where errors are likely."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ _BATCHES = [2, 3, 4, 5, 8, 9, 16, 17, 33, 64]
 
 
 def token_counts(ops: TensorOps) -> list[int]:
-    """Numbers of tokens in one call; where shapes are fixed, all that are ever asked for."""
+    """Return numbers of tokens in one call; with fixed shapes, all that occur."""
     if ops.fixed_shapes:
         return sorted({size for n_tokens in range(1, 1200) for size in ops.chunks(n_tokens)})
     return _TOKENS
 
 
 def row_shapes(ops: TensorOps) -> list[tuple[int, int]]:
-    """[B, T] of one call: one sequence of each length, then batches."""
-    # Each shape may cost a compilation, where shapes are fixed.
+    """Return shapes [B, T] of one call: one sequence of each length, then batches."""
+    # With fixed shapes, each one may cost a compilation.
     batches = [] if ops.fixed_shapes else [(n_batch, 1) for n_batch in _BATCHES]
     return [*((1, n_time) for n_time in token_counts(ops)), *batches, (3, 4), (5, 64)]
 
 
 def vector_shapes(ops: TensorOps) -> list[tuple[int, int, int]]:
-    """[B, T, D] of one call; the largest of each kind are wider than the others."""
+    """Return shapes [B, T, D] of one call; the largest of each kind are wider than the others."""
     widths = {(3, 4): 1088, (5, 64): 160, (1, 512): 800}
     return [(*rows, widths.get(rows, 64)) for rows in row_shapes(ops)]
 
 
 def head_shapes(ops: TensorOps) -> list[tuple[int, int, int, int]]:
-    """[B, T, H, N] of one call, H heads of N channels."""
+    """Return shapes [B, T, H, N] of one call, with H heads of N channels."""
     if ops.fixed_shapes:  # Each may cost a compilation.
         return [(1, 1, 3, 32), (1, 64, 1, 64), (3, 4, 5, 32)]
     single = [(1, 1, 1, 32), (1, 2, 3, 32), (1, 17, 1, 64), (1, 64, 5, 32), (1, 300, 1, 32)]

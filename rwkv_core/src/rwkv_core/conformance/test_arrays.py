@@ -1,4 +1,4 @@
-"""Arrays get onto the device and back unharmed, and share no memory with what they came from."""
+"""Arrays come back from the device unchanged, and share no memory with their source."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ all_sources = pytest.mark.parametrize("source", SOURCES, ids=lambda source: np.d
 
 
 def read_only(array: NDArray[np.float64], dtype: DTypeLike) -> NDArray[np.floating]:
-    """As a checkpoint hands arrays over: of the file's type, and not to be written to."""
+    """Return an array like a checkpoint's: of the file's type, and read-only."""
     array = array.astype(dtype)
     array.flags.writeable = False
     return array
 
 
 def check_matrix(ops: TensorOps, array: NDArray[Any]) -> None:
-    """Hold `ops.matrix(array)` against its source: exactly, where the type is exact.
+    """Compare `ops.matrix(array)` with `array`: exactly if the type is exact.
 
-    Single numbers of 64 columns, which include those next to a power of two; and of all columns a
-    product, which shows where one is missing or in another's place.
+    64 columns, among them those next to a power of two, are compared number by number. All columns
+    are compared by a product, which shows a missing or misplaced column.
     """
     matrix, dtype, width = ops.matrix(array), ops.dtype, array.shape[1]
     tolerance = of_matmul(ops)
@@ -92,7 +92,7 @@ def test_a_matrix_of_a_real_size_holds_its_source(
 
 
 def test_a_matrix_knows_its_bytes(ops: TensorOps, rng: np.random.Generator) -> None:
-    """What a benchmark divides by: within a half of what the dtype's name says."""
+    """`matrix_bytes`, which a bench uses, may differ by half from the size for the dtype."""
     array = rng.standard_normal((192, 320), np.float32)
     matrix, dtype = ops.matrix(array), ops.dtype
     found = ops.matrix_bytes(matrix)
@@ -168,7 +168,7 @@ def test_embed_picks_the_rows_of_the_tokens(
 
 
 def test_embed_picks_from_a_large_vocabulary(ops: TensorOps, rng: np.random.Generator) -> None:
-    """Token numbers beyond 16 bits, rows as wide as a model's."""
+    """Token numbers exceed 16 bits, and rows are as wide as a model's."""
     check_embedding(
         ops,
         rng.standard_normal((70_001, 64), np.float32),

@@ -1,4 +1,4 @@
-"""Operations on the heads of RWKV-5 to 7, against their formulas and TensorOps' own."""
+"""Operations on the heads of RWKV-5 to 7, against their formulas and TensorOps' defaults."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ EPSILON = 64e-5  # of the group norm in published models
 
 
 class Operation(NamedTuple):
-    """A method of TensorOps: its formula in float64, on [B, T, H, N], and what it takes beside x.
+    """A method of TensorOps: its formula in float64, on [B, T, H, N], and its other arguments.
 
-    `vectors` is the number of further arguments [D]; `options` are numbers after the head's size.
+    `vectors` is the number of arguments [D] after x; `options` are numbers after the head's size.
     """
 
     formula: Callable[..., Any]
@@ -46,7 +46,7 @@ every_operation = pytest.mark.parametrize("name", OPERATIONS)
 def arguments_for(
     ops: TensorOps, rng: np.random.Generator, name: str, shape: tuple[int, int, int, int]
 ) -> tuple[list[np.ndarray], list[float]]:
-    """Arrays, of which the first is x [B, T, D], and numbers."""
+    """Return arrays, the first of which is x [B, T, D], and numbers."""
     n_batch, n_time, n_head, head_size = shape
     width, operation = n_head * head_size, OPERATIONS[name]
     arrays = [rng.standard_normal((n_batch, n_time, width), np.float32)]
@@ -61,7 +61,7 @@ def check(
     numbers: list[float],
     tolerance: float | None = None,
 ) -> np.ndarray:
-    """Hold a method's result against its formula and against what TensorOps' own gives."""
+    """Compare a method's result with its formula and with TensorOps' default."""
     tolerance = of_vectors(ops) if tolerance is None else tolerance
     vectors = [ops.vector(array) for array in arrays]
     found = ops.to_numpy(call(ops, name, *vectors, *numbers))
@@ -122,7 +122,7 @@ def test_normalized_head_of_zeros_is_zeros(ops: TensorOps, rng: np.random.Genera
 def test_normalized_heads_of_any_size(
     ops: TensorOps, rng: np.random.Generator, size: float
 ) -> None:
-    """Below 1e-12 a head is divided by that. Each is compared by itself."""
+    """A head with a norm below 1e-12 is divided by 1e-12. Heads are compared separately."""
     arrays, numbers = arguments_for(ops, rng, "normalize_heads", (1, 4, 3, 32))
     head = arrays[0][0, 2, 32:64]
     head *= np.float32(size)
@@ -134,7 +134,7 @@ def test_normalized_heads_of_any_size(
 
 @pytest.mark.parametrize("size", [0, 1e-3, 1e-2, 1e3])
 def test_group_norm_of_any_size(ops: TensorOps, rng: np.random.Generator, size: float) -> None:
-    """Epsilon shows where the numbers are small, and without it a head of zeros is NaN."""
+    """Epsilon matters if the numbers are small; without it a head of zeros gives NaN."""
     arrays, numbers = arguments_for(ops, rng, "group_norm", (1, 4, 3, 32))
     arrays[0] *= np.float32(size)
     check(ops, "group_norm", arrays, numbers)

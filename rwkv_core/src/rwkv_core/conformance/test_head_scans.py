@@ -13,7 +13,7 @@ from rwkv_core.conformance.closeness import assert_close, call, of_vectors
 from rwkv_core.conformance.references import rwkv5, rwkv7
 from rwkv_core.conformance.shapes import head_shapes
 
-# What each scan takes beside its state, in this order; all are [B, T, D], but `bonus` is [D].
+# Arguments of each scan before its state, in this order; all are [B, T, D], except `bonus` [D].
 NAMES = {
     "wkv6": ("r", "w", "k", "v", "bonus"),
     "wkv7": ("r", "w", "k", "v", "kk", "b"),
@@ -23,7 +23,7 @@ every_scan = pytest.mark.parametrize("name", NAMES)
 
 
 class Case:
-    """Arguments of a scan that starts from nothing, float32, and what must come of them."""
+    """Float32 arguments of a scan from the empty state, and the expected results."""
 
     def __init__(
         self, rng: np.random.Generator, name: str, shape: tuple[int, int, int, int]
@@ -34,7 +34,7 @@ class Case:
         self.arrays = {
             part: rng.standard_normal(tokens, np.float32) for part in NAMES[name] if part != "bonus"
         }
-        # From a channel that keeps almost all to one that keeps almost nothing.
+        # From a channel that keeps almost everything to one that keeps almost nothing.
         self.arrays["w"] = np.exp(-np.exp(rng.uniform(-6, 2, tokens))).astype(np.float32)
         if name == "wkv6":
             self.arrays["bonus"] = rng.standard_normal(self.width, np.float32)
@@ -45,7 +45,7 @@ class Case:
             self.arrays["b"] = self.arrays["kk"] * rng.uniform(0, 1, tokens).astype(np.float32)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """y [B, T, D] and S after the last token, as the contract has it, [B, N, D]."""
+        """Return y [B, T, D], and S after the last token in the contract's layout, [B, N, D]."""
         rows = []
         for i in range(len(self.arrays["k"])):
             parts = {part: array.astype(np.float64) for part, array in self.arrays.items()}
@@ -63,7 +63,7 @@ class Case:
         return ops.vector(np.zeros((len(self.arrays["k"]), self.head_size, self.width)))
 
     def check(self, ops: TensorOps, what: str = "") -> None:
-        """Hold the scan of the whole case against the reference."""
+        """Compare the scan of the whole case with the reference."""
         found, s = (
             ops.to_numpy(array)
             for array in call(ops, self.name, *self.vectors(ops), self.empty(ops))
@@ -115,7 +115,7 @@ def test_scan_goes_on_from_a_state(
 def test_decays_of_0_and_of_1(
     ops: TensorOps, rng: np.random.Generator, of_tokens: bool, n_time: int
 ) -> None:
-    """exp(-exp(.)) rounds to both, so that no decay can be divided by."""
+    """exp(-exp(.)) may round to 0 and 1, so a scan must not divide by a decay."""
     case = Case(rng, "wkv6", (2, n_time, 3, 32))
     if not of_tokens:
         case.arrays["w"] = case.arrays["w"][0, 0]
@@ -128,7 +128,7 @@ def test_decays_of_0_and_of_1(
 def test_one_channels_decay_is_not_anothers(
     ops: TensorOps, rng: np.random.Generator, n_time: int
 ) -> None:
-    """Only one key channel is stored and read, of which the decay is 1; all others forget."""
+    """Only one key channel is stored and read; its decay is 1, and the others forget."""
     case = Case(rng, "wkv6", (1, n_time + 1, 2, 32))
     case.arrays["w"][:] = 0
     case.arrays["w"][..., 5] = 1
@@ -143,7 +143,7 @@ def test_a_key_of_zeros_takes_nothing_out(ops: TensorOps, rng: np.random.Generat
 
 
 def test_a_key_taken_out_whole_is_forgotten(ops: TensorOps, rng: np.random.Generator) -> None:
-    """Without decay and with b = kk, a token that is stored under kk is all that is found there."""
+    """Without decay and with b = kk, only the last value stored under kk is found there."""
     case = Case(rng, "wkv7", (1, 4, 2, 32))
     case.arrays["w"][:] = 1
     case.arrays["b"] = case.arrays["r"] = case.arrays["k"] = case.arrays["kk"]

@@ -1,7 +1,7 @@
 """Whole models of RWKV-5 to 7 against the float64 references.
 
-What fails here alone, while the tests of single operations pass, lies in `layers` or `compile`, in
-what one layer hands on to the next, or in a kernel of one's own for a token.
+If only these tests fail, and those of single operations pass, the error is in `layers` or
+`compile`, in the values that one layer passes to the next, or in the backend's kernel for a token.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def later(request: pytest.FixtureRequest, load_later: Load) -> Loaded:
 
 
 def assert_state_close(found: np.ndarray, expected: blocks.Run, t: int, tolerance: float) -> None:
-    """Hold a state [L, 2 + N, D] against the reference's memory after token `t`."""
+    """Compare a state [L, 2 + N, D] with the reference's memory after token `t`."""
     n_layer, n_row, width = found.shape
     s = expected.s[t].transpose(0, 2, 1, 3).reshape(n_layer, n_row - FIRST_OF_S, width)
     rows = {
@@ -42,7 +42,7 @@ def assert_state_close(found: np.ndarray, expected: blocks.Run, t: int, toleranc
     what = f"state after {t + 1} tokens"
     for name, (row, right) in rows.items():
         assert_close(row, right, tolerance, f"{what}, {name} by layers")
-    # Products of keys and values: the largest are 12 times the RMS, so are their errors.
+    # Products of keys and values are up to 12 times their RMS, and so are their errors.
     found = found[:, FIRST_OF_S:]
     assert_close(found, s, 2 * tolerance, f"{what}, S, a row for each value channel, by layers")
 
@@ -50,7 +50,7 @@ def assert_state_close(found: np.ndarray, expected: blocks.Run, t: int, toleranc
 def check(
     ops: TensorOps, loaded: Loaded, tokens: list[int], start: int, end: int, state: Any, what: str
 ) -> Any:
-    """Read tokens `start` to `end`, hold all logits and the state against the reference's."""
+    """Read tokens `start` to `end`; compare all logits and the state with the reference's."""
     model, expected = loaded
     logits, state = model.forward(tokens[start:end], state, all_logits=True)
     what = f"{model.architecture}: logits of {what}"
@@ -125,7 +125,7 @@ def test_states_and_results_outlive_the_next_call(later: Loaded, tokens: list[in
 def test_a_model_of_another_size_is_the_references(
     ops: TensorOps, load_later: Load, tokens: list[int], version: str
 ) -> None:
-    """Of 5.0 and 5.1 two layers, of others two with heads of 64; a prompt, then by step."""
+    """Two layers, with heads of 64 except in 5.0 and 5.1; a prompt, then single tokens."""
     sizes = SMALL if version in ("rwkv5.0", "rwkv5.1") else WIDE
     loaded = load_later(version, sizes)
     assert loaded.model.architecture == version
@@ -141,7 +141,7 @@ def test_layer_0_of_rwkv7_needs_no_v0(
     tokens: list[int],
     tmp_path: Path,
 ) -> None:
-    """Files may have it, with v1 and v2: they count for nothing there."""
+    """Files may have it, with v1 and v2; they are not used."""
     model = load_later("rwkv7", MEDIUM).model
     unused = [f"blocks.0.att.v{i}" for i in range(3)]
     weights = dict(later_weights("rwkv7", MEDIUM))

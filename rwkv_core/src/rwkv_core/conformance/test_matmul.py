@@ -1,4 +1,4 @@
-"""The product with an opaque matrix, against float64's with the weights that it was made of."""
+"""The product with an opaque matrix, against the float64 product with its source weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def random_matrix(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarra
 def check_product(
     ops: TensorOps, matrix: Matrix, weights: Floats, x: np.ndarray, tolerance: float
 ) -> None:
-    """Hold `x` times `matrix` against float64's product with `weights`."""
+    """Compare `x` times `matrix` with the float64 product with `weights`."""
     found = ops.to_numpy(call(ops, "matmul", matrix, ops.vector(x)))
     assert found.dtype == ops.runtime_dtype
     what = f"matmul of a matrix {list(weights.shape)} and rows {list(x.shape)}"
@@ -35,13 +35,13 @@ def test_product_is_float64s(
     array = random_matrix(rng, shape)
     matrix = ops.matrix(array)
     weights = held(ops, matrix, array)
-    # Every number of rows with one matrix, and with the others a few.
+    # Every number of rows with one matrix, and a few with the others.
     for rows in row_shapes(ops) if shape == (101, 64) else [(1, 1), (1, 16), (5, 1), (3, 4)]:
         x = rng.standard_normal((*rows, shape[1]), np.float32)
         check_product(ops, matrix, weights, x, of_matmul(ops))
 
 
-# Narrow on one side, of widths that are no multiples of anything.
+# Narrow on one side, with widths that are no round numbers.
 @pytest.mark.parametrize(
     "shape",
     [(8, 96), (96, 8), (20, 192), (192, 20), (100, 64), (64, 100), (128, 96), (96, 128)],
@@ -53,9 +53,9 @@ def test_low_rank_product_is_float64s(
     array = rng.uniform(-1, 1, shape).astype(np.float32)
     given = array.copy()
     matrix = ops.low_rank_matrix(given)
-    given[:] = 0  # The file that it is a view of may go.
+    given[:] = 0  # as if the file that it is a view of were closed
     weights = held(ops, matrix, array)
-    # These values bfloat16 rounds by at most 0.0034 of their RMS, and 8 bits by 0.0068.
+    # bfloat16 rounds these values by at most 0.0034 of their RMS; 8 bits would by 0.0068.
     what = "low_rank_matrix: its weights, which need 16 bits at least"
     assert_close(weights, array, 0.005, what)
     for rows in ((1, 1), (1, 16), (5, 1), (3, 4)):
@@ -78,7 +78,7 @@ def test_product_is_the_defaults(ops: TensorOps, rng: np.random.Generator) -> No
 def test_sums_of_one_sign_keep_their_digits(
     ops: TensorOps, rng: np.random.Generator, shape: tuple[int, int]
 ) -> None:
-    """As squared ReLUs are: a sum kept in 16 bits stops growing long before it is complete."""
+    """Squared ReLUs are such: a sum in 16 bits stops growing long before it is complete."""
     array = rng.uniform(0, 1, shape).astype(np.float32)
     matrix = ops.matrix(array)
     x = rng.uniform(0, 1, (1, 4, shape[1])).astype(np.float32)
@@ -141,7 +141,7 @@ def test_quantized_product_is_that_of_the_restored_matrix(
 
 
 def _restored_in(ops: TensorOps) -> str:
-    """The type of a prequantized file's matrix: a kernel multiplies with the codes themselves."""
+    """Return the type of dequantized matrices; float64 if a kernel multiplies with codes."""
     return ops.dtype if ops.dtype in ("float16", "bfloat16") else "float64"
 
 

@@ -1,7 +1,7 @@
 """Whole models against the float64 reference, in one piece, in chunks, in steps, in batches.
 
-What fails here alone, while the tests of single operations pass, lies in `layers`, `compile`,
-`embed` or `chunks`, or in what an operation keeps from one call to the next.
+If only these tests fail, and those of single operations pass, the error is in `layers`, `compile`,
+`embed` or `chunks`, or in memory that an operation keeps between calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rwkv_core.model import Model
 def assert_state_close(
     found: np.ndarray, expected: reference.Run, t: int, tolerance: float
 ) -> None:
-    """Hold a state [L, 5, D] against the reference's memory after token `t`."""
+    """Compare a state [L, 5, D] with the reference's memory after token `t`."""
     found = found.astype(np.float64)
     after = f"state after {t + 1} tokens"
     rows = {
@@ -67,7 +67,7 @@ def test_reading_goes_on_from_a_state(
     cut: int,
     end: int,
 ) -> None:
-    """By more than a chunk, by 64 tokens and by one."""
+    """More than a chunk is read after the state, or 64 tokens, or one."""
     _, state = model.forward(tokens[:cut])
     logits, state = model.forward(tokens[cut:end], state, all_logits=True)
     what = f"logits of {end - cut} tokens after a state of {cut}"
@@ -151,9 +151,9 @@ def test_a_model_of_another_size_is_the_references(
 def test_large_activations_overflow_nothing_and_stay_in_their_model(
     ops: TensorOps, models: Models, options: dict[str, Any], tokens: list[int], model: Model
 ) -> None:
-    """Channel mixing's squares go past 65504, where float16 ends; float32 does not notice.
+    """Channel mixing's squares exceed 65504, where float16 ends; float32 is not affected.
 
-    The first model then has its own weights still, and so has one of the second's sizes.
+    Afterwards the first model must still have its own weights.
     """
     before = model.to_numpy(model.forward(tokens[:17])[0])
     loaded = [(size, models.load(SMALL, options, size)) for size in (1, 400)]

@@ -1,4 +1,4 @@
-"""A model in several threads at once, and for a long time."""
+"""A model in several threads at the same time, and in many calls."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MAX_PAUSES = 100
 
 
 def pausing_trace(seed: int) -> Callable[..., Any]:
-    """A trace function for one thread, which lets others go on in the middle of a function.
+    """Return a trace function for one thread, which pauses it in the middle of functions.
 
-    It happens by itself, but seldom. What goes wrong then has to show in every run, also on a busy
-    machine, where another thread takes some tenths of a millisecond to wake.
+    Such pauses also happen by themselves, but rarely. With these, errors show in every run, also on
+    a busy machine, where another thread takes some tenths of a millisecond to wake.
     """
     rng = random.Random(seed)
     pauses = iter(range(MAX_PAUSES))
@@ -52,7 +52,7 @@ def test_four_threads_read_a_token_of_rwkv7(
 
 
 def check_threads(model: Model, tokens: list[int], n_tokens: int, n_rounds: int = N_ROUNDS) -> None:
-    """Have four threads read at once, and hold their results against those of one alone."""
+    """Read in four threads at the same time, and compare the results with those of one thread."""
     prompts = [tokens[40 * i : 40 * i + n_tokens] for i in range(N_THREADS)]
     states = [model.forward(tokens[50 * i : 50 * i + 4])[1] for i in range(N_THREADS)]
     together = Barrier(N_THREADS)
@@ -84,7 +84,7 @@ def check_threads(model: Model, tokens: list[int], n_tokens: int, n_rounds: int 
 
 @pytest.fixture
 def quick_collections() -> Iterator[None]:
-    """Garbage collections that leave out what is there already: torch alone makes them slow."""
+    """Exclude existing objects from garbage collections, which torch's alone would make slow."""
     gc.collect()
     gc.freeze()
     yield
@@ -93,7 +93,7 @@ def quick_collections() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quick_collections")
 def test_memory_does_not_grow_with_the_calls(model: Model, tokens: list[int]) -> None:
-    """Counts Python's blocks of memory, as whatever is kept takes at least one."""
+    """Python's blocks of memory are counted, as every kept object takes at least one."""
 
     def blocks_after_use() -> int:
         state = None
@@ -103,8 +103,7 @@ def test_memory_does_not_grow_with_the_calls(model: Model, tokens: list[int]) ->
         gc.collect()
         return sys.getallocatedblocks()
 
-    # At first caches fill, here and in the rest of the process, for some ten rounds; whoever keeps
-    # something of each call goes on for ever.
+    # Caches in the process fill up in the first ten rounds or so. A leak in each call never ends.
     counts = [blocks_after_use(), blocks_after_use()]
     while counts[-1] - counts[-2] > N_CALLS // 2 and len(counts) < 40:
         counts.append(blocks_after_use())

@@ -1,4 +1,4 @@
-"""States and results stay what they were, whatever is computed from them afterwards."""
+"""States and results do not change, whatever is computed from them afterwards."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ from rwkv_core.conformance.shapes import vector_shapes
 
 
 class Operation(NamedTuple):
-    """A method of TensorOps: its formula in float64, and arguments for it of a shape [B, T, D]."""
+    """A method of TensorOps: its formula in float64, and its arguments for a shape [B, T, D]."""
 
     formula: Callable[..., Any]
     arguments: Callable[[np.random.Generator, tuple[int, int, int]], list[np.ndarray]]
 
 
 def float32s(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Normal deviates that every runtime type holds exactly."""
+    """Return normally distributed numbers that every runtime type holds exactly."""
     return rng.standard_normal(shape, np.float32)
 
 
@@ -62,7 +62,7 @@ every_operation = pytest.mark.parametrize("name", OPERATIONS)
 def check(
     ops: TensorOps, name: str, arrays: list[np.ndarray], tolerance: float | None = None
 ) -> None:
-    """Hold a method's result against its formula and against what TensorOps' own gives."""
+    """Compare a method's result with its formula and with TensorOps' default."""
     tolerance = of_vectors(ops) if tolerance is None else tolerance
     vectors = [ops.vector(array) for array in arrays]
     found = ops.to_numpy(call(ops, name, *vectors))
@@ -104,7 +104,7 @@ def test_results_of_an_operation_outlive_the_next_call(
 
 @every_operation
 def test_nan_stays_nan(ops: TensorOps, rng: np.random.Generator, name: str) -> None:
-    """Hidden, a damaged model would talk nonsense instead of being found out."""
+    """If NaN were hidden, a damaged model would generate nonsense without an error."""
     arrays = OPERATIONS[name].arguments(rng, (1, 4, 64))
     arrays[0][0, 1, 5] = np.nan
     found = ops.to_numpy(getattr(ops, name)(*map(ops.vector, arrays)))
@@ -112,7 +112,7 @@ def test_nan_stays_nan(ops: TensorOps, rng: np.random.Generator, name: str) -> N
     assert np.isnan(found[place]), f"{name}: NaN went in, {found[place]} came out"
 
 
-# Epsilon shows where the numbers are small, and without it a row of zeros is NaN.
+# Epsilon matters if the numbers are small; without it a row of zeros gives NaN.
 @pytest.mark.parametrize("size", [0, 1e-3, 1e3])
 def test_layer_norm_of_any_size(ops: TensorOps, rng: np.random.Generator, size: float) -> None:
     arrays = OPERATIONS["layer_norm"].arguments(rng, (1, 16, 64))

@@ -17,7 +17,7 @@ Scan = tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 class Case:
-    """Arguments of a scan that starts from nothing, and what must come of them."""
+    """Arguments of a scan from the empty state, and the expected results."""
 
     def __init__(
         self,
@@ -26,8 +26,8 @@ class Case:
         key_size: float = 1.0,
         first_size: float = 1.0,
     ) -> None:
-        # Exponents are multiples of 1/64, so that float32 adds them without rounding and what
-        # is left to compare is the scan itself.
+        # Exponents are multiples of 1/64, so that float32 adds them without rounding, and only the
+        # scan is compared.
         self.shape, n_embd = shape, shape[2]
         self.k = np.round(rng.normal(size=shape) * 64 * key_size) / 64
         self.v = rng.normal(size=shape).astype(np.float32)
@@ -35,7 +35,7 @@ class Case:
         self.first = np.round(rng.normal(size=n_embd) * 64 * first_size) / 64
 
     def expected(self) -> Any:
-        """Means [B, T, D], and mean and log-weight [B, T, D] of the memory after each token."""
+        """Return means, and the memory's mean and log-weight, after each token; each [B, T, D]."""
         rows = [
             reference.wkv(k, v, -self.decay, self.first)
             for k, v in zip(self.k, self.v.astype(np.float64), strict=True)
@@ -60,7 +60,7 @@ class Case:
         return found, (aa, bb, pp)
 
     def check(self, ops: TensorOps, what: str = "") -> None:
-        """Hold the scan of the whole case against the reference."""
+        """Compare the scan of the whole case with the reference."""
         what = f"wkv of {list(self.shape)} {what}"
         found, (aa, bb, pp) = self.scan(ops)
         means, memories, log_weights = self.expected()
@@ -84,7 +84,7 @@ def test_means_and_memory_are_the_references_at_every_shape(
 def test_large_keys_and_bonuses(
     ops: TensorOps, rng: np.random.Generator, n_time: int, key_size: float, first_size: float
 ) -> None:
-    """The maximum that keeps exponentials from overflowing has `first` in it, and `decay`."""
+    """The maximum that prevents overflow must include `first` and `decay`."""
     case = Case(rng, (3, n_time, 64), key_size, first_size)
     case.check(ops, f"with keys of {key_size:g} and `first` of {first_size:g}")
 
@@ -93,12 +93,12 @@ def test_large_keys_and_bonuses(
 def test_channels_that_forget_at_once(
     ops: TensorOps, rng: np.random.Generator, n_time: int
 ) -> None:
-    """A model's time_decay is held at 40 at most: -exp(40) is added to an exponent, or a power."""
+    """A model's time_decay is limited to 40, so -exp(40) is added to an exponent."""
     case = Case(rng, (2, n_time, 64))
     case.decay[::2] = -np.exp(40.0)
     found, (aa, bb, _) = case.scan(ops)
     what = f"wkv of {n_time} tokens with decays of -exp(40)"
-    # Beside the present token, there is only the one before it.
+    # Besides the current token, only the one before it counts.
     before, now = np.exp(case.k[:, :-1]), np.exp(case.k[:, 1:] + case.first)
     v = case.v.astype(np.float64)
     means = (before * v[:, :-1] + now * v[:, 1:]) / (before + now)
@@ -181,7 +181,7 @@ def test_a_memory_that_hardly_fades_holds_over_thousands_of_tokens(
     state = case.empty(ops)
     for start in range(0, 2048, 512):
         means, state = ops.wkv(*case.vectors(ops, start, start + 512), state)
-    # Without rescaling exponents are at most 4 here, so that plain sums over the past will do.
+    # Exponents are at most 4 here without rescaling, so plain sums over the past suffice.
     age = np.arange(2047)[::-1, None]
     past, now = np.exp(case.k[0, :-1] + age * case.decay), np.exp(case.k[0, -1] + case.first)
     v = case.v[0].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Holds the installed backends against golden logits of a model of each architecture.
+"""Compares the installed backends' logits with golden ones, for a model of each architecture.
 
 Those come from the conformance suite's float64 references (training/golden.py writes them), so that
 a wrong library, driver or build shows on the machine that has it.
@@ -36,10 +36,10 @@ class Check:
     """Result of one backend with one dtype.
 
     Attributes:
-        status: "pass", "FAIL", or "skipped" where it is not available on this machine.
-        error: the largest deviation of any model's logits, as a share of their root mean square;
-            None if no logits came.
-        reason: why it was skipped, or which models failed and how.
+        status: "pass", "FAIL", or "skipped" if the backend is not available on this machine.
+        error: the largest difference in any model's logits, divided by their root mean square; None
+            if there are no logits to compare.
+        reason: why it was skipped, or which models failed, and how.
     """
 
     backend: str
@@ -52,9 +52,9 @@ class Check:
 
 
 def golden_cases(path: Path, fingerprint: str) -> list[Case]:
-    """The cases in a file of golden logits.
+    """Return the cases in a file of golden logits.
 
-    Raises RWKVError if they are not of the model of this fingerprint.
+    Raises RWKVError if they are not for the model with this fingerprint.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -136,7 +136,7 @@ def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
             return Check(row.name, dtype, device, "skipped", None, tolerance, str(refusal))
         except RWKVError:
             raise
-        # Whatever a tensor library raises is what this is here to find.
+        # A tensor library may raise any exception; each is a result of the check.
         except Exception as failure:
             words = " ".join(str(failure).split())
             failures.append(f"{version}: {type(failure).__name__}: {words}")

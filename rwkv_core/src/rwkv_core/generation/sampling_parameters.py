@@ -99,7 +99,7 @@ def _checked_list(name: str, tokens: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The defaults draw from the model's own distribution.
+    """Parameters for choosing the next token. The defaults draw from the model's distribution.
 
     Raises OptionError for a value of the wrong type or out of range.
     """
@@ -152,7 +152,7 @@ class Sampling:
 
     @cached_property
     def banned_array(self) -> NDArray[np.intp]:
-        """`banned_tokens`."""
+        """Return `banned_tokens` as an array [n]."""
         import numpy as np
 
         return np.array(self.banned_tokens, np.intp)

@@ -275,7 +275,7 @@ class GenerationStream:
         without, _ = self._model.forward(tokens)
         if is_drawable(self._model.to_numpy(without)):
             raise StateError(
-                "state: the model's logits after it are no finite numbers, and without it they "
+                "state: the model's logits after it are not finite, and without it they "
                 "are: its values are damaged, or too large for this dtype; begin without it"
             ) from None
 

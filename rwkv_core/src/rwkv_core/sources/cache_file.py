@@ -1,4 +1,4 @@
-"""Files of a cache folder: opens them without following links, and computes stamps and digests."""
+"""The cache folder and its files: opened without following links, with stamps and digests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,23 @@ import os
 import stat
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+from rwkv_core.errors import DownloadError
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads: RWKV_CACHE, or rwkv-core in the user's cache folder.
+
+    Raises DownloadError if the user has no home folder.
+    """
+    if named := os.environ.get("RWKV_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwkv-core"
+    except RuntimeError:
+        raise DownloadError(
+            "this user has no home folder to keep files in; set RWKV_CACHE to another folder"
+        ) from None
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:

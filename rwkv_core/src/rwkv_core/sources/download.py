@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from rwkv_core.errors import DownloadError
-from rwkv_core.sources.cache_file import digest_of, is_own, open_own, stamp_of
+from rwkv_core.sources.cache_file import cache_folder, digest_of, is_own, open_own, stamp_of
 from rwkv_core.sources.http_file import About, Broken, chunks, get, length_of
 from rwkv_core.util.addresses import shown
 from rwkv_core.util.printable import printable
@@ -33,21 +33,6 @@ PAUSE = 1.0
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 """Names of devices on Windows."""
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
-
-
-def cache_folder() -> Path:
-    """Return the folder for downloads: RWKV_CACHE, or rwkv-core in the user's cache folder.
-
-    Raises DownloadError if the user has no home folder.
-    """
-    if named := os.environ.get("RWKV_CACHE"):
-        return Path(named)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rwkv-core"
-    except RuntimeError:
-        raise DownloadError(
-            "this user has no home folder to keep files in; set RWKV_CACHE to another folder"
-        ) from None
 
 
 def fetch(address: str, sha256: str | None = None) -> Path:
@@ -137,7 +122,9 @@ def _split(address: str) -> SplitResult:
         _ = parts.port  # raises for one that is no number
     except ValueError:
         # The error's text may quote a part of a password.
-        raise DownloadError(f"{shown(address)}: not an address: no host or port is so") from None
+        raise DownloadError(
+            f"{shown(address)}: not an address: the host or port is malformed"
+        ) from None
     if parts.username is not None or parts.password is not None:
         raise DownloadError(
             f"{shown(address)}: a name and password in an address "
@@ -378,8 +365,8 @@ class _Download:
             if found != digest:
                 self._discard()
                 raise DownloadError(
-                    f"{self._shown}: what arrived has the {algorithm} {found}, expected "
-                    f"{digest}: removed; if it was damaged on the way, run it again"
+                    f"{self._shown}: the download has the {algorithm} {found}, expected "
+                    f"{digest}: removed; if it was damaged in transit, run it again"
                 )
         size = self._size()
         # In this order: after a crash in between, no file has the description of another.

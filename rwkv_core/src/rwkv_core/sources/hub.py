@@ -199,8 +199,8 @@ def _check(place: HubFile, path: Path) -> None:
         path.unlink(missing_ok=True)
         blob.unlink(missing_ok=True)
         raise DownloadError(
-            f"{place}: what arrived has not the checksum that the hub gives ({blob.name}): "
-            "damaged on the way, and removed; run it again"
+            f"{place}: the download does not have the hub's checksum ({blob.name}): "
+            "damaged, and removed; run it again"
         )
 
 
@@ -246,7 +246,7 @@ def _explained(place: HubFile, error: Exception) -> DownloadError:
             )
         case OSError() if str(error).startswith("Consistency check failed"):
             return DownloadError(
-                f"{place}: what arrived has not the size that the hub gives; run it again"
+                f"{place}: the download does not have the size that the hub gives; run it again"
             )
     if wrapped:
         return DownloadError(

@@ -36,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "what is there is no regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
     with temporary_folder(target.parent) as folder:
         with (folder / "new").open("wb") as file:
             yield file

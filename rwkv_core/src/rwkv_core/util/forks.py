@@ -20,8 +20,8 @@ def check_threads(library: str) -> None:
     """Raise BackendError if `library` started its threads before this process was forked."""
     if library in _lost:
         raise BackendError(
-            f"{library}: this process was forked from one that had computed already, whose threads "
-            "it lacks; have multiprocessing start it by spawn or forkserver"
+            f"{library}: this process was forked after the library had started threads, which it "
+            "lacks; set multiprocessing's start method to spawn or forkserver"
         )
 
 

@@ -1,5 +1,5 @@
-"""Each RWKV version in float64, in another form than the product's: what backends are held against.
+"""References for tests of backends: each RWKV version in float64, in another form than rwkv-core's.
 
-Nothing here comes from the rest of rwkv_core. No state is handed on from token to token: each token
-attends to all before it, so an error in a recurrence cannot be repeated here.
+This package uses no other code of rwkv_core. No state is passed from token to token: each token
+attends to all tokens before it. So errors of a recurrence cannot occur here too.
 """

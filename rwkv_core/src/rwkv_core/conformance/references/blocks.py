@@ -1,4 +1,4 @@
-"""What the references of RWKV-5 to 7 share: sizes, random weights, and all around time mixing.
+"""Common parts of the references of RWKV-5 to 7: sizes, random weights, everything but time mixing.
 
 T time, D width, F inner width of channel mixing, V vocabulary, L layers, H heads of N channels.
 """
@@ -20,17 +20,17 @@ class Sizes(NamedTuple):
     n_ffn: int
     n_vocab: int
     ranks: tuple[int, int, int, int]
-    """Of the low-rank matrices: RWKV-6's shares and decay, or RWKV-7's w, a, v and g."""
+    """Ranks of the low-rank matrices: RWKV-6's shares and decay, or RWKV-7's w, a, v and g."""
 
 
-# Widths are no power of two and inner widths no multiple of 64.
+# Widths are not powers of two, and inner widths not multiples of 64.
 MEDIUM = Sizes(3, 96, 32, 336, 101, (8, 12, 16, 20))
 WIDE = Sizes(2, 192, 64, 672, 131, (24, 16, 8, 40))
 SMALL = Sizes(2, 96, 32, 208, 101, (8, 8, 8, 8))
 
 
 class Run(NamedTuple):
-    """What a model gives after each of T tokens, and what it then has to remember."""
+    """Logits and memory of a model after each of T tokens."""
 
     logits: Floats  # [T, V]
     channel_x: Floats  # [T, L, D], the input of channel mixing
@@ -38,7 +38,8 @@ class Run(NamedTuple):
     s: Floats  # [T, L, H, N, N], a row for each value channel
 
 
-# (weights, the block's prefix, x [T, D]) to the output [T, D] and S after each token [T, H, N, N].
+# Takes (weights, the block's prefix, x [T, D]); returns the output [T, D] and S after each token,
+# [T, H, N, N].
 TimeMixing = Callable[[Weights, str, Floats], tuple[Floats, Floats]]
 ChannelMixing = Callable[[Weights, str, Floats], Floats]
 
@@ -46,7 +47,7 @@ ChannelMixing = Callable[[Weights, str, Floats], Floats]
 def run(
     weights: Weights, tokens: list[int], time_mixing: TimeMixing, channel_mixing: ChannelMixing
 ) -> Run:
-    """Read `tokens` from the beginning; the number of layers is that of the weights."""
+    """Run a model on `tokens` from the empty state; `weights` determine the number of layers."""
     x = layer_norm(weights, "blocks.0.ln0", weights["emb.weight"][tokens])  # [T, D]
     memories = []
     for i in range(sum(name.endswith(".ln1.weight") for name in weights)):
@@ -62,17 +63,17 @@ def run(
 
 
 def before(x: Floats) -> Floats:
-    """The token before each one of `x` [T, D]; before the first, zeros."""
+    """Return each token's predecessor [T, D] in `x` [T, D]; zeros for the first token."""
     return np.concatenate([np.zeros_like(x[:1]), x[:-1]])
 
 
 def by_head(x: Floats, head_size: int) -> Floats:
-    """`x` [T, D] as [T, H, N]."""
+    """Return `x` [T, D] as [T, H, N]."""
     return x.reshape(len(x), x.shape[1] // head_size, head_size)
 
 
 def group_norm(weights: Weights, name: str, y: Floats, head_size: int) -> Floats:
-    """As in training: of an eighth of `y` [T, D], with epsilon 1e-5, each head by itself."""
+    """Return the group norm of `y` / 8, [T, D], with epsilon 1e-5 as in training."""
     y = by_head(y, head_size) / 8
     standard = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
     return standard.reshape(len(y), -1) * weights[name + ".weight"] + weights[name + ".bias"]
@@ -85,7 +86,7 @@ def random_matrix(rng: np.random.Generator, n_out: int, n_in: int) -> Floats:
 def random_pair(
     rng: np.random.Generator, name: str, width: int, rank: int, size: float = 1.0
 ) -> Weights:
-    """Two low-rank matrices [D, rank] and [rank, D], whose product has values of `size`."""
+    """Return two low-rank matrices, [D, rank] and [rank, D], whose product has values of `size`."""
     return {
         f"{name}1": random_matrix(rng, rank, width).T,
         f"{name}2": random_matrix(rng, width, rank).T * size,
@@ -99,11 +100,11 @@ def random_weights(
     gated_channels: bool,
     seed: int = 0,
 ) -> Weights:
-    """Float32 values as float64, by BlinkDL's names; none is zero, so that every term shows.
+    """Return random float32 values as float64 by BlinkDL's names; none is 0, so no term vanishes.
 
     Arguments:
-        of_block: returns the weights of one block that only this version has.
-        gate: whether time mixing has a matrix of that name.
+        of_block: returns those weights of a block that only this version has.
+        gate: whether time mixing has a gate matrix.
         gated_channels: whether channel mixing has a receptance.
     """
     n_embd, n_ffn, n_vocab = sizes.n_embd, sizes.n_ffn, sizes.n_vocab
@@ -120,7 +121,7 @@ def random_weights(
         square += ["att.gate"] * gate + ["ffn.receptance"] * gated_channels
         for name in square:
             weights[f"{block}{name}.weight"] = random_matrix(rng, n_embd, n_embd)
-        # Receptances resemble keys: where r . k is near 0, group norm magnifies rounding errors.
+        # Receptances resemble keys: if r . k were near 0, group norm would magnify rounding errors.
         key, receptance = weights[f"{block}att.key.weight"], f"{block}att.receptance.weight"
         weights[receptance] = (key + weights[receptance]) / np.sqrt(2)
         weights[f"{block}ffn.key.weight"] = random_matrix(rng, n_ffn, n_embd)
@@ -133,5 +134,5 @@ def random_weights(
 
 
 def random_shares(rng: np.random.Generator, prefix: str, names: str, width: int) -> Weights:
-    """Shares of token shifts, from 0.1 to 0.9, one vector for each letter of `names`."""
+    """Return shares of token shifts, from 0.1 to 0.9, one vector for each letter of `names`."""
     return {prefix + name: rng.uniform(0.1, 0.9, (1, 1, width)) for name in names}

@@ -1,9 +1,9 @@
-"""RWKV-4 in float64 as the paper states it, to hold backends against.
+"""Reference of RWKV-4 in float64, in the form of the paper.
 
 Source: B. Peng et al., RWKV: Reinventing RNNs for the Transformer Era (2023), section 3:
 token shift, WKV operator, output gating.
-It attends over the whole past at every token, with all weights as logarithms: no state is handed on
-and no maximum is kept, so neither can be wrong. Nothing here comes from rwkv_core.
+Every token attends to the whole past, with all weights as logarithms. There is no state and no
+running maximum that could be wrong. This module uses no other code of rwkv_core.
 T time, D width, F inner width of channel mixing, V vocabulary, L layers.
 """
 
@@ -27,8 +27,8 @@ class Sizes(NamedTuple):
 
 # Vocabularies are odd, as those of published models are.
 SMALL = Sizes(n_layer=3, n_embd=64, n_ffn=256, n_vocab=101)
-# As many layers as a published model of 169M parameters has, and one; and more columns than fit
-# into a block of 1024.
+# The number of layers of a published 169M model, and one layer; and more than 1024 columns, which
+# is a block.
 MEDIUM = Sizes(n_layer=5, n_embd=64, n_ffn=256, n_vocab=101)
 DEEP = Sizes(n_layer=13, n_embd=64, n_ffn=128, n_vocab=101)
 WIDE = Sizes(n_layer=1, n_embd=1088, n_ffn=1056, n_vocab=131)
@@ -40,7 +40,7 @@ MATRICES = (
 
 
 class Run(NamedTuple):
-    """What a model gives after each of T tokens, and what it then has to remember."""
+    """Logits and memory of a model after each of T tokens."""
 
     logits: Floats  # [T, V]
     channel_x: Floats  # [T, L, D], the input of channel mixing
@@ -50,7 +50,7 @@ class Run(NamedTuple):
 
 
 def random_weights(sizes: Sizes = SMALL, seed: int = 0) -> Weights:
-    """Float32 values as float64, by BlinkDL's names; none is zero, so that every term shows."""
+    """Return random float32 values as float64 by BlinkDL's names; none is 0."""
     n_layer, n_embd, n_ffn, n_vocab = sizes
     rng = np.random.default_rng(seed)
     weights: Weights = {
@@ -61,7 +61,7 @@ def random_weights(sizes: Sizes = SMALL, seed: int = 0) -> Weights:
     for i in range(n_layer):
         block = f"blocks.{i}."
         norms += [block + "ln1", block + "ln2"]
-        # From memories of thousands of tokens to one that is gone with the next.
+        # Decays from a memory of thousands of tokens to one of a single token.
         weights[block + "att.time_decay"] = rng.permutation(np.linspace(-8.0, 3.0, n_embd))
         weights[block + "att.time_first"] = rng.normal(size=n_embd)
         for name in ("att.time_mix_k", "att.time_mix_v", "att.time_mix_r"):
@@ -79,7 +79,7 @@ def random_weights(sizes: Sizes = SMALL, seed: int = 0) -> Weights:
 
 
 def run(weights: Weights, tokens: list[int]) -> Run:
-    """Read `tokens` from the beginning; the number of layers is that of the weights."""
+    """Run a model on `tokens` from the empty state; `weights` determine the number of layers."""
     n_layer = sum(name.endswith(".ln1.weight") for name in weights)
     x = layer_norm(weights, "blocks.0.ln0", weights["emb.weight"][tokens])  # [T, D]
     memories = []
@@ -96,20 +96,20 @@ def run(weights: Weights, tokens: list[int]) -> Run:
 
 
 def layer_norm(weights: Weights, name: str, x: Floats) -> Floats:
-    """Over each row, with epsilon 1e-5."""
+    """Return the layer norm of each row of `x` [T, D], with epsilon 1e-5."""
     standard = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     return standard * weights[name + ".weight"] + weights[name + ".bias"]
 
 
 def projection(weights: Weights, block: str, kind: str, x: Floats) -> Floats:
-    """Token shift: W (mu x_t + (1 - mu) x_{t-1}), where x_{-1} is zero."""
+    """Return W (mu x_t + (1 - mu) x_{t-1}) for each token, a token shift; x_{-1} is zero."""
     before = np.concatenate([np.zeros_like(x[:1]), x[:-1]])
     mu = weights[f"{block}time_mix_{kind[0]}"].reshape(-1)
     return (mu * x + (1 - mu) * before) @ weights[f"{block}{kind}.weight"].T
 
 
 def time_mixing(weights: Weights, block: str, x: Floats) -> tuple[Floats, Floats, Floats]:
-    """[T, D] in and out; and the memory's means and log-weights [T, D]."""
+    """Return the output [T, D] for `x` [T, D], and the memory's means and log-weights [T, D]."""
     r, k, v = (projection(weights, block, kind, x) for kind in ("receptance", "key", "value"))
     decay = np.exp(weights[block + "time_decay"])
     means, *memory = wkv(k, v, decay, weights[block + "time_first"])
@@ -117,27 +117,27 @@ def time_mixing(weights: Weights, block: str, x: Floats) -> tuple[Floats, Floats
 
 
 def channel_mixing(weights: Weights, block: str, x: Floats) -> Floats:
-    """[T, D] in and out, gated, with the squared ReLU."""
+    """Return the output [T, D] for `x` [T, D]: gated, with the squared ReLU."""
     k, r = (projection(weights, block, kind, x) for kind in ("key", "receptance"))
     return sigmoid(r) * (np.maximum(k, 0) ** 2 @ weights[block + "value.weight"].T)
 
 
 def wkv(k: Floats, v: Floats, decay: Floats, first: Floats) -> tuple[Floats, Floats, Floats]:
-    """The WKV operator: the mean of all values so far, weighted by exp(key - age * decay).
+    """Compute the WKV operator: the mean of all values so far, weighted by exp(key - age * decay).
 
-    `k`, `v` [T, D]; `decay` [D], positive; `first` [D], the present token's bonus. Returns the
-    means [T, D], and mean and log-weight [T, D] of what the next token finds as its past.
+    `k`, `v` are [T, D]; `decay` [D] is positive; `first` [D] is the current token's bonus. Returns
+    the means [T, D], and the mean and log-weight [T, D] of the past as the next token sees it.
     """
     faded = np.arange(len(k))[:, None] * decay
-    # Sums of weights relative to the first token's, so that no token's changes later; as
-    # logarithms, so that they may be as large as they like. Values have signs: one sum of each.
+    # Weights are relative to the first token's, so that they do not change later, and logarithms,
+    # so that they cannot overflow. Positive and negative values have separate sums.
     exponents = k + faded
     total = np.logaddexp.accumulate(exponents)
     with np.errstate(divide="ignore"):
         positive = np.logaddexp.accumulate(exponents + np.log(np.maximum(v, 0)))
         negative = np.logaddexp.accumulate(exponents + np.log(np.maximum(-v, 0)))
     memory_means = np.exp(positive - total) - np.exp(negative - total)
-    # The past was one token younger when the token before had been read.
+    # After the token before, the past was one token younger.
     now = first + k + faded - decay
     nothing = np.zeros_like(k[:1])
     past = np.concatenate([nothing - np.inf, total[:-1]])

@@ -1,7 +1,7 @@
-"""RWKV-5.0, 5.1 and 5.2 in float64, to hold backends against.
+"""Reference of RWKV-5.0, 5.1 and 5.2 in float64.
 
-Source: B. Peng et al., Eagle and Finch (arXiv 2404.05892), section 4, as attention: a token's
-output is a sum over all tokens before it, whose keys are weighted by the decays in between.
+Source: B. Peng et al., Eagle and Finch (arXiv 2404.05892), section 4, in the form of attention: a
+token's output is a sum over all tokens before it, whose keys are weighted by the decays in between.
 T time, D width, H heads of N channels.
 """
 
@@ -23,7 +23,7 @@ from rwkv_core.conformance.references.rwkv4 import Floats, Weights, sigmoid
 
 
 def random_weights(sizes: Sizes, version: str = "5.2", seed: int = 0) -> Weights:
-    """Random weights; see `blocks.random_weights`."""
+    """Return random weights; see `blocks.random_weights`."""
     width, head_size = sizes.n_embd, sizes.head_size
     n_head, gate = width // head_size, version != "5.0"
     shape = (n_head, head_size) if version == "5.2" else (n_head,)
@@ -32,7 +32,7 @@ def random_weights(sizes: Sizes, version: str = "5.2", seed: int = 0) -> Weights
         return {
             **random_shares(rng, "att.time_mix_", "kvrg" if gate else "kvr", width),
             **random_shares(rng, "ffn.time_mix_", "kr", width),
-            # From memories of hundreds of tokens to one that is gone with the next.
+            # Decays from a memory of hundreds of tokens to one of a single token.
             "att.time_decay": rng.permutation(np.linspace(-6, 2, np.prod(shape))).reshape(shape),
             "att.time_faaaa" if gate else "att.time_first": rng.normal(1.0, 1.0, shape),
         }
@@ -41,18 +41,18 @@ def random_weights(sizes: Sizes, version: str = "5.2", seed: int = 0) -> Weights
 
 
 def run(weights: Weights, tokens: list[int]) -> Run:
-    """Read `tokens` from the beginning; the version is that of the weights."""
+    """Run a model on `tokens` from the empty state; `weights` determine the version."""
     return read(weights, tokens, time_mixing, channel_mixing)
 
 
 def projection(weights: Weights, block: str, kind: str, x: Floats) -> Floats:
-    """Token shift: W (mu x_t + (1 - mu) x_{t-1}), where x_{-1} is zero."""
+    """Return W (mu x_t + (1 - mu) x_{t-1}) for each token, a token shift; x_{-1} is zero."""
     mu = weights[f"{block}time_mix_{kind[0]}"].reshape(-1)
     return (mu * x + (1 - mu) * before(x)) @ weights[f"{block}{kind}.weight"].T
 
 
 def time_mixing(weights: Weights, block: str, x: Floats) -> tuple[Floats, Floats]:
-    """[T, D] in and out; and S after each token [T, H, N, N]."""
+    """Return the output [T, D] for `x` [T, D], and S after each token [T, H, N, N]."""
     r, k, v = (projection(weights, block, kind, x) for kind in ("receptance", "key", "value"))
     decay, width = weights[block + "time_decay"], x.shape[1]
     head_size = width // len(decay)
@@ -74,7 +74,7 @@ def time_mixing(weights: Weights, block: str, x: Floats) -> tuple[Floats, Floats
 
 
 def channel_mixing(weights: Weights, block: str, x: Floats) -> Floats:
-    """[T, D] in and out, gated, with the squared ReLU."""
+    """Return the output [T, D] for `x` [T, D]: gated, with the squared ReLU."""
     k, r = (projection(weights, block, kind, x) for kind in ("key", "receptance"))
     return sigmoid(r) * (np.maximum(k, 0) ** 2 @ weights[block + "value.weight"].T)
 
@@ -82,11 +82,11 @@ def channel_mixing(weights: Weights, block: str, x: Floats) -> Floats:
 def wkv(
     r: Floats, w: Floats, k: Floats, v: Floats, bonus: Floats, head_size: int
 ) -> tuple[Floats, Floats]:
-    """Attention with decays, of RWKV-5 and 6: y_t = sum over i < t of v_i (r_t . k_i w_i+1..w_t-1).
+    """Compute attention with decays: y_t = sum over i < t of v_i (r_t . k_i w_i+1..w_t-1).
 
-    `r`, `w`, `k`, `v` [T, D]; `bonus` [D], which weighs the present token's key in place of decays.
-    Returns y [T, D], and S after each token [T, H, N, N]: the sum over i <= t of v_i (k_i
-    w_i+1..w_t)^T.
+    This is the scan of RWKV-5 and 6. `r`, `w`, `k`, `v` are [T, D]; `bonus` [D] weights the current
+    token's key instead of decays. Returns y [T, D], and S after each token [T, H, N, N]: the sum
+    over i <= t of v_i (k_i w_i+1..w_t)^T.
     """
     values = by_head(v, head_size)
     y = values * by_head(r * k * bonus, head_size).sum(axis=-1, keepdims=True)
@@ -100,7 +100,7 @@ def wkv(
 
 
 def faded(k: Floats, w: Floats) -> Floats:
-    """Each key of `k` [T, D] times the product of the decays `w` [T, D] of all tokens after it."""
+    """Return each key of `k` [T, D] times the decays `w` [T, D] of all tokens after it."""
     left = np.ones_like(k)
     left[:-1] = np.cumprod(w[:0:-1], axis=0)[::-1]
     return k * left

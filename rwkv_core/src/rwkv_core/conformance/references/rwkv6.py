@@ -1,6 +1,7 @@
-"""RWKV-6 in float64, to hold backends against.
+"""Reference of RWKV-6 in float64.
 
-Source: B. Peng et al., Eagle and Finch (arXiv 2404.05892), section 4, as attention: see `rwkv5`.
+Source: B. Peng et al., Eagle and Finch (arXiv 2404.05892), section 4, in the form of attention: see
+`rwkv5`.
 T time, D width, H heads of N channels.
 """
 
@@ -27,7 +28,7 @@ ORDER = "wkvrg"
 
 
 def random_weights(sizes: Sizes, seed: int = 0) -> Weights:
-    """Random weights; see `blocks.random_weights`."""
+    """Return random weights; see `blocks.random_weights`."""
     width, head_size = sizes.n_embd, sizes.head_size
     rank, decay_rank = sizes.ranks[:2]
 
@@ -38,7 +39,7 @@ def random_weights(sizes: Sizes, seed: int = 0) -> Weights:
             **random_shares(rng, "ffn.time_maa_", "kr", width),
             "att.time_maa_w1": random_matrix(rng, 5 * rank, width).T,
             "att.time_maa_w2": np.stack(up),
-            # From memories of hundreds of tokens to one that is gone with the next.
+            # Decays from a memory of hundreds of tokens to one of a single token.
             "att.time_decay": rng.permutation(np.linspace(-6, 2, width)).reshape(1, 1, width),
             **random_pair(rng, "att.time_decay_w", width, decay_rank),
             "att.time_faaaa": rng.normal(1.0, 1.0, (width // head_size, head_size)),
@@ -48,12 +49,12 @@ def random_weights(sizes: Sizes, seed: int = 0) -> Weights:
 
 
 def run(weights: Weights, tokens: list[int]) -> Run:
-    """Read `tokens` from the beginning."""
+    """Run a model on `tokens` from the empty state."""
     return read(weights, tokens, time_mixing, channel_mixing)
 
 
 def time_mixing(weights: Weights, block: str, x: Floats) -> tuple[Floats, Floats]:
-    """[T, D] in and out; and S after each token [T, H, N, N]."""
+    """Return the output [T, D] for `x` [T, D], and S after each token [T, H, N, N]."""
     w = {name[len(block) :]: array for name, array in weights.items() if name.startswith(block)}
     n_time, past = len(x), before(x)
     hidden = np.tanh(((1 - w["time_maa_x"][0]) * x + w["time_maa_x"][0] * past) @ w["time_maa_w1"])
@@ -73,7 +74,7 @@ def time_mixing(weights: Weights, block: str, x: Floats) -> tuple[Floats, Floats
 
 
 def channel_mixing(weights: Weights, block: str, x: Floats) -> Floats:
-    """[T, D] in and out, gated, with the squared ReLU."""
+    """Return the output [T, D] for `x` [T, D]: gated, with the squared ReLU."""
     k, r = (
         ((1 - share) * x + share * before(x)) @ weights[f"{block}{name}.weight"].T
         for name in ("key", "receptance")

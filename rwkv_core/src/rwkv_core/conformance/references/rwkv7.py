@@ -1,4 +1,4 @@
-"""RWKV-7 in float64, to hold backends against.
+"""Reference of RWKV-7 in float64.
 
 Source: B. Peng et al., RWKV-7 "Goose" (arXiv 2503.14456), section 4. A head's S is written out as a
 sum over the past, with a product of transition matrices in each term:
@@ -29,14 +29,14 @@ from rwkv_core.conformance.references.rwkv4 import Floats, Weights, sigmoid
 
 
 def random_weights(sizes: Sizes, seed: int = 0) -> Weights:
-    """Random weights; see `blocks.random_weights`. Layer 0 has the v0, v1, v2 it does not use."""
+    """Return random weights; see `blocks.random_weights`. Layer 0 has unused v0, v1 and v2."""
     width, head_size = sizes.n_embd, sizes.head_size
 
     def of_block(rng: np.random.Generator) -> Weights:
         weights = random_shares(rng, "att.x_", "rwkvag", width)
         weights |= random_shares(rng, "ffn.x_", "k", width)
         for name, rank in zip("wavg", sizes.ranks, strict=True):
-            # A decay hardly leaves its range, so that what is added to it must be large to show.
+            # Decays have a narrow range, so only large changes of their input have an effect.
             size = 3.0 if name == "w" else 1.0
             weights |= random_pair(rng, "att." + name, width, rank, size)
         return weights | {
@@ -53,7 +53,7 @@ def random_weights(sizes: Sizes, seed: int = 0) -> Weights:
 
 
 def run(weights: Weights, tokens: list[int]) -> Run:
-    """Read `tokens` from the beginning."""
+    """Run a model on `tokens` from the empty state."""
     values_of_first: list[Floats] = []
     return read(weights, tokens, partial(time_mixing, values_of_first), channel_mixing)
 
@@ -61,9 +61,9 @@ def run(weights: Weights, tokens: list[int]) -> Run:
 def time_mixing(
     values_of_first: list[Floats], weights: Weights, block: str, x: Floats
 ) -> tuple[Floats, Floats]:
-    """[T, D] in and out; and S after each token [T, H, N, N].
+    """Return the output [T, D] for `x` [T, D], and S after each token [T, H, N, N].
 
-    `values_of_first` is empty in the first layer, which puts its values [T, D] there.
+    `values_of_first` is empty in the first layer, which adds its values [T, D] to it.
     """
     w = {name[len(block) :]: array for name, array in weights.items() if name.startswith(block)}
     mixed = {name: (1 - w[f"x_{name}"][0]) * x + w[f"x_{name}"][0] * before(x) for name in "rwkvag"}
@@ -88,7 +88,7 @@ def time_mixing(
 
 
 def unit_heads(x: Floats, head_size: int) -> Floats:
-    """Each head of `x` [T, D] with length 1; a head of zeros stays one."""
+    """Return `x` [T, D], each head divided by its length; a head of zeros is unchanged."""
     heads = by_head(x, head_size)
     return (heads / np.maximum(np.linalg.norm(heads, axis=-1, keepdims=True), 1e-12)).reshape(
         x.shape
@@ -96,7 +96,7 @@ def unit_heads(x: Floats, head_size: int) -> Floats:
 
 
 def channel_mixing(weights: Weights, block: str, x: Floats) -> Floats:
-    """[T, D] in and out, with the squared ReLU."""
+    """Return the output [T, D] for `x` [T, D], with the squared ReLU."""
     share = weights[block + "x_k"][0]
     k = ((1 - share) * x + share * before(x)) @ weights[block + "key.weight"].T
     return np.maximum(k, 0) ** 2 @ weights[block + "value.weight"].T
@@ -105,7 +105,7 @@ def channel_mixing(weights: Weights, block: str, x: Floats) -> Floats:
 def wkv(
     r: Floats, w: Floats, k: Floats, v: Floats, kk: Floats, b: Floats, head_size: int
 ) -> tuple[Floats, Floats]:
-    """y [T, D], and S after each token [T, H, N, N]. All arguments are [T, D]."""
+    """Return y [T, D], and S after each token [T, H, N, N]. All arrays are [T, D]."""
     r, w, k, v, kk, b = (by_head(one, head_size) for one in (r, w, k, v, kk, b))
     transitions = w[:, :, None] * np.eye(head_size) - kk[..., None] * b[:, :, None]
     keys = np.zeros((k.shape[1], 0, head_size))  # [H, t, N]: k_i^T times the A of all later tokens

@@ -10,7 +10,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from rwkv_backend_cuda_variants.stream.slots import HostTensor, Slots
+from rwkv_backend_cuda_variants.stream.prefetch import HostTensor, Slots
 from rwkv_core.backends.offload_plan import GB, OffloadPlan, as_target, plan_offload, target_bytes
 from rwkv_core.errors import BackendError, OptionError
 

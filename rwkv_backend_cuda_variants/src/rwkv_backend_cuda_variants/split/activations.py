@@ -41,7 +41,7 @@ class Parts:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
+        """Shape with all channels."""
         return (*self.tensors[0].shape[:-1], self.width or self.tensors[0].shape[-1])
 
     def __add__(self, other: Any) -> Any:
