@@ -1,4 +1,4 @@
-"""torch on a CPU: its products in all layouts, and its scan in blocks."""
+"""torch on a CPU: its products in all layouts, and its scans in blocks."""
 
 import json
 import os
@@ -102,6 +102,57 @@ def test_the_scan_is_the_step_by_step_one_at_any_length(n_time):
     expected, expected_after = TensorOps.wkv(ops, *vectors, state)
     for one, other in zip((means, *after), (expected, *expected_after), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def scan_arguments(ops, name, n_batch, n_time, n_head, head_size):
+    """Of `wkv6` with decays of 0 and 1 among others, of `wkv7` with decays from the least to 1."""
+    rng = np.random.default_rng(n_time)
+    tokens = (n_batch, n_time, n_head * head_size)
+    r, k, v = rng.normal(size=(3, *tokens))
+    s = rng.normal(size=(n_batch, head_size, tokens[2]))
+    if name == "wkv6":
+        w = np.exp(-np.exp(rng.uniform(-6, 4, tokens)))
+        w[..., 0::5], w[..., 1::5] = 0, 1
+        arrays = [r, w, k, v, rng.normal(size=tokens[2]), s]
+    else:
+        w = np.exp(-np.exp(-0.5) * rng.uniform(0, 1, tokens))
+        w[..., 0::5] = np.exp(-np.exp(-0.5))
+        kk = rng.normal(size=(n_batch, n_time, n_head, head_size))
+        kk = (kk / np.linalg.norm(kk, axis=-1, keepdims=True)).reshape(tokens)
+        arrays = [r, w, k, v, kk, kk * rng.uniform(0, 1, tokens), s]
+    return [ops.vector(array) for array in arrays]
+
+
+@pytest.mark.parametrize("name", ["wkv6", "wkv7"])
+@pytest.mark.parametrize("n_time", [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])
+def test_the_scans_of_heads_are_the_step_by_step_ones_at_any_length(name, n_time):
+    ops = torch_ops(dtype="float64")
+    arguments = scan_arguments(ops, name, 2, n_time, 3, 20)
+    found = getattr(ops, name)(*arguments)
+    expected = getattr(TensorOps, name)(ops, *arguments)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["wkv6", "wkv7"])
+def test_a_prompt_is_not_read_token_by_token(name):
+    ops, counts = torch_ops(dtype="float32"), []
+    for n_time in (256, 512):
+        arguments = scan_arguments(ops, name, 1, n_time, 2, 32)
+        with CountProducts() as count:
+            getattr(ops, name)(*arguments)
+        counts.append(count.products)
+    assert counts[1] - counts[0] <= 256 // 4
+
+
+class CountProducts(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the products of matrices, of which a token by itself needs one at least."""
+
+    products = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.products += "mm" in str(function)
+        return function(*arguments, **(options or {}))
 
 
 def test_a_callers_changes_to_logits_and_states_are_its_own(small_model):

@@ -119,6 +119,17 @@ class _(Ops):
             return y + self.head_sums(r * k * bonus, s.shape[1]) * v, after * decays[:, -1:]
 
 
+@fault("wkv7: divides by products of decays", "fastest_decay")
+class _(Ops):
+    def wkv7(self, r: Any, w: Any, k: Any, v: Any, kk: Any, b: Any, s: Any) -> tuple[Any, Any]:
+        with np.errstate(all="ignore"):
+            decays = np.cumprod(w, axis=1)
+            one = np.ones_like(decays)
+            before = np.concatenate([one[:, :1], decays[:, :-1]], axis=1)
+            y, after = super().wkv7(r * decays, one, k / decays, v, kk * before, b / decays, s)
+            return y, after * decays[:, -1:]
+
+
 @fault("wkv7: takes out after the decay", "head_scans")
 class _(Ops):
     def wkv7(self, r: Any, w: Any, k: Any, v: Any, kk: Any, b: Any, s: Any) -> tuple[Any, Any]:

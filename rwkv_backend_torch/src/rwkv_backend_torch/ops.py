@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rwkv_backend_torch.cuda.graph import RecordedFunction
 from rwkv_backend_torch.cuda.weights import Weights, has_kernels, plain_weights
+from rwkv_backend_torch.head_scans import wkv6, wkv7
 from rwkv_backend_torch.one_token import layers_of, one_token
 from rwkv_backend_torch.packed import PackedMatrix, packs, widened_product, widens
 from rwkv_backend_torch.wkv import wkv
@@ -65,6 +66,10 @@ class TorchOps(TensorOps):
             # Packing copies.
             return self.packed(as_tensor(array).to(getattr(torch, self.dtype)))
         return self._place(array, self.dtype)
+
+    def low_rank_matrix(self, array: NDArray[Any]) -> Tensor | PackedMatrix:
+        # For one row and as few weights, a packed product in float32 takes 2 to 6 times as long.
+        return self._place(array, self.dtype) if self.dtype == "float32" else self.matrix(array)
 
     def packed(self, matrix: Tensor) -> Tensor | PackedMatrix:
         """The matrix as it is multiplied with fastest on the device that it is on."""
@@ -121,6 +126,26 @@ class TorchOps(TensorOps):
         self, k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState
     ) -> tuple[Tensor, WKVState]:
         return wkv(k, v, decay, first, state)
+
+    def normalize_heads(self, x: Tensor, head_size: int) -> Tensor:
+        return F.normalize(x.unflatten(-1, (-1, head_size)), dim=-1, eps=1e-12).flatten(-2)
+
+    def group_norm(
+        self, x: Tensor, weight: Tensor, bias: Tensor, head_size: int, epsilon: float
+    ) -> Tensor:
+        # A layer norm without weights, of heads: F.group_norm wants the channels before the time.
+        heads = F.layer_norm(x.unflatten(-1, (-1, head_size)), (head_size,), eps=epsilon)
+        return torch.addcmul(bias, heads.flatten(-2), weight)
+
+    def wkv6(
+        self, r: Tensor, w: Tensor, k: Tensor, v: Tensor, bonus: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return wkv6(r, w, k, v, bonus, s)
+
+    def wkv7(
+        self, r: Tensor, w: Tensor, k: Tensor, v: Tensor, kk: Tensor, b: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return wkv7(r, w, k, v, kk, b, s)
 
     def layers(
         self,

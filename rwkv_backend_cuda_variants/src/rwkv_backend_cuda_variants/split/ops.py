@@ -111,7 +111,7 @@ class SplitOps(TorchOps):
         if n_out >= n_in:
             return self.matrix(array)
         # On every device: computing the product is cheaper than an exchange.
-        return SplitMatrix([ops.matrix(array) for ops in self._ops], n_out, whole=True)
+        return SplitMatrix([ops.low_rank_matrix(array) for ops in self._ops], n_out, whole=True)
 
     def matmul(self, matrix: SplitMatrix, x: Any) -> Any:
         if isinstance(x, Tensor):

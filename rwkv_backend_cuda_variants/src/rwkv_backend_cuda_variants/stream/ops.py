@@ -43,7 +43,7 @@ class StreamOps(TorchOps):
         return self.store.place(as_tensor(array), getattr(torch, self.dtype))
 
     def low_rank_matrix(self, array: NDArray[Any]) -> Any:
-        return super().matrix(array)  # resident, as vectors are
+        return super().low_rank_matrix(array)  # resident, as vectors are
 
     def matmul(self, matrix: Any, x: Tensor) -> Tensor:
         if not isinstance(matrix, Placed):

@@ -252,7 +252,7 @@ class TensorOps(ABC):
 
         Arguments:
             r, k, v: receptance, keys and values [B, T, D].
-            w: the decay of each key channel, from 0 to 1, [B, T, D].
+            w: the decay of each key channel, from exp(-e^-0.5) = 0.545 to 1, [B, T, D].
             kk: the keys whose values are removed from S, of length 1 in each head, [B, T, D].
             b: `kk` times the share that is removed, [B, T, D].
             s: S of all heads side by side, [B, N, D]: one row for each value channel.

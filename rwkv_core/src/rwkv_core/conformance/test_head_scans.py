@@ -135,6 +135,14 @@ def test_one_channels_decay_is_not_anothers(
     case.check(ops, ", where a channel alone keeps what it has")
 
 
+def test_the_fastest_decay_of_rwkv7(ops: TensorOps, rng: np.random.Generator) -> None:
+    """Of 256 tokens the product is 1e-68, which float32 does not have: nothing to divide by."""
+    case = Case(rng, "wkv7", (1, 256, 1, 32))
+    case.arrays["w"][:] = np.exp(-np.exp(-0.5))
+    case.arrays["w"][..., 0::4] = 1
+    case.check(ops, ", the fastest decay and none")
+
+
 def test_a_key_of_zeros_takes_nothing_out(ops: TensorOps, rng: np.random.Generator) -> None:
     case = Case(rng, "wkv7", (1, 4, 3, 32))
     for part in ("kk", "b"):
