@@ -1,0 +1,280 @@
+"""The one thread that runs the model: a token for each running request, then a part of a prompt."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rwkv_core.errors import EngineClosedError, QueueFullError
+from rwkv_core.generation.transcript import bytes_of
+from rwkv_core.serving.batch import Batch
+from rwkv_core.serving.drawing import End, draw, end_of_all
+from rwkv_core.serving.logprobs import token_logprob
+from rwkv_core.serving.results import Completion, FinishReason, Times, TokenLogprob, Usage
+from rwkv_core.serving.settling import mark_held_text, settled
+from rwkv_core.serving.stats import Stats
+from rwkv_core.state import State
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rwkv_core.model import Model
+    from rwkv_core.serving.request import Request
+    from rwkv_core.tokenizer import Tokenizer
+
+# Tokens of prompts that are read between two steps of the batch, and where nothing else runs.
+_BUDGET, _BUDGET_ALONE = 64, 512
+
+
+class Scheduler:
+    """Holds the requests, and runs them in `run`, which one thread calls."""
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, max_batch: int, max_waiting: int
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._changed = threading.Condition()
+        self._waiting: list[Request] = []
+        self._reading: list[Request] = []
+        self._batch: Batch[Request] = Batch(model, max_batch)
+        self._closing: float | None = None
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+
+    def submit(self, request: Request) -> None:
+        """Put a request into the queue. Raises QueueFullError and EngineClosedError."""
+        with self._changed:
+            if self._closing is not None:
+                raise EngineClosedError("the engine is closed: it takes no more requests")
+            if len(self._waiting) >= self._max_waiting:
+                raise QueueFullError(
+                    f"{len(self._waiting)} requests wait already, which is the most: try again "
+                    "later"
+                )
+            self._waiting.append(request)
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Have the thread look at its requests again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self, grace: float) -> None:
+        """Take no more requests, and end when these have ended, or in `grace` seconds."""
+        with self._changed:
+            end = time.monotonic() + grace
+            self._closing = end if self._closing is None else min(self._closing, end)
+            self._changed.notify_all()
+
+    def stats(self) -> Stats:
+        with self._changed:
+            counts = self._counts
+            return Stats(
+                waiting=len(self._waiting),
+                reading=len(self._reading),
+                running=len(self._batch),
+                prompt_tokens=counts["prompt_tokens"],
+                cached_tokens=counts["cached_tokens"],
+                completion_tokens=counts["completion_tokens"],
+                steps=counts["steps"],
+                step_rows=counts["step_rows"],
+                cache_bytes=0,
+                cache_entries=0,
+                cache_lookups=0,
+                cache_hits=0,
+                finished=dict(self._finished),
+            )
+
+    def run(self) -> None:
+        """Run requests until the engine is closed and they have ended."""
+        while self._wait_for_work():
+            try:
+                self._drop_ended()
+                self._admit()
+                self._decode()
+                self._read_prompts()
+            except Exception as error:  # a fault of the engine: nobody must wait for ever
+                for request in [*self._waiting, *self._reading, *self._batch.members]:
+                    self._fail(request, error)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; False if the engine is closed and all is done."""
+        with self._changed:
+            while not (self._waiting or self._reading or len(self._batch)):
+                if self._closing is not None:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _drop_ended(self) -> None:
+        """End requests that were cancelled or are late; all of them once the engine must close."""
+        over = self._closing is not None and time.monotonic() >= self._closing
+        for request in [*self._waiting, *self._reading, *self._batch.members]:
+            if over or request.handle.is_cancelled:
+                self._finish(request, end_of_all(request, "cancelled"))
+            elif request.is_late:
+                self._finish(request, end_of_all(request, "time"))
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._reading) + len(self._batch) < self._max_batch:
+            with self._changed:
+                request = self._waiting.pop(0)
+                self._reading.append(request)
+            request.started = time.monotonic()
+            start = request.asked.start
+            if start is not None and start.logits is not None:
+                request.logits = self._model.to_numpy(start.logits)
+
+    def _decode(self) -> None:
+        """One token on for each running request."""
+        members = self._batch.members
+        if not members:
+            return
+        try:
+            rows = self._batch.step({member: member.next_token for member in members})
+        except Exception as error:
+            for member in members:
+                self._fail(member, error)
+            return
+        self._counts["steps"] += 1
+        self._counts["step_rows"] += len(members)
+        for member, logits in zip(members, rows, strict=True):
+            member.n_read += 1
+            self._go_on(member, logits)
+
+    def _read_prompts(self) -> None:
+        budget = _BUDGET if len(self._batch) else _BUDGET_ALONE
+        for request in list(self._reading):
+            while budget > 0 and request in self._reading:
+                n_tokens = min(budget, len(request.unread))
+                budget -= n_tokens
+                self._read(request, n_tokens)
+
+    def _read(self, request: Request, n_tokens: int) -> None:
+        """Read the next `n_tokens` tokens of a request that is not in the batch."""
+        tokens = request.unread[:n_tokens]
+        wanted = request.asked.prompt_logprobs
+        try:
+            if tokens:
+                every = wanted is not None and request.n_read < request.n_prompt
+                logits, request.state = self._model.forward(tokens, request.state, all_logits=every)
+                found = self._model.to_numpy(logits)
+                if every and wanted is not None:
+                    self._note_prompt_logprobs(request, tokens, found, wanted)
+                    found = found[-1]
+                request.logits = found
+            del request.unread[:n_tokens]
+            request.n_read += len(tokens)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        if not request.unread:
+            assert request.logits is not None
+            self._go_on(request, request.logits)
+
+    def _note_prompt_logprobs(
+        self, request: Request, tokens: list[int], rows: NDArray[Any], n_top: int
+    ) -> None:
+        """Of each of `tokens`; `rows` are the logits after it."""
+        before = [request.logits, *rows[:-1]]
+        for token, logits in zip(tokens, before, strict=True):
+            data = bytes_of(self._tokenizer, token)
+            request.prompt_logprobs.append(
+                TokenLogprob(token, data, None)
+                if logits is None
+                else token_logprob(logits, token, data, n_top)
+            )
+
+    def _go_on(self, request: Request, logits: NDArray[np.floating[Any]]) -> None:
+        """Draw a request's next token, give out its text, and put it where it goes on."""
+        n_tokens = len(request.text.tokens)
+        try:
+            end = draw(self._tokenizer, request, logits)
+            self._counts["completion_tokens"] += len(request.text.tokens) - n_tokens
+            if end is not None:
+                self._finish(request, end)
+                return
+            piece = request.text.next_piece()
+            if request.asked.keep_state:
+                mark_held_text(request, self._state_of)
+            if request in self._reading:
+                assert request.state is not None
+                with self._changed:
+                    self._batch.add(request, request.state.array)
+                    self._reading.remove(request)
+                request.state = None
+        except Exception as error:
+            self._fail(request, error)
+            return
+        if piece is not None:
+            request.handle.put(piece)
+
+    def _state_of(self, request: Request) -> State:
+        """The state after what a request has read."""
+        if request in self._batch.members:
+            array = self._batch.row(request)
+            logits = request.logits
+            xp = self._model.ops.xp
+            kept = None
+            if logits is not None:
+                kept = xp.astype(self._model.ops.vector(logits), xp.float32, copy=False)
+            return State(array, kept, model=self._model.fingerprint)
+        return request.state or self._model.empty_state()
+
+    def _finish(self, request: Request, end: End) -> None:
+        try:
+            completion, piece = self._completed(request, end)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        self._remove(request, end.reason)
+        if piece is not None:
+            request.handle.put(piece)
+        request.handle.put(completion=completion)
+
+    def _completed(self, request: Request, end: End) -> tuple[Completion, Any]:
+        asked, text = request.asked, request.text
+        state = None
+        n_drawn = len(text.tokens)
+        if asked.keep_state and not request.unread:
+            before = self._state_of(request)
+            state = settled(self._model, self._tokenizer, request, before, end.place)
+        piece = text.last_piece(end.place)
+        now = time.monotonic()
+        started = now if request.started is None else request.started
+        first = request.first_token
+        completion = Completion(
+            text=text.text.text(),
+            tokens=tuple(text.tokens),
+            finish_reason=end.reason,
+            stop=end.stop,
+            usage=Usage(request.n_prompt, request.n_cached, n_drawn),
+            times=Times(
+                queued=started - request.submitted,
+                first_token=None if first is None else first - request.submitted,
+                total=now - request.submitted,
+            ),
+            logprobs=tuple(text.logprobs),
+            prompt_logprobs=tuple(request.prompt_logprobs),
+            state=state,
+        )
+        return completion, piece
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        self._remove(request, "error")
+        request.handle.put(error=error)
+
+    def _remove(self, request: Request, reason: FinishReason | str) -> None:
+        with self._changed:
+            self._finished[reason] += 1
+            if request in self._waiting:
+                self._waiting.remove(request)
+            elif request in self._reading:
+                self._reading.remove(request)
+            else:
+                self._batch.remove(request)
