@@ -21,6 +21,7 @@ from rwkv_core.generation.stream import FIRST_TOKEN
 from rwkv_core.plugins.sampler import Processor
 from rwkv_core.serving.constraint import Constraint
 from rwkv_core.serving.handle import Handle
+from rwkv_core.serving.prefix_cache import PrefixCache
 from rwkv_core.serving.request import Asked, Request
 from rwkv_core.serving.results import Completion
 from rwkv_core.serving.scheduler import Scheduler
@@ -72,7 +73,9 @@ class Engine:
         check_fits(tokenizer, model.n_vocab)
         self.model, self.tokenizer = model, tokenizer
         self._max_prompt = max_prompt
-        self._scheduler = Scheduler(model, tokenizer, max_batch, max_waiting)
+        self._scheduler = Scheduler(
+            model, tokenizer, PrefixCache(cache_bytes), max_batch, max_waiting
+        )
         self._thread = threading.Thread(
             target=self._scheduler.run, name="rwkv-core engine", daemon=True
         )
@@ -97,6 +100,7 @@ class Engine:
         constraint: Constraint | None = None,
         keep_state: bool = False,
         max_seconds: float | None = None,
+        marks: Collection[int] = (),
         **sampling_options: Any,
     ) -> Handle:
         """Queue a request. Returns at once.
@@ -112,6 +116,8 @@ class Engine:
             constraint: restricts the tokens; an object of this request alone.
             keep_state: give the state after the text.
             max_seconds: end after so many seconds, waiting included, with what there is.
+            marks: numbers of tokens of the prompt after which the cache keeps the state too, such
+                as those of a system prompt. Without them it finds out where prompts part.
 
         Raises OptionError, TokenizerError and StateError for an argument, PromptTooLongError,
         QueueFullError and EngineClosedError.
@@ -121,10 +127,8 @@ class Engine:
         for name, count in (("top_logprobs", top_logprobs), ("prompt_logprobs", prompt_logprobs)):
             if count is not None:
                 _check_whole(name, count, 0)
-        if max_seconds is not None and not (
-            isinstance(max_seconds, int | float) and math.isfinite(max_seconds) and max_seconds > 0
-        ):
-            raise OptionError(f"max_seconds: found {max_seconds!r}, expected a number > 0")
+        _check_seconds(max_seconds)
+        check_tokens("marks", marks)
         if state is not None:
             self.model.check_state(state)
         tokens, pending = self._prompt_tokens(prompt, state)
@@ -145,7 +149,37 @@ class Engine:
             constraint=constraint,
             keep_state=keep_state,
             seconds=max_seconds,
+            marks=frozenset(marks),
         )
+        return self._queue(asked)
+
+    def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        state: State | None = None,
+        max_seconds: float | None = None,
+    ) -> Handle:
+        """Queue the reading of a prompt for its embedding: see `Model.embed`.
+
+        The handle's result has `embedding`, and no text. Arguments and errors are those of
+        `submit`; an empty prompt is that of a document's beginning.
+        """
+        _check_seconds(max_seconds)
+        if state is not None:
+            self.model.check_state(state)
+        tokens, _ = self._prompt_tokens(prompt, state)
+        asked = Asked(
+            prompt=tokens or [FIRST_TOKEN],
+            start=state,
+            max_tokens=0,
+            chooser=TokenChooser(self.model, self.tokenizer, Sampling(), (), (), False, 0),
+            seconds=max_seconds,
+            embeds=True,
+        )
+        return self._queue(asked)
+
+    def _queue(self, asked: Asked) -> Handle:
         handle = Handle(self._scheduler.wake)
         self._scheduler.submit(Request(asked, handle))
         return handle
@@ -217,6 +251,13 @@ class Engine:
 def _check_whole(name: str, value: object, least: int) -> None:
     if not is_whole(value) or value < least:  # type: ignore[operator]
         raise OptionError(f"{name}: found {value!r}, expected a whole number >= {least}")
+
+
+def _check_seconds(seconds: object) -> None:
+    if seconds is not None and not (
+        isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0
+    ):
+        raise OptionError(f"max_seconds: found {seconds!r}, expected a number > 0")
 
 
 def _end(scheduler: Scheduler, thread: threading.Thread) -> None:

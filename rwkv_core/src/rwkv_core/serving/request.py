@@ -27,24 +27,29 @@ class Asked:
         prompt: the tokens to read first.
         start: the state to begin from; None for the empty one.
         chooser: draws its tokens.
-        stop_strings: in the order given.
+        stop_strings, stops: what ends the text, and the same in UTF-8.
+        pending: the bytes of a character that the prompt leaves unfinished.
         top_logprobs: how many of the likeliest tokens are wanted with each; None for no logprobs.
         prompt_logprobs: the same of each token of the prompt.
         seconds: until it ends with finish reason "time"; None for no limit.
+        marks: numbers of tokens of the prompt after which the state is kept.
+        embeds: whether the last hidden state of the prompt is wanted, and no text.
     """
 
     prompt: list[int]
     start: State | None
     max_tokens: int
     chooser: TokenChooser
-    stop_strings: tuple[str, ...]
-    stops: tuple[bytes, ...]
-    pending: bytes
+    stop_strings: tuple[str, ...] = ()
+    stops: tuple[bytes, ...] = ()
+    pending: bytes = b""
     top_logprobs: int | None = None
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
     keep_state: bool = False
     seconds: float | None = None
+    marks: frozenset[int] = frozenset()
+    embeds: bool = False
 
 
 @dataclass
@@ -66,6 +71,10 @@ class Request:
         state: the state after these, while the request is not in the batch.
         logits: the last ones [V], on the host.
         next_token: drawn and not read, while the request is in the batch.
+        root: what the prompt is read after: the `Entry.root` of its states.
+        marks: numbers of tokens of the prompt after which its state is kept.
+        leader, awaited: a request that reads the same tokens, and after how many of them this one
+            takes its state over.
         forced: tokens of the continuation that come next by its constraint.
         mark: the state before text that is held back, for requests whose state is wanted.
     """
@@ -81,6 +90,11 @@ class Request:
         self.next_token = -1
         self.forced: list[int] = []
         self.mark: Mark | None = None
+        self.root = b""
+        self.marks = set(asked.marks)
+        self.leader: Request | None = None
+        self.awaited = 0
+        self.embedding: NDArray[np.float32] | None = None
         self.prompt_logprobs: list[TokenLogprob] = []
         self.submitted = time.monotonic()
         self.started: float | None = None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rwkv_core.state import State
 
 FinishReason = Literal["stop", "length", "cancelled", "time"]
@@ -87,6 +90,7 @@ class Completion:
         logprobs: of each of `tokens`, if asked for.
         prompt_logprobs: of each token of the prompt, if asked for.
         state: the state after exactly `text`, to go on from, if asked for.
+        embedding: of `Engine.embed`: the prompt's last hidden state, float32 [D].
     """
 
     text: str
@@ -98,3 +102,4 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     state: State | None = None
+    embedding: NDArray[np.float32] | None = None

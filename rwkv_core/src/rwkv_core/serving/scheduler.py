@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rwkv_core.errors import EngineClosedError, QueueFullError
-from rwkv_core.generation.transcript import bytes_of
 from rwkv_core.serving.batch import Batch
 from rwkv_core.serving.drawing import End, draw, end_of_all
-from rwkv_core.serving.logprobs import token_logprob
-from rwkv_core.serving.results import Completion, FinishReason, Times, TokenLogprob, Usage
+from rwkv_core.serving.pacing import MAX_TOKENS
+from rwkv_core.serving.prefix_cache import PrefixCache
+from rwkv_core.serving.prompts import Prompts
+from rwkv_core.serving.results import Completion, FinishReason, Times, Usage
 from rwkv_core.serving.settling import mark_held_text, settled
 from rwkv_core.serving.stats import Stats
 from rwkv_core.state import State
@@ -26,21 +27,23 @@ if TYPE_CHECKING:
     from rwkv_core.serving.request import Request
     from rwkv_core.tokenizer import Tokenizer
 
-# Tokens of prompts that are read between two steps of the batch, and where nothing else runs.
-_BUDGET, _BUDGET_ALONE = 64, 512
-
 
 class Scheduler:
     """Holds the requests, and runs them in `run`, which one thread calls."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, max_batch: int, max_waiting: int
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        cache: PrefixCache,
+        max_batch: int,
+        max_waiting: int,
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._changed = threading.Condition()
         self._waiting: list[Request] = []
-        self._reading: list[Request] = []
+        self._prompts = Prompts(model, tokenizer, cache)
         self._batch: Batch[Request] = Batch(model, max_batch)
         self._closing: float | None = None
         self._counts: Counter[str] = Counter()
@@ -73,20 +76,20 @@ class Scheduler:
 
     def stats(self) -> Stats:
         with self._changed:
-            counts = self._counts
+            counts, cache = self._counts, self._prompts.cache
             return Stats(
                 waiting=len(self._waiting),
-                reading=len(self._reading),
+                reading=len(self._prompts.requests),
                 running=len(self._batch),
                 prompt_tokens=counts["prompt_tokens"],
                 cached_tokens=counts["cached_tokens"],
                 completion_tokens=counts["completion_tokens"],
                 steps=counts["steps"],
                 step_rows=counts["step_rows"],
-                cache_bytes=0,
-                cache_entries=0,
-                cache_lookups=0,
-                cache_hits=0,
+                cache_bytes=cache.nbytes,
+                cache_entries=len(cache),
+                cache_lookups=cache.lookups,
+                cache_hits=cache.hits,
                 finished=dict(self._finished),
             )
 
@@ -99,13 +102,13 @@ class Scheduler:
                 self._decode()
                 self._read_prompts()
             except Exception as error:  # a fault of the engine: nobody must wait for ever
-                for request in [*self._waiting, *self._reading, *self._batch.members]:
+                for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
                     self._fail(request, error)
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; False if the engine is closed and all is done."""
         with self._changed:
-            while not (self._waiting or self._reading or len(self._batch)):
+            while not (self._waiting or self._prompts.requests or len(self._batch)):
                 if self._closing is not None:
                     return False
                 self._changed.wait()
@@ -114,27 +117,24 @@ class Scheduler:
     def _drop_ended(self) -> None:
         """End requests that were cancelled or are late; all of them once the engine must close."""
         over = self._closing is not None and time.monotonic() >= self._closing
-        for request in [*self._waiting, *self._reading, *self._batch.members]:
+        for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
             if over or request.handle.is_cancelled:
                 self._finish(request, end_of_all(request, "cancelled"))
             elif request.is_late:
                 self._finish(request, end_of_all(request, "time"))
 
     def _admit(self) -> None:
-        while self._waiting and len(self._reading) + len(self._batch) < self._max_batch:
+        while self._waiting and len(self._prompts.requests) + len(self._batch) < self._max_batch:
             with self._changed:
                 request = self._waiting.pop(0)
-                self._reading.append(request)
-            request.started = time.monotonic()
-            start = request.asked.start
-            if start is not None and start.logits is not None:
-                request.logits = self._model.to_numpy(start.logits)
+                self._prompts.begin(request)
 
     def _decode(self) -> None:
         """One token on for each running request."""
         members = self._batch.members
         if not members:
             return
+        begin = time.monotonic()
         try:
             rows = self._batch.step({member: member.next_token for member in members})
         except Exception as error:
@@ -146,49 +146,38 @@ class Scheduler:
         for member, logits in zip(members, rows, strict=True):
             member.n_read += 1
             self._go_on(member, logits)
+        self._prompts.pace.note_step(time.monotonic() - begin)
 
     def _read_prompts(self) -> None:
-        budget = _BUDGET if len(self._batch) else _BUDGET_ALONE
-        for request in list(self._reading):
-            while budget > 0 and request in self._reading:
-                n_tokens = min(budget, len(request.unread))
-                budget -= n_tokens
-                self._read(request, n_tokens)
+        """Read parts of prompts, for as long as the running requests may wait.
+
+        Where none runs, until one does.
+        """
+        begin, pace = time.monotonic(), self._prompts.pace
+        for i, request in enumerate(list(self._prompts.requests)):
+            most = pace.n_tokens() if len(self._batch) else MAX_TOKENS
+            n_tokens = self._prompts.next_tokens(request, most)
+            if request.leader is not None:
+                continue
+            if i and not pace.fits(n_tokens, time.monotonic() - begin):
+                return
+            self._read(request, n_tokens)
 
     def _read(self, request: Request, n_tokens: int) -> None:
         """Read the next `n_tokens` tokens of a request that is not in the batch."""
-        tokens = request.unread[:n_tokens]
-        wanted = request.asked.prompt_logprobs
         try:
-            if tokens:
-                every = wanted is not None and request.n_read < request.n_prompt
-                logits, request.state = self._model.forward(tokens, request.state, all_logits=every)
-                found = self._model.to_numpy(logits)
-                if every and wanted is not None:
-                    self._note_prompt_logprobs(request, tokens, found, wanted)
-                    found = found[-1]
-                request.logits = found
-            del request.unread[:n_tokens]
-            request.n_read += len(tokens)
+            self._prompts.read(request, n_tokens)
         except Exception as error:
             self._fail(request, error)
             return
-        if not request.unread:
-            assert request.logits is not None
-            self._go_on(request, request.logits)
-
-    def _note_prompt_logprobs(
-        self, request: Request, tokens: list[int], rows: NDArray[Any], n_top: int
-    ) -> None:
-        """Of each of `tokens`; `rows` are the logits after it."""
-        before = [request.logits, *rows[:-1]]
-        for token, logits in zip(tokens, before, strict=True):
-            data = bytes_of(self._tokenizer, token)
-            request.prompt_logprobs.append(
-                TokenLogprob(token, data, None)
-                if logits is None
-                else token_logprob(logits, token, data, n_top)
-            )
+        self._counts["read_tokens"] += n_tokens
+        if request.unread:
+            return
+        if request.asked.embeds:
+            self._finish(request, End("length"))
+            return
+        assert request.logits is not None
+        self._go_on(request, request.logits)
 
     def _go_on(self, request: Request, logits: NDArray[np.floating[Any]]) -> None:
         """Draw a request's next token, give out its text, and put it where it goes on."""
@@ -202,11 +191,11 @@ class Scheduler:
             piece = request.text.next_piece()
             if request.asked.keep_state:
                 mark_held_text(request, self._state_of)
-            if request in self._reading:
+            if request in self._prompts.requests:
                 assert request.state is not None
                 with self._changed:
                     self._batch.add(request, request.state.array)
-                    self._reading.remove(request)
+                    self._prompts.remove(request)
                 request.state = None
         except Exception as error:
             self._fail(request, error)
@@ -241,6 +230,8 @@ class Scheduler:
         asked, text = request.asked, request.text
         state = None
         n_drawn = len(text.tokens)
+        if request in self._batch.members:
+            self._prompts.keep(request, self._batch.row(request))
         if asked.keep_state and not request.unread:
             before = self._state_of(request)
             state = settled(self._model, self._tokenizer, request, before, end.place)
@@ -262,6 +253,7 @@ class Scheduler:
             logprobs=tuple(text.logprobs),
             prompt_logprobs=tuple(request.prompt_logprobs),
             state=state,
+            embedding=request.embedding,
         )
         return completion, piece
 
@@ -274,7 +266,7 @@ class Scheduler:
             self._finished[reason] += 1
             if request in self._waiting:
                 self._waiting.remove(request)
-            elif request in self._reading:
-                self._reading.remove(request)
+            elif request in self._prompts.requests:
+                self._prompts.remove(request)
             else:
                 self._batch.remove(request)
