@@ -36,17 +36,20 @@ class Prompts:
         requests: these.
         cache: the states of prompts and their beginnings.
         pace: how long reads and steps take.
+        n_tokens, n_cached: tokens of all prompts so far, and those of them that were not read.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, cache: PrefixCache) -> None:
         self._model, self._tokenizer = model, tokenizer
         self.cache, self.pace = cache, Pace()
         self.requests: list[Request] = []
+        self.n_tokens = self.n_cached = 0
         self._roots: WeakKeyDictionary[State, bytes] = WeakKeyDictionary()
 
     def begin(self, request: Request) -> None:
         """Take up a request, whose prompt is to be read."""
         request.started = time.monotonic()
+        self.n_tokens += request.n_prompt
         start = request.asked.start
         request.root = b"" if start is None else self._root_of(start)
         if start is not None and start.logits is not None:
@@ -172,6 +175,7 @@ class Prompts:
         self, request: Request, place: int, state: State, logits: NDArray[np.floating[Any]]
     ) -> None:
         request.state, request.logits = state, logits
+        self.n_cached += place - request.n_cached
         request.n_read = request.n_cached = place
         request.unread = request.asked.prompt[place:]
 

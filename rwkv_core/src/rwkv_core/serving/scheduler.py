@@ -81,8 +81,8 @@ class Scheduler:
                 waiting=len(self._waiting),
                 reading=len(self._prompts.requests),
                 running=len(self._batch),
-                prompt_tokens=counts["prompt_tokens"],
-                cached_tokens=counts["cached_tokens"],
+                prompt_tokens=self._prompts.n_tokens,
+                cached_tokens=self._prompts.n_cached,
                 completion_tokens=counts["completion_tokens"],
                 steps=counts["steps"],
                 step_rows=counts["step_rows"],
@@ -127,7 +127,10 @@ class Scheduler:
         while self._waiting and len(self._prompts.requests) + len(self._batch) < self._max_batch:
             with self._changed:
                 request = self._waiting.pop(0)
-                self._prompts.begin(request)
+                try:
+                    self._prompts.begin(request)
+                except Exception as error:
+                    self._fail(request, error)
 
     def _decode(self) -> None:
         """One token on for each running request."""
@@ -170,7 +173,6 @@ class Scheduler:
         except Exception as error:
             self._fail(request, error)
             return
-        self._counts["read_tokens"] += n_tokens
         if request.unread:
             return
         if request.asked.embeds:
@@ -268,5 +270,5 @@ class Scheduler:
                 self._waiting.remove(request)
             elif request in self._prompts.requests:
                 self._prompts.remove(request)
-            else:
+            elif request in self._batch.members:
                 self._batch.remove(request)

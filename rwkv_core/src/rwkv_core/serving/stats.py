@@ -13,7 +13,8 @@ class Stats:
     Attributes:
         waiting, reading, running: requests in the queue, with a prompt being read, being continued.
         finished: requests by how they ended: a finish reason or "error".
-        prompt_tokens, cached_tokens: of prompts; those of them whose state was in the cache.
+        prompt_tokens, cached_tokens: of prompts so far; those of them that were not read, as their
+            state was known.
         completion_tokens: generated.
         steps, step_rows: tokens computed for the batch, and the requests in them in all.
         cache_bytes, cache_entries: what the prefix cache holds.
