@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from rwkv_core.generation.transcript import bytes_of
 from rwkv_core.serving.constraint import restricted
 from rwkv_core.serving.logprobs import token_logprob
-from rwkv_core.serving.results import FinishReason
+from rwkv_core.serving.results import FinishReason, TokenLogprob
+
+# Forced tokens that are read at once: the batch reads one each step, at no cost to the others.
+MIN_READ_AHEAD = 6
 
 if TYPE_CHECKING:
     from rwkv_core.serving.request import Request
@@ -32,28 +35,59 @@ class End:
     stop: int | str | None = None
 
 
-def draw(tokenizer: Tokenizer, request: Request, logits: NDArray[Any]) -> End | None:
-    """Draw the next token of a request, whose text grows by it.
+@dataclass(frozen=True)
+class Drawn:
+    """A token that is drawn.
 
-    Returns how the request ends; None where it goes on. Raises what the request's processors or
-    constraint raise.
+    Attributes:
+        token: None where the constraint allows none.
+        data: the token's bytes.
+        logprob: if asked for.
     """
-    asked, text = request.asked, request.text
+
+    token: int | None
+    data: bytes = b""
+    logprob: TokenLogprob | None = None
+
+
+def draw(tokenizer: Tokenizer, request: Request, logits: NDArray[Any]) -> Drawn:
+    """Draw the next token of a request from `logits` [V].
+
+    It uses nothing but the request, so that it may run in any thread. Raises what the request's
+    processors or constraint raise.
+    """
     request.logits = logits
-    if len(text.tokens) >= asked.max_tokens:
-        return End("length")
     token = request.forced.pop(0) if request.forced else _drawn(request, logits)
+    if token is None:
+        return Drawn(None)
+    data = bytes_of(tokenizer, token)
+    n_top = request.asked.top_logprobs
+    return Drawn(token, data, None if n_top is None else token_logprob(logits, token, data, n_top))
+
+
+def _drawn(request: Request, logits: NDArray[Any]) -> int | None:
+    asked = request.asked
+    mask = None if asked.constraint is None else asked.constraint.mask()
+    if mask is not None:
+        if not mask.any():
+            return None
+        logits = restricted(logits, mask)
+    return asked.chooser.choose(logits, request.text.tokens)
+
+
+def grow(request: Request, drawn: Drawn) -> End | None:
+    """Let a request's text grow by what was drawn.
+
+    Returns how the request ends; None where it goes on. Raises what its constraint raises.
+    """
+    asked, token = request.asked, drawn.token
     if token is None:
         return End("stop")
     if request.first_token is None:
         request.first_token = time.monotonic()
     if token in asked.chooser.stop_tokens:
         return End("stop", stop=token)
-    data = bytes_of(tokenizer, token)
-    logprob = None
-    if asked.top_logprobs is not None:
-        logprob = token_logprob(logits, token, data, asked.top_logprobs)
-    text.add(token, data, logprob)
+    request.text.add(token, drawn.data, drawn.logprob)
     request.next_token = token
     if asked.constraint is not None:
         asked.constraint.accept(token)
@@ -62,15 +96,22 @@ def draw(tokenizer: Tokenizer, request: Request, logits: NDArray[Any]) -> End | 
     return _end_after_token(request)
 
 
-def _drawn(request: Request, logits: NDArray[Any]) -> int | None:
-    """A token that is drawn; None where the constraint allows none."""
-    asked = request.asked
-    mask = None if asked.constraint is None else asked.constraint.mask()
-    if mask is not None:
-        if not mask.any():
-            return None
-        logits = restricted(logits, mask)
-    return asked.chooser.choose(logits, request.text.tokens)
+def take_forced(tokenizer: Tokenizer, request: Request) -> End | None:
+    """Let a request's text grow by all tokens that its constraint forces, if they are many.
+
+    They are then to be read as a prompt is. Fewer go through the batch one by one, as those do
+    whose logprobs are wanted.
+    """
+    if len(request.forced) < MIN_READ_AHEAD or request.asked.top_logprobs is not None:
+        return None
+    request.unread = [request.next_token]
+    while request.forced:
+        token = request.forced.pop(0)
+        end = grow(request, Drawn(token, bytes_of(tokenizer, token)))
+        if end is not None:
+            return end
+        request.unread.append(token)
+    return None
 
 
 def _end_after_token(request: Request) -> End | None:

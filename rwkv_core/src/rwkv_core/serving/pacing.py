@@ -69,4 +69,4 @@ class _Average:
 
 
 def _size_of(n_tokens: int) -> int:
-    return 1 << (n_tokens - 1).bit_length()
+    return 1 << max(0, n_tokens - 1).bit_length()

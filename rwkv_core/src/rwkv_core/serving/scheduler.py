@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from rwkv_core.errors import EngineClosedError, QueueFullError
 from rwkv_core.serving.batch import Batch
-from rwkv_core.serving.drawing import End, draw, end_of_all
+from rwkv_core.serving.drawing import Drawn, End, draw, end_of_all, grow, take_forced
 from rwkv_core.serving.pacing import MAX_TOKENS
 from rwkv_core.serving.prefix_cache import PrefixCache
 from rwkv_core.serving.prompts import Prompts
@@ -19,10 +18,9 @@ from rwkv_core.serving.results import Completion, FinishReason, Times, Usage
 from rwkv_core.serving.settling import mark_held_text, settled
 from rwkv_core.serving.stats import Stats
 from rwkv_core.state import State
+from rwkv_core.util.threads import available_threads
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from rwkv_core.model import Model
     from rwkv_core.serving.request import Request
     from rwkv_core.tokenizer import Tokenizer
@@ -45,6 +43,10 @@ class Scheduler:
         self._waiting: list[Request] = []
         self._prompts = Prompts(model, tokenizer, cache)
         self._batch: Batch[Request] = Batch(model, max_batch)
+        self._pool = ThreadPoolExecutor(
+            min(available_threads(), max_batch), thread_name_prefix="rwkv-core drawing"
+        )
+        self._shortest_first = False
         self._closing: float | None = None
         self._counts: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -95,6 +97,10 @@ class Scheduler:
 
     def run(self) -> None:
         """Run requests until the engine is closed and they have ended."""
+        with self._pool:
+            self._run()
+
+    def _run(self) -> None:
         while self._wait_for_work():
             try:
                 self._drop_ended()
@@ -146,25 +152,32 @@ class Scheduler:
             return
         self._counts["steps"] += 1
         self._counts["step_rows"] += len(members)
-        for member, logits in zip(members, rows, strict=True):
+        for member in members:
             member.n_read += 1
-            self._go_on(member, logits)
+        # NumPy computes without Python's lock, so that threads draw at the same time.
+        for member, drawn in zip(members, self._pool.map(self._draw, members, rows), strict=True):
+            self._go_on(member, drawn)
         self._prompts.pace.note_step(time.monotonic() - begin)
 
     def _read_prompts(self) -> None:
         """Read parts of prompts, for as long as the running requests may wait.
 
-        Where none runs, until one does.
+        Where none runs, of one. The shortest and the one that came first have their turns.
         """
-        begin, pace = time.monotonic(), self._prompts.pace
-        for i, request in enumerate(list(self._prompts.requests)):
+        begin, pace, n_reads = time.monotonic(), self._prompts.pace, 0
+        self._shortest_first = not self._shortest_first
+        requests = list(self._prompts.requests)
+        if self._shortest_first:
+            requests.sort(key=lambda request: len(request.unread))
+        for request in requests:
+            if request.leader is not None or request not in self._prompts.requests:
+                continue
             most = pace.n_tokens() if len(self._batch) else MAX_TOKENS
             n_tokens = self._prompts.next_tokens(request, most)
-            if request.leader is not None:
-                continue
-            if i and not pace.fits(n_tokens, time.monotonic() - begin):
+            if n_reads and not pace.fits(n_tokens, time.monotonic() - begin):
                 return
             self._read(request, n_tokens)
+            n_reads += 1
 
     def _read(self, request: Request, n_tokens: int) -> None:
         """Read the next `n_tokens` tokens of a request that is not in the batch."""
@@ -175,17 +188,24 @@ class Scheduler:
             return
         if request.unread:
             return
-        if request.asked.embeds:
+        if request.asked.embeds or not request.asked.max_tokens:
             self._finish(request, End("length"))
             return
-        assert request.logits is not None
-        self._go_on(request, request.logits)
+        self._go_on(request, self._draw(request, request.logits))
 
-    def _go_on(self, request: Request, logits: NDArray[np.floating[Any]]) -> None:
-        """Draw a request's next token, give out its text, and put it where it goes on."""
+    def _draw(self, request: Request, logits: Any) -> Drawn | Exception:
+        try:
+            return draw(self._tokenizer, request, logits)
+        except Exception as error:
+            return error
+
+    def _go_on(self, request: Request, drawn: Drawn | Exception) -> None:
+        """Take a request's next token, give out its text, and put it where it goes on."""
         n_tokens = len(request.text.tokens)
         try:
-            end = draw(self._tokenizer, request, logits)
+            if isinstance(drawn, Exception):
+                raise drawn
+            end = grow(request, drawn) or take_forced(self._tokenizer, request)
             self._counts["completion_tokens"] += len(request.text.tokens) - n_tokens
             if end is not None:
                 self._finish(request, end)
@@ -193,17 +213,26 @@ class Scheduler:
             piece = request.text.next_piece()
             if request.asked.keep_state:
                 mark_held_text(request, self._state_of)
-            if request in self._prompts.requests:
-                assert request.state is not None
-                with self._changed:
-                    self._batch.add(request, request.state.array)
-                    self._prompts.remove(request)
-                request.state = None
+            self._place(request)
         except Exception as error:
             self._fail(request, error)
             return
         if piece is not None:
             request.handle.put(piece)
+
+    def _place(self, request: Request) -> None:
+        """Put a request where it goes on: into the batch, or among those that read."""
+        in_batch = request in self._batch.members
+        with self._changed:
+            if request.unread and in_batch:
+                request.state = self._state_of(request)
+                self._batch.remove(request)
+                self._prompts.requests.append(request)
+            elif not request.unread and not in_batch:
+                assert request.state is not None
+                self._batch.add(request, request.state.array)
+                self._prompts.remove(request)
+                request.state = None
 
     def _state_of(self, request: Request) -> State:
         """The state after what a request has read."""
@@ -234,7 +263,7 @@ class Scheduler:
         n_drawn = len(text.tokens)
         if request in self._batch.members:
             self._prompts.keep(request, self._batch.row(request))
-        if asked.keep_state and not request.unread:
+        if asked.keep_state and request.n_read >= request.n_prompt:
             before = self._state_of(request)
             state = settled(self._model, self._tokenizer, request, before, end.place)
         piece = text.last_piece(end.place)
