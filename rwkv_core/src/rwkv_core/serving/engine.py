@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Sequence
@@ -20,8 +21,10 @@ from rwkv_core.generation.stop_strings import encode_stop_strings
 from rwkv_core.generation.stream import FIRST_TOKEN
 from rwkv_core.plugins.sampler import Processor
 from rwkv_core.serving.constraint import Constraint
+from rwkv_core.serving.disk_cache import DiskCache
 from rwkv_core.serving.handle import Handle
 from rwkv_core.serving.prefix_cache import PrefixCache
+from rwkv_core.serving.prompts import Prompts
 from rwkv_core.serving.request import Asked, Request
 from rwkv_core.serving.results import Completion
 from rwkv_core.serving.scheduler import Scheduler
@@ -52,6 +55,7 @@ class Engine:
         *,
         max_batch: int = 16,
         cache_bytes: int = 2**30,
+        cache_folder: str | os.PathLike[str] | None = None,
         max_waiting: int = 1024,
         max_prompt: int | None = None,
     ) -> None:
@@ -60,10 +64,12 @@ class Engine:
         Arguments:
             max_batch: the most requests that run at the same time; more wait.
             cache_bytes: the most memory for states of prompts, 0 for none.
+            cache_folder: where these states are kept for the next run too; None for nowhere.
             max_waiting: the most requests that wait.
             max_prompt: the most tokens of a prompt; None for no limit.
 
-        Raises OptionError for an argument, TokenizerError for a tokenizer that does not fit.
+        Raises OptionError for an argument, TokenizerError for a tokenizer that does not fit, and
+        StateError for a folder that cannot be written to.
         """
         _check_whole("max_batch", max_batch, 1)
         _check_whole("cache_bytes", cache_bytes, 0)
@@ -73,15 +79,19 @@ class Engine:
         check_fits(tokenizer, model.n_vocab)
         self.model, self.tokenizer = model, tokenizer
         self._max_prompt = max_prompt
-        self._scheduler = Scheduler(
-            model, tokenizer, PrefixCache(cache_bytes), max_batch, max_waiting
-        )
+        cache, self._disk = PrefixCache(cache_bytes), None
+        if cache_folder is not None:
+            self._disk = DiskCache(cache_folder, model, tokenizer, cache_bytes)
+            for entry in self._disk.load():
+                cache.add(entry)
+        prompts = Prompts(model, tokenizer, cache, self._disk)
+        self._scheduler = Scheduler(model, tokenizer, prompts, max_batch, max_waiting)
         self._thread = threading.Thread(
             target=self._scheduler.run, name="rwkv-core engine", daemon=True
         )
         self._thread.start()
         # At the interpreter's end too: a thread in a library's code then could crash it.
-        self._end = weakref.finalize(self, _end, self._scheduler, self._thread)
+        self._end = weakref.finalize(self, _end, self._scheduler, self._thread, self._disk)
 
     def submit(
         self,
@@ -213,7 +223,7 @@ class Engine:
         """
         self._scheduler.close(grace)
         self._thread.join()
-        self._end.detach()
+        self._end()
 
     def __enter__(self) -> Engine:
         return self
@@ -260,6 +270,8 @@ def _check_seconds(seconds: object) -> None:
         raise OptionError(f"max_seconds: found {seconds!r}, expected a number > 0")
 
 
-def _end(scheduler: Scheduler, thread: threading.Thread) -> None:
+def _end(scheduler: Scheduler, thread: threading.Thread, disk: DiskCache | None) -> None:
     scheduler.close(0.0)
     thread.join()
+    if disk is not None:
+        disk.close()

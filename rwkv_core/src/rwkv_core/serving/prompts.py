@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rwkv_core.model import Model
+    from rwkv_core.serving.disk_cache import DiskCache
     from rwkv_core.serving.request import Request
     from rwkv_core.tokenizer import Tokenizer
 
@@ -39,9 +40,11 @@ class Prompts:
         n_tokens, n_cached: tokens of all prompts so far, and those of them that were not read.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, cache: PrefixCache) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, cache: PrefixCache, disk: DiskCache | None
+    ) -> None:
         self._model, self._tokenizer = model, tokenizer
-        self.cache, self.pace = cache, Pace()
+        self.cache, self.pace, self._disk = cache, Pace(), disk
         self.requests: list[Request] = []
         self.n_tokens = self.n_cached = 0
         self._roots: WeakKeyDictionary[State, bytes] = WeakKeyDictionary()
@@ -101,7 +104,12 @@ class Prompts:
         if self.cache.has(request.root, tokens):
             return
         state, logits = self._model.to_numpy(array), np.array(request.logits, np.float32)
-        self.cache.add(Entry(request.root, np.array(tokens, np.int64), state, logits))
+        entry = Entry(request.root, np.array(tokens, np.int64), state, logits)
+        dropped = self.cache.add(entry)
+        if self._disk is not None:
+            self._disk.save(entry)
+            for one in dropped:
+                self._disk.remove(one)
 
     def _forward(self, request: Request, tokens: list[int]) -> None:
         wanted = request.asked.prompt_logprobs

@@ -12,7 +12,6 @@ from rwkv_core.errors import EngineClosedError, QueueFullError
 from rwkv_core.serving.batch import Batch
 from rwkv_core.serving.drawing import Drawn, End, draw, end_of_all, grow, take_forced
 from rwkv_core.serving.pacing import MAX_TOKENS
-from rwkv_core.serving.prefix_cache import PrefixCache
 from rwkv_core.serving.prompts import Prompts
 from rwkv_core.serving.results import Completion, FinishReason, Times, Usage
 from rwkv_core.serving.settling import mark_held_text, settled
@@ -33,7 +32,7 @@ class Scheduler:
         self,
         model: Model,
         tokenizer: Tokenizer,
-        cache: PrefixCache,
+        prompts: Prompts,
         max_batch: int,
         max_waiting: int,
     ) -> None:
@@ -41,7 +40,7 @@ class Scheduler:
         self._max_batch, self._max_waiting = max_batch, max_waiting
         self._changed = threading.Condition()
         self._waiting: list[Request] = []
-        self._prompts = Prompts(model, tokenizer, cache)
+        self._prompts = prompts
         self._batch: Batch[Request] = Batch(model, max_batch)
         self._pool = ThreadPoolExecutor(
             min(available_threads(), max_batch), thread_name_prefix="rwkv-core drawing"
