@@ -11,8 +11,14 @@ import pytest
 
 import rwkv_core
 from forced_tokens import force
-from rwkv_core import RWKV, OptionError, RWKVError
-from rwkv_core.errors import EngineClosedError, PromptTooLongError, QueueFullError
+from rwkv_core import (
+    RWKV,
+    EngineClosedError,
+    OptionError,
+    PromptTooLongError,
+    QueueFullError,
+    RWKVError,
+)
 from rwkv_core.serving import Engine, Handle
 
 PROMPTS = [
@@ -308,8 +314,9 @@ def test_logprobs_of_a_text_that_stops_within_a_token(rwkv: RWKV, engine: Engine
 
 
 @pytest.mark.needs_backend
-def test_generate_many(rwkv: RWKV, engine: Engine) -> None:
-    found = engine.generate_many(PROMPTS * 4, 5, temperature=0.0)
+def test_generate_many_takes_more_than_the_queue(rwkv: RWKV) -> None:
+    with Engine(rwkv.model, rwkv.tokenizer, max_batch=4, max_waiting=2) as engine:
+        found = engine.generate_many(PROMPTS * 4, 5, temperature=0.0)
     expected = [alone(rwkv, prompt, 5, temperature=0.0).text for prompt in PROMPTS]
     assert [one.text for one in found] == expected * 4
 

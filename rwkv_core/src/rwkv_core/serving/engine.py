@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rwkv_core.errors import OptionError, PromptTooLongError
+from rwkv_core.errors import OptionError, PromptTooLongError, QueueFullError
 from rwkv_core.generation.choosing import Seed, TokenChooser
 from rwkv_core.generation.sampling_parameters import (
     Sampling,
@@ -199,18 +199,27 @@ class Engine:
     ) -> list[Completion]:
         """Continue each of `prompts`, many at the same time. Returns completions in their order.
 
-        `max_tokens` and `options` are those of `submit`. Each prompt has the same seed, if one is
-        given. An error of one of them ends all.
+        `max_tokens` and `options` are those of `submit`; each prompt has the same seed, if one is
+        given. There may be more of them than the queue takes. An error of one of them ends all.
         """
         handles: list[Handle] = []
         try:
             for prompt in prompts:
-                handles.append(self.submit(prompt, max_tokens, **options))
+                handles.append(self._submit_when_possible(prompt, max_tokens, options))
             return [handle.result for handle in handles]
         except BaseException:
             for handle in handles:
                 handle.cancel()
             raise
+
+    def _submit_when_possible(
+        self, prompt: str | Sequence[int], max_tokens: int, options: dict[str, Any]
+    ) -> Handle:
+        while True:
+            try:
+                return self.submit(prompt, max_tokens, **options)
+            except QueueFullError:
+                self._scheduler.wait_for_room()
 
     def stats(self) -> Stats:
         """Return counts of what the engine does and has done."""

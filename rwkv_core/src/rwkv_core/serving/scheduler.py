@@ -63,6 +63,13 @@ class Scheduler:
             self._waiting.append(request)
             self._changed.notify_all()
 
+    def wait_for_room(self) -> None:
+        """Wait until the queue takes another request, or the engine is closed."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._waiting) < self._max_waiting or self._closing is not None
+            )
+
     def wake(self) -> None:
         """Have the thread look at its requests again."""
         with self._changed:
@@ -136,6 +143,7 @@ class Scheduler:
                     self._prompts.begin(request)
                 except Exception as error:
                     self._fail(request, error)
+                self._changed.notify_all()
 
     def _decode(self) -> None:
         """One token on for each running request."""
