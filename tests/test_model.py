@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rwkv_core
+from later_versions import Sizes, later_weights
 from pth_writer import write_pth
 from random_model import random_weights
 from rwkv_core import BackendError, CheckpointError, OptionError
@@ -51,6 +52,24 @@ def test_all_logits_reach_across_chunks(small_model: Path, backend: str) -> None
     np.testing.assert_allclose(every[-1], logits(model, tokens), rtol=1e-4, atol=1e-5)
     rows = logits(model, [tokens, tokens], all_logits=True)
     np.testing.assert_allclose(rows[1], every, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+def test_the_head_makes_logits_of_an_embedding(tmp_path: Path, backend: str, version: str) -> None:
+    sizes = Sizes(2, 64, 32, 224, 50, (8, 12, 16, 20))
+    weights = random_weights(2, 64, 50) if version == "4" else later_weights(version, sizes)
+    write_pth(tmp_path / "model.pth", weights)
+    model = rwkv_core.load(tmp_path / "model.pth", backend=backend)
+    tokens = [i * 31 % 50 for i in range(20)]
+    _, state = model.forward(tokens[:7])
+    found = model.to_numpy(model.embed(tokens[7:], state))
+    assert (found.shape, found.dtype) == ((64,), np.float32)
+    expected = logits(model, tokens)
+    # torch-quant keeps the head in 8 bits.
+    close = {"rtol": 0.1, "atol": 0.3} if backend == "torch-quant" else {"rtol": 1e-3, "atol": 1e-3}
+    np.testing.assert_allclose(weights["head.weight"] @ found, expected, **close)
+    rows = model.to_numpy(model.embed([tokens[7:]] * 2, model.stack_states([state, state])))
+    np.testing.assert_allclose(rows, [found, found], rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

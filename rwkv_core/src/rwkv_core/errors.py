@@ -40,3 +40,15 @@ class TokenizerError(RWKVError):
 
 class BackendWarning(RuntimeWarning):
     """A backend that failed to start, where another one was taken."""
+
+
+class PromptTooLongError(OptionError):
+    """A prompt of more tokens than an engine takes."""
+
+
+class QueueFullError(RWKVError):
+    """A request that came while as many waited as an engine lets wait."""
+
+
+class EngineClosedError(RWKVError):
+    """A request to an engine that is closed."""

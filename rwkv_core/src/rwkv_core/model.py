@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rwkv_core import state as state_file
 from rwkv_core.architectures.base import Config, leaves
-from rwkv_core.architectures.head import all_logits, last_logits
+from rwkv_core.architectures.head import all_logits, last_hidden, last_logits
 from rwkv_core.backends.tensor_ops import Matrix, TensorOps
 from rwkv_core.checkpoint.tuned_state import open_tuned_state, read_tuned_state
 from rwkv_core.errors import OptionError, StateError
@@ -59,6 +59,7 @@ class Model:
             ops.compile(partial(logits, architecture, ops), architecture.name)
             for logits in (all_logits, last_logits)
         )
+        self._last_hidden = ops.compile(partial(last_hidden, architecture, ops))
 
     def __repr__(self) -> str:
         return (
@@ -88,6 +89,34 @@ class Model:
         its logits. Raises OptionError for tokens outside the vocabulary or of a wrong shape, and
         StateError for a state that does not fit.
         """
+        run = self._all_logits if all_logits else self._last_logits
+        logits, array = self._read(run, tokens, state, on_progress)
+        last = logits[..., -1, :]
+        # The state gets a copy: the caller may change the logits, or keep them for long.
+        after = State(array, self.ops.xp.asarray(last, copy=True), model=self.fingerprint)
+        return (logits if all_logits else last), after
+
+    @np.errstate(all="ignore")
+    def embed(self, tokens: Tokens, state: State | None = None) -> Any:
+        """Read tokens, continuing from `state`, for an embedding of the text.
+
+        Arguments and errors are those of `forward`. Returns the last hidden state after the final
+        norm, a float32 array of the backend: [D], with a leading B for rows.
+        """
+        hidden, _ = self._read(self._last_hidden, tokens, state, None)
+        return hidden[..., -1, :]
+
+    def _read(
+        self,
+        run: Callable[..., Any],
+        tokens: Tokens,
+        state: State | None,
+        on_progress: OnProgress | None,
+    ) -> tuple[Any, Any]:
+        """What `run` gives, [T, n] or [B, T, n], or of the last token alone; and the state's array.
+
+        `run` is a function of `head`, compiled.
+        """
         rows = self._rows(tokens)
         single = rows.ndim == 1
         if state is None:
@@ -97,26 +126,21 @@ class Model:
         array = state.array
         if single:
             rows, array = rows[None], xp.expand_dims(array, axis=0)
-        run = self._all_logits if all_logits else self._last_logits
         pieces, start, total = [], 0, rows.shape[1]
         if on_progress is not None:
             on_progress(0, total)
         for length in self.ops.chunks(total):
             x = self.ops.embed(self._table, rows[:, start : start + length])
-            logits, array = run(self.parameters, x, array)
-            pieces.append(logits)
+            found, array = run(self.parameters, x, array)
+            pieces.append(found)
             start += length
             if on_progress is not None:
-                self.ops.to_numpy(logits[:, -1, :])  # waits for asynchronous computation
+                self.ops.to_numpy(found[:, -1, :])  # waits for asynchronous computation
                 on_progress(start, total)
-        logits = pieces[-1] if len(pieces) == 1 or not all_logits else xp.concat(pieces, axis=1)
-        logits = xp.astype(logits, xp.float32, copy=False)
-        if single:
-            logits, array = logits[0, ...], array[0, ...]
-        last = logits[..., -1, :]
-        # The state gets a copy: the caller may change the logits, or keep them for long.
-        after = State(array, xp.asarray(last, copy=True), model=self.fingerprint)
-        return (logits if all_logits else last), after
+        every = run is self._all_logits
+        found = pieces[-1] if len(pieces) == 1 or not every else xp.concat(pieces, axis=1)
+        found = xp.astype(found, xp.float32, copy=False)
+        return (found[0, ...], array[0, ...]) if single else (found, array)
 
     def _rows(self, tokens: Tokens) -> NDArray[np.int64]:
         try:

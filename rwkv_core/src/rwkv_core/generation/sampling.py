@@ -30,18 +30,25 @@ def check_vocabulary(sampling: Sampling, stop_tokens: Collection[int], n_vocab: 
 class TokenCounts:
     """Counts of each token in a growing history, such as one generation's.
 
-    Recounting at each token would cost O(history).
+    Recounting at each token would cost O(history), and to look for what occurs, O(vocabulary).
+
+    Attributes:
+        tokens: those that occur, each once.
     """
 
     def __init__(self) -> None:
         self._counts = np.zeros(0, np.int64)
         self._n_counted = 0
+        self.tokens: list[int] = []
 
     def of(self, history: Sequence[int], n_vocab: int) -> NDArray[np.int64]:
         """Return counts [V] of `history`, which must begin with the last call's history."""
         if len(self._counts) != n_vocab:
-            self._counts, self._n_counted = np.zeros(n_vocab, np.int64), 0
-        np.add.at(self._counts, np.asarray(history[self._n_counted :], np.intp), 1)
+            self._counts, self._n_counted, self.tokens = np.zeros(n_vocab, np.int64), 0, []
+        for token in history[self._n_counted :]:
+            if not self._counts[token]:
+                self.tokens.append(token)
+            self._counts[token] += 1
         self._n_counted = len(history)
         return self._counts
 
@@ -87,11 +94,14 @@ def sample(
     if 0 < sampling.top_k < len(scores):
         tokens = steps.top_k(scores, sampling.top_k)
         scores = scores[tokens]
-    weights = np.exp(scores)
+    weights, total = np.exp(scores), None
     if sampling.typical_p < 1:
         weights = steps.typical(scores, weights, sampling.typical_p)
+    elif tokens is None and (sampling.top_p < 1 or sampling.min_p):
+        tokens, total = steps.candidates(weights, sampling.top_p, sampling.min_p)
+        weights = weights[tokens]
     if sampling.top_p < 1:
-        weights = steps.top_p(weights, sampling.top_p)
+        weights = steps.top_p(weights, sampling.top_p, total)
     if sampling.min_p:
         weights = steps.min_p(weights, sampling.min_p)
     place = steps.draw(weights, rng)
@@ -128,7 +138,7 @@ def adjusted(
     if not history or not sampling.has_penalties:
         return logits
     found = counts.of(history, len(logits))
-    tokens = np.flatnonzero(found)
+    tokens = np.array(counts.tokens, np.intp)
     # An overflow to -inf excludes the token, as intended; `sample` finds inf and NaN.
     with np.errstate(over="ignore", invalid="ignore"):
         if sampling.repetition_penalty != 1:

@@ -113,12 +113,14 @@ def top_k(logits: Logits, k: int) -> Tokens:
     return candidates[kept]
 
 
-def top_p(weights: Weights, mass: float) -> Weights:
+def top_p(weights: Weights, mass: float, total: float | None = None) -> Weights:
     """Keep the smallest set of the likeliest tokens whose probability is at least `mass`.
+
+    `total` is the sum of all weights, where `weights` lack some that are not kept.
 
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
-    total = float(weights.sum())
+    total = float(weights.sum()) if total is None else total
     # The bits of a positive float, read as an integer, grow roughly with its logarithm.
     key = _ONE - weights.view(np.int64)
     last = _ONE - np.float64(_least_that_matters(weights, total, mass)).view(np.int64)
@@ -148,6 +150,18 @@ def typical(logits: Logits, weights: Weights, mass: float) -> Weights:
 def min_p(weights: Weights, fraction: float) -> Weights:
     """Keep tokens at least `fraction` as likely as the likeliest (Nguyen et al. 2024)."""
     return weights * (weights >= fraction * weights.max())
+
+
+def candidates(weights: Weights, mass: float, fraction: float) -> tuple[Tokens, float]:
+    """Return the tokens that `top_p` of `mass` and then `min_p` of `fraction` may keep, ascending.
+
+    They are few. Returns the sum of all weights too.
+    """
+    total = float(weights.sum())
+    least = _least_that_matters(weights, total, mass)
+    if fraction:
+        least = max(least, fraction * float(weights.max()))
+    return np.flatnonzero(weights >= least), total
 
 
 def _least_that_matters(weights: Weights, total: float, mass: float) -> float:

@@ -6,23 +6,16 @@ string never shows in part, nor half a character.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError, RWKVError, StateError
-from rwkv_core.generation.samplers import started
-from rwkv_core.generation.sampling import TokenCounts, check_vocabulary, is_drawable, sample
-from rwkv_core.generation.sampling_parameters import (
-    Sampling,
-    check_tokens,
-    is_whole,
-    sampling_with,
-)
+from rwkv_core.generation.choosing import Seed, TokenChooser
+from rwkv_core.generation.sampling import is_drawable
+from rwkv_core.generation.sampling_parameters import Sampling, is_whole, sampling_with
 from rwkv_core.generation.stop_strings import encode_stop_strings
 from rwkv_core.generation.transcript import Transcript
 from rwkv_core.plugins.sampler import Processor
@@ -35,8 +28,6 @@ if TYPE_CHECKING:
 
 # <|endoftext|> of the Pile and World vocabularies: what documents begin after.
 FIRST_TOKEN = 0
-
-Seed = int | np.random.Generator | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,23 +83,6 @@ class Progress:
 OnToken = Callable[[Progress], object]
 
 
-def _stop_tokens(tokens: Collection[int]) -> frozenset[int]:
-    if isinstance(tokens, str) or not isinstance(tokens, Collection):
-        raise OptionError(f"stop_tokens: found {tokens!r}, expected a list of tokens")
-    check_tokens("stop_tokens", tokens)
-    return frozenset(tokens)
-
-
-def _generator(model: Model, seed: Seed) -> np.random.Generator:
-    if isinstance(seed, np.random.Generator):
-        return seed
-    if seed is not None and (not is_whole(seed) or seed < 0):
-        raise OptionError(f"seed: found {seed!r}, expected a whole number >= 0 or None")
-    return np.random.default_rng(
-        model.ops.broadcast(secrets.randbits(128) if seed is None else seed)
-    )
-
-
 @one_thread_at_a_time("__next__", "run", "close")
 class GenerationStream:
     """Continues from a state, as an iterator over pieces of text, none of them empty.
@@ -159,31 +133,19 @@ class GenerationStream:
 
         Raises OptionError for an argument, StateError for a state that does not fit the model.
         """
-        self._sampling = sampling_with(sampling, sampling_options)
-        self._processors = started(processors)
+        chosen = sampling_with(sampling, sampling_options)
         model.check_state(state)
         if not is_whole(max_tokens) or max_tokens < 0:
             raise OptionError(f"max_tokens: found {max_tokens!r}, expected a whole number >= 0")
-        if not isinstance(ignore_eos, bool):
-            raise OptionError(f"ignore_eos: found {ignore_eos!r}, expected True or False")
         if on_progress is not None and not callable(on_progress):
             raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
         stops = encode_stop_strings(stop_strings)
-        self._stop_tokens = _stop_tokens(stop_tokens)
-        check_vocabulary(self._sampling, self._stop_tokens, model.n_vocab)
-        if tokenizer.end_of_text is not None and not ignore_eos:
-            self._stop_tokens |= {tokenizer.end_of_text}
-        self._rng = _generator(model, seed)
+        self._chooser = TokenChooser(
+            model, tokenizer, chosen, processors, stop_tokens, ignore_eos, seed
+        )
         self._model, self._max_tokens, self._on_progress = model, max_tokens, on_progress
         self.result: Generated | None = None
         self._transcript = Transcript(model, tokenizer, state, stops)
-        # Tokens without bytes say nothing: never sampled, unless they are asked for as a stop.
-        padding = range(tokenizer.n_vocab, model.n_vocab)
-        silent = [t for t in (*tokenizer.holes, *padding) if t not in self._stop_tokens]
-        self._sampling = replace(
-            self._sampling, banned_tokens=(*self._sampling.banned_tokens, *silent)
-        )
-        self._counts = TokenCounts()
         self._advancing = False
         if max_tokens == 0:
             self._end("length")
@@ -237,29 +199,20 @@ class GenerationStream:
         if transcript.state.logits is None:
             transcript.begin(FIRST_TOKEN)
         token = self._sample()
-        if token in self._stop_tokens:
+        if token in self._chooser.stop_tokens:
             return self._end("stop_token")
         transcript.read(token)
-        stop, possible = transcript.first_stop(), transcript.possible_stop()
-        # A stop string that may have begun before the one found would end the text earlier.
-        if stop is not None and stop <= possible:
+        if transcript.certain_stop() is not None:
             return self._end("stop_string")
         if len(transcript.tokens) == self._max_tokens:
             return self._end("length")
-        transcript.given_out = transcript.whole(possible)
+        transcript.given_out = transcript.certain()
 
     def _sample(self) -> int:
         transcript = self._transcript
         logits = self._model.to_numpy(transcript.state.logits)
         try:
-            return sample(
-                logits,
-                self._sampling,
-                transcript.tokens,
-                self._rng,
-                self._processors,
-                self._counts,
-            )
+            return self._chooser.choose(logits, transcript.tokens)
         except RWKVError:
             self._check_state(logits)
             raise

@@ -1,8 +1,8 @@
 """What a generation has read, in tokens and bytes, and the way back to the state of any part of it.
 
-Bytes are the ground truth. Each token read leaves a mark: the state after it, and how many bytes
-there were. To go back to a place, take the last mark before it and read the text between again.
-Text that is given out is never taken back, so marks from before it are dropped.
+Each token read leaves a mark: the state after it, and how many bytes there were. To go back to a
+place, take the last mark before it and read the text between again. Text that is given out is never
+taken back, so marks from before it are dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from rwkv_core.generation.stop_strings import first_stop, possible_stop
+from rwkv_core.generation.growing_text import GrowingText
 from rwkv_core.state import State
 from rwkv_core.util.progress import OnProgress
 from rwkv_core.util.utf8 import unfinished_character
@@ -36,11 +36,11 @@ def read(
     Raises OptionError for tokens, and StateError for a state, that do not fit the model.
     """
     _, after = model.forward(tokens, state, on_progress=on_progress)
-    data = b"".join(_bytes_of(tokenizer, token) for token in tokens)
+    data = b"".join(bytes_of(tokenizer, token) for token in tokens)
     return replace(after, pending=unfinished_character(state.pending + data))
 
 
-def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
     """A token's bytes; none for a number that only pads the model's vocabulary."""
     return tokenizer.token_bytes(token) if token < tokenizer.n_vocab else b""
 
@@ -57,23 +57,20 @@ class _Mark(NamedTuple):
         return self.n_bytes <= place and not self.state.pending
 
 
-class Transcript:
+class Transcript(GrowingText):
     """The tokens of one generation as they are read.
 
     Attributes:
         tokens: those read so far.
-        given_out: how many bytes have been given out as text, always whole characters.
     """
 
     def __init__(
         self, model: Model, tokenizer: Tokenizer, state: State, stops: Sequence[bytes]
     ) -> None:
+        super().__init__(state.pending, stops)
         self.tokens: list[int] = []
-        self.given_out = 0
-        self._model, self._tokenizer, self._stops = model, tokenizer, stops
-        # A character that `state` left unfinished is continued, so its bytes come first.
-        self._data = bytearray(state.pending)
-        self._marks = deque([_Mark(0, len(self._data), state)])
+        self._model, self._tokenizer = model, tokenizer
+        self._marks = deque([_Mark(0, len(self.data), state)])
 
     @property
     def state(self) -> State:
@@ -90,39 +87,19 @@ class Transcript:
         self._drop_old_marks()
         state = read(self._model, self._tokenizer, self.state, [token])
         self.tokens.append(token)
-        self._data += _bytes_of(self._tokenizer, token)
-        self._marks.append(_Mark(len(self.tokens), len(self._data), state))
+        self.data += bytes_of(self._tokenizer, token)
+        self._marks.append(_Mark(len(self.tokens), len(self.data), state))
 
     def drop_unread(self) -> None:
         """Drop what was noted after the last mark, by a `read` that did not get to the end."""
         last = self._marks[-1]
-        del self._data[last.n_bytes :], self.tokens[last.n_tokens :]
+        del self.data[last.n_bytes :], self.tokens[last.n_tokens :]
 
     def _drop_old_marks(self) -> None:
         """Keep the last mark from which all text not yet given out can be read, and later ones."""
         usable = [i for i, m in enumerate(self._marks) if m.starts_text_at(self.given_out)]
         for _ in range(usable[-1] if usable else 0):
             self._marks.popleft()
-
-    def first_stop(self) -> int | None:
-        """Where the first stop string begins; None if there is none."""
-        return first_stop(self._data, self.given_out, self._stops)
-
-    def possible_stop(self) -> int:
-        """Where a stop string may have begun that is not complete; the end if nowhere."""
-        return possible_stop(self._data, self.given_out, self._stops)
-
-    def end(self) -> int:
-        """Where the last whole character ends."""
-        return self.whole(len(self._data))
-
-    def whole(self, place: int) -> int:
-        """`place`, or where the character begins that is unfinished there."""
-        return place - len(unfinished_character(self._data[max(0, place - 4) : place]))
-
-    def text(self, start: int = 0) -> str:
-        """What has been given out from byte `start` on."""
-        return self._data[start : self.given_out].decode("utf-8", "replace")
 
     def go_back(self, place: int) -> tuple[list[int], State]:
         """Tokens of the text up to byte `place`, and the state after exactly that text.
@@ -133,7 +110,7 @@ class Transcript:
         usable = [mark for mark in self._marks if mark.starts_text_at(place)]
         mark = usable[-1] if usable else self._marks[0]
         tokens, state = self.tokens[: mark.n_tokens], mark.state
-        missing = bytes(self._data[mark.n_bytes : place])
+        missing = bytes(self.data[mark.n_bytes : place])
         if missing:
             again = self._tokenizer.encode_bytes(missing)
             state = replace(read(self._model, self._tokenizer, state, again), pending=b"")

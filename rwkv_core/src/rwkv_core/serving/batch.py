@@ -1,0 +1,100 @@
+"""The running sequences' states in one array, of which rows come and go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.state import State
+
+if TYPE_CHECKING:
+    from rwkv_core.model import Model
+
+Member = TypeVar("Member")
+
+# Steps with a smaller array that would do before rows move into one: moving back costs as much.
+_STEPS_BEFORE_SHRINKING = 16
+
+
+class Batch(Generic[Member]):
+    """Members, each with a row of one array [C, L, R, D].
+
+    C is 1, 2, 4, 8, ... or `max_rows`, so that a backend that compiles for shapes sees few. A row
+    that no member has is computed too and its result is dropped.
+    """
+
+    def __init__(self, model: Model, max_rows: int) -> None:
+        self._model = model
+        self._sizes = [2**i for i in range(max_rows.bit_length()) if 2**i < max_rows] + [max_rows]
+        self._members: list[Member | None] = []
+        self._array: Any = None
+        self._surplus_steps = 0
+
+    def __len__(self) -> int:
+        return sum(member is not None for member in self._members)
+
+    @property
+    def members(self) -> list[Member]:
+        return [member for member in self._members if member is not None]
+
+    def add(self, member: Member, row: Any) -> None:
+        """Give `member` a row, which begins as `row` [L, R, D]."""
+        if None not in self._members:
+            self._resize(self._size_for(len(self) + 1), row)
+        place = self._members.index(None)
+        self._members[place] = member
+        try:
+            self._array[place, ...] = row
+        except TypeError:  # a library whose arrays never change
+            rows = self._rows()
+            rows[place] = row
+            self._array = self._model.ops.xp.stack(rows)
+
+    def remove(self, member: Member) -> None:
+        """Free a member's row."""
+        self._members[self._members.index(member)] = None
+        if not len(self):
+            self._members, self._array = [], None
+
+    def row(self, member: Member) -> Any:
+        """A copy of a member's row [L, R, D]."""
+        place = self._members.index(member)
+        return self._model.ops.xp.asarray(self._array[place, ...], copy=True)
+
+    def step(self, tokens: dict[Member, int]) -> NDArray[np.float32]:
+        """Read a token for each member. Returns logits [n, V] in the order of `members`."""
+        self._shrink_if_long_enough()
+        column = [[0 if member is None else tokens[member]] for member in self._members]
+        batch = State(self._array, model=self._model.fingerprint)
+        logits, after = self._model.forward(column, batch)
+        self._array = after.array
+        rows = [place for place, member in enumerate(self._members) if member is not None]
+        found = self._model.ops.to_numpy(logits)
+        return found if len(rows) == len(found) else found[rows]
+
+    def _size_for(self, n_rows: int) -> int:
+        return next(size for size in self._sizes if size >= n_rows)
+
+    def _rows(self) -> list[Any]:
+        return [self._array[place, ...] for place in range(len(self._members))]
+
+    def _shrink_if_long_enough(self) -> None:
+        size = self._size_for(len(self))
+        self._surplus_steps = self._surplus_steps + 1 if size < len(self._members) else 0
+        if self._surplus_steps > _STEPS_BEFORE_SHRINKING:
+            self._resize(size, None)
+            self._surplus_steps = 0
+
+    def _resize(self, size: int, filling: Any) -> None:
+        """Move the members' rows into an array of `size` rows; `filling` is for the others."""
+        rows = [
+            row
+            for member, row in zip(self._members, self._rows(), strict=True)
+            if member is not None
+        ]
+        filling = rows[0] if filling is None else filling
+        n_free = size - len(rows)
+        self._array = self._model.ops.xp.stack([*rows, *[filling] * n_free])
+        self._members = [*self.members, *[None] * n_free]

@@ -1,0 +1,161 @@
+"""The prefix cache's entries in files, for the next run.
+
+Each entry is a safetensors file, written beside its place and renamed, with a checksum over its
+values. A file that is damaged, or of another model, is not used. A thread of its own writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkv_core.errors import StateError
+from rwkv_core.serving.prefix_cache import Entry
+from rwkv_core.util.atomic_write import atomic_write
+
+if TYPE_CHECKING:
+    from rwkv_core.model import Model
+    from rwkv_core.tokenizer import Tokenizer
+
+_FORMAT = "rwkv-core prefix 1"
+_SUFFIX = ".prefix"
+
+
+class DiskCache:
+    """Entries of one model and tokenizer in a folder of their own below `folder`."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str], model: Model, tokenizer: Tokenizer, max_bytes: int
+    ) -> None:
+        """Make the folder. Raises StateError if that cannot be done."""
+        self._key = _key_of(model, tokenizer)
+        self._folder = Path(folder) / self._key[:32]
+        self._max_bytes, self._n_vocab = max_bytes, model.n_vocab
+        empty = model.to_numpy(model.empty_state())
+        self._shape, self._dtype = empty.shape, empty.dtype
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        self._jobs: queue.SimpleQueue[tuple[str, Entry] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._work, name="rwkv-core prefix files", daemon=True
+        )
+        self._thread.start()
+
+    def load(self) -> list[Entry]:
+        """Read the entries, the least recently written first, as many as `max_bytes` hold.
+
+        Files that cannot be used, or that are too many, are removed.
+        """
+        found: list[Entry] = []
+        n_bytes = 0
+        for path in self._paths():
+            entry = self._read(path)
+            if entry is None or n_bytes + entry.nbytes > self._max_bytes:
+                with suppress(OSError):
+                    path.unlink()
+                continue
+            n_bytes += entry.nbytes
+            found.append(entry)
+        return found[::-1]
+
+    def save(self, entry: Entry) -> None:
+        """Write an entry soon. A disk that is full is no error: the entry is not there then."""
+        self._jobs.put(("save", entry))
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry's file soon."""
+        self._jobs.put(("remove", entry))
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            action, entry = job
+            with suppress(OSError):
+                if action == "save":
+                    self._write(entry)
+                else:
+                    self._path_of(entry).unlink(missing_ok=True)
+
+    def _paths(self) -> Iterator[Path]:
+        """The files, the most recently written first."""
+        dated = []
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            with suppress(OSError):
+                dated.append((path.stat().st_mtime_ns, path))
+        return (path for _, path in sorted(dated, reverse=True))
+
+    def _path_of(self, entry: Entry) -> Path:
+        name = hashlib.sha256(entry.root + entry.tokens.astype("<i8").tobytes()).hexdigest()[:40]
+        return self._folder / f"{name}{_SUFFIX}"
+
+    def _write(self, entry: Entry) -> None:
+        from safetensors.numpy import save
+
+        tensors = {"tokens": entry.tokens, "state": entry.state, "logits": entry.logits}
+        about = {
+            "format": _FORMAT,
+            "key": self._key,
+            "root": entry.root.hex(),
+            "sha256": _checksum(entry.root, tensors),
+        }
+        with atomic_write(self._path_of(entry)) as file:
+            file.write(save(tensors, about))
+
+    def _read(self, path: Path) -> Entry | None:
+        """The entry in a file; None if it is damaged or not of this model."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            data = path.read_bytes()
+            length = int.from_bytes(data[:8], "little")
+            about = json.loads(data[8 : 8 + length])["__metadata__"]
+            tensors = load(data)
+            root = bytes.fromhex(about["root"])
+            entry = Entry(root, tensors["tokens"], tensors["state"], tensors["logits"])
+            is_whole = about["sha256"] == _checksum(root, tensors)
+            if not is_whole or (about["format"], about["key"]) != (_FORMAT, self._key):
+                return None
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return entry if self._fits(entry) and self._path_of(entry) == path else None
+
+    def _fits(self, entry: Entry) -> bool:
+        found = [(array.shape, array.dtype.name) for array in (entry.state, entry.logits)]
+        fits = [(self._shape, self._dtype.name), ((self._n_vocab,), "float32")]
+        return found == fits and (entry.tokens.ndim, entry.tokens.dtype.name) == (1, "int64")
+
+
+def _checksum(root: bytes, tensors: dict[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256(root)
+    for name in ("tokens", "state", "logits"):
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _key_of(model: Model, tokenizer: Tokenizer) -> str:
+    """What tells a model's states apart from another's, and one's tokens."""
+    ops = model.ops
+    sizes = sorted(model.config.sizes.items())
+    about = [model.fingerprint, model.architecture, model.backend, ops.dtype, ops.runtime_dtype]
+    digest = hashlib.sha256(json.dumps([_FORMAT, about, sizes]).encode())
+    for token in range(tokenizer.n_vocab):
+        digest.update(len(tokenizer.token_bytes(token)).to_bytes(4, "little"))
+        digest.update(tokenizer.token_bytes(token))
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""From a request's logits to its next token, and to what that means: go on, read more, or end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from rwkv_core.generation.transcript import bytes_of
+from rwkv_core.serving.constraint import restricted
+from rwkv_core.serving.logprobs import token_logprob
+from rwkv_core.serving.results import FinishReason, TokenLogprob
+
+# Forced tokens that are read at once: the batch reads one each step, at no cost to the others.
+MIN_READ_AHEAD = 6
+
+if TYPE_CHECKING:
+    from rwkv_core.serving.request import Request
+    from rwkv_core.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class End:
+    """How a request ends.
+
+    Attributes:
+        place: the byte up to which its text goes; None for all of it.
+        stop: see `Completion`.
+    """
+
+    reason: FinishReason
+    place: int | None = None
+    stop: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token that is drawn.
+
+    Attributes:
+        token: None where the constraint allows none.
+        data: the token's bytes.
+        logprob: if asked for.
+    """
+
+    token: int | None
+    data: bytes = b""
+    logprob: TokenLogprob | None = None
+
+
+def draw(tokenizer: Tokenizer, request: Request, logits: NDArray[Any]) -> Drawn:
+    """Draw the next token of a request from `logits` [V].
+
+    It uses nothing but the request, so that it may run in any thread. Raises what the request's
+    processors or constraint raise.
+    """
+    request.logits = logits
+    token = request.forced.pop(0) if request.forced else _drawn(request, logits)
+    if token is None:
+        return Drawn(None)
+    data = bytes_of(tokenizer, token)
+    n_top = request.asked.top_logprobs
+    return Drawn(token, data, None if n_top is None else token_logprob(logits, token, data, n_top))
+
+
+def _drawn(request: Request, logits: NDArray[Any]) -> int | None:
+    asked = request.asked
+    mask = None if asked.constraint is None else asked.constraint.mask()
+    if mask is not None:
+        if not mask.any():
+            return None
+        logits = restricted(logits, mask)
+    return asked.chooser.choose(logits, request.text.tokens)
+
+
+def grow(request: Request, drawn: Drawn) -> End | None:
+    """Let a request's text grow by what was drawn.
+
+    Returns how the request ends; None where it goes on. Raises what its constraint raises.
+    """
+    asked, token = request.asked, drawn.token
+    if token is None:
+        return End("stop")
+    if request.first_token is None:
+        request.first_token = time.monotonic()
+    if token in asked.chooser.stop_tokens:
+        return End("stop", stop=token)
+    request.text.add(token, drawn.data, drawn.logprob)
+    request.next_token = token
+    if asked.constraint is not None:
+        asked.constraint.accept(token)
+        if not request.forced:
+            request.forced = list(asked.constraint.forced())
+    return _end_after_token(request)
+
+
+def take_forced(tokenizer: Tokenizer, request: Request) -> End | None:
+    """Let a request's text grow by all tokens that its constraint forces, if they are many.
+
+    They are then to be read as a prompt is. Fewer go through the batch one by one, as those do
+    whose logprobs are wanted.
+    """
+    if len(request.forced) < MIN_READ_AHEAD or request.asked.top_logprobs is not None:
+        return None
+    request.unread = [request.next_token]
+    while request.forced:
+        token = request.forced.pop(0)
+        end = grow(request, Drawn(token, bytes_of(tokenizer, token)))
+        if end is not None:
+            return end
+        request.unread.append(token)
+    return None
+
+
+def _end_after_token(request: Request) -> End | None:
+    text = request.text.text
+    stop = text.certain_stop()
+    if stop is not None:
+        return end_at_stop(request, stop)
+    if len(request.text.tokens) == request.asked.max_tokens:
+        return end_of_all(request, "length")
+    return None
+
+
+def end_of_all(request: Request, reason: FinishReason) -> End:
+    """The end after all that was drawn, or before a stop string in it."""
+    stop = request.text.text.first_stop()
+    return End(reason) if stop is None else end_at_stop(request, stop)
+
+
+def end_at_stop(request: Request, place: int) -> End:
+    asked, data = request.asked, request.text.text.data
+    found = [
+        string
+        for string, stop in zip(asked.stop_strings, asked.stops, strict=True)
+        if data.startswith(stop, place)
+    ]
+    return End("stop", place, found[0])

@@ -1,0 +1,286 @@
+"""Engine: many requests, one model."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rwkv_core.errors import OptionError, PromptTooLongError, QueueFullError
+from rwkv_core.generation.choosing import Seed, TokenChooser
+from rwkv_core.generation.sampling_parameters import (
+    Sampling,
+    check_tokens,
+    is_whole,
+    sampling_with,
+)
+from rwkv_core.generation.stop_strings import encode_stop_strings
+from rwkv_core.generation.stream import FIRST_TOKEN
+from rwkv_core.plugins.sampler import Processor
+from rwkv_core.serving.constraint import Constraint
+from rwkv_core.serving.disk_cache import DiskCache
+from rwkv_core.serving.handle import Handle
+from rwkv_core.serving.prefix_cache import PrefixCache
+from rwkv_core.serving.prompts import Prompts
+from rwkv_core.serving.request import Asked, Request
+from rwkv_core.serving.results import Completion
+from rwkv_core.serving.scheduler import Scheduler
+from rwkv_core.serving.stats import Stats
+from rwkv_core.state import State
+from rwkv_core.tokenizer import check_fits
+from rwkv_core.util.utf8 import unfinished_character
+
+if TYPE_CHECKING:
+    from rwkv_core.model import Model
+    from rwkv_core.tokenizer import Tokenizer
+
+
+class Engine:
+    """Runs requests on one model, many at the same time, in a thread of its own.
+
+    A request joins the running ones at the next token and leaves when it is done. What a request
+    gives does not depend on the others, but for rounding. Close it at the end, or use `with`.
+
+    Attributes:
+        model, tokenizer: the given ones.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        max_batch: int = 16,
+        cache_bytes: int = 2**30,
+        cache_folder: str | os.PathLike[str] | None = None,
+        max_waiting: int = 1024,
+        max_prompt: int | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Arguments:
+            max_batch: the most requests that run at the same time; more wait.
+            cache_bytes: the most memory for states of prompts, 0 for none.
+            cache_folder: where these states are kept for the next run too; None for nowhere.
+            max_waiting: the most requests that wait.
+            max_prompt: the most tokens of a prompt; None for no limit.
+
+        Raises OptionError for an argument, TokenizerError for a tokenizer that does not fit, and
+        StateError for a folder that cannot be written to.
+        """
+        _check_whole("max_batch", max_batch, 1)
+        _check_whole("cache_bytes", cache_bytes, 0)
+        _check_whole("max_waiting", max_waiting, 1)
+        if max_prompt is not None:
+            _check_whole("max_prompt", max_prompt, 1)
+        check_fits(tokenizer, model.n_vocab)
+        self.model, self.tokenizer = model, tokenizer
+        self._max_prompt = max_prompt
+        cache, self._disk = PrefixCache(cache_bytes), None
+        if cache_folder is not None:
+            self._disk = DiskCache(cache_folder, model, tokenizer, cache_bytes)
+            for entry in self._disk.load():
+                cache.add(entry)
+        prompts = Prompts(model, tokenizer, cache, self._disk)
+        self._scheduler = Scheduler(model, tokenizer, prompts, max_batch, max_waiting)
+        self._thread = threading.Thread(
+            target=self._scheduler.run, name="rwkv-core engine", daemon=True
+        )
+        self._thread.start()
+        # At the interpreter's end too: a thread in a library's code then could crash it.
+        self._end = weakref.finalize(self, _end, self._scheduler, self._thread, self._disk)
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int,
+        *,
+        stop_strings: Sequence[str] = (),
+        stop_tokens: Collection[int] = (),
+        ignore_eos: bool = False,
+        sampling: Sampling | None = None,
+        seed: Seed = None,
+        processors: Sequence[Processor | str] = (),
+        state: State | None = None,
+        top_logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        keep_state: bool = False,
+        max_seconds: float | None = None,
+        marks: Collection[int] = (),
+        **sampling_options: Any,
+    ) -> Handle:
+        """Queue a request. Returns at once.
+
+        Arguments:
+            prompt: text, or tokens. An empty one begins as a document does, or continues `state`.
+            max_tokens: the most tokens to continue by. 0 only reads the prompt.
+            stop_strings, stop_tokens, ignore_eos, seed, processors: as for `RWKV.generate`.
+            sampling, sampling_options: a Sampling, and parameters that change it by name.
+            state: a single state of this model, which the prompt continues.
+            top_logprobs: give each token's logprob, and those of so many likeliest tokens.
+            prompt_logprobs: the same of each token of the prompt, which then is read whole.
+            constraint: restricts the tokens; an object of this request alone.
+            keep_state: give the state after the text.
+            max_seconds: end after so many seconds, waiting included, with what there is.
+            marks: numbers of tokens of the prompt after which the cache keeps the state too, such
+                as those of a system prompt. Without them it finds out where prompts part.
+
+        Raises OptionError, TokenizerError and StateError for an argument, PromptTooLongError,
+        QueueFullError and EngineClosedError.
+        """
+        chosen = sampling_with(sampling, sampling_options)
+        _check_whole("max_tokens", max_tokens, 0)
+        for name, count in (("top_logprobs", top_logprobs), ("prompt_logprobs", prompt_logprobs)):
+            if count is not None:
+                _check_whole(name, count, 0)
+        _check_seconds(max_seconds)
+        check_tokens("marks", marks)
+        if state is not None:
+            self.model.check_state(state)
+        tokens, pending = self._prompt_tokens(prompt, state)
+        stops = encode_stop_strings(stop_strings)
+        chooser = TokenChooser(
+            self.model, self.tokenizer, chosen, processors, stop_tokens, ignore_eos, seed
+        )
+        asked = Asked(
+            prompt=tokens,
+            start=state,
+            max_tokens=int(max_tokens),
+            chooser=chooser,
+            stop_strings=tuple(stop_strings),
+            stops=stops,
+            pending=pending,
+            top_logprobs=top_logprobs,
+            prompt_logprobs=prompt_logprobs,
+            constraint=constraint,
+            keep_state=keep_state,
+            seconds=max_seconds,
+            marks=frozenset(marks),
+        )
+        return self._queue(asked)
+
+    def embed(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        state: State | None = None,
+        max_seconds: float | None = None,
+    ) -> Handle:
+        """Queue the reading of a prompt for its embedding: see `Model.embed`.
+
+        The handle's result has `embedding`, and no text. Arguments and errors are those of
+        `submit`; an empty prompt is that of a document's beginning.
+        """
+        _check_seconds(max_seconds)
+        if state is not None:
+            self.model.check_state(state)
+        tokens, _ = self._prompt_tokens(prompt, state)
+        asked = Asked(
+            prompt=tokens or [FIRST_TOKEN],
+            start=state,
+            max_tokens=0,
+            chooser=TokenChooser(self.model, self.tokenizer, Sampling(), (), (), False, 0),
+            seconds=max_seconds,
+            embeds=True,
+        )
+        return self._queue(asked)
+
+    def _queue(self, asked: Asked) -> Handle:
+        handle = Handle(self._scheduler.wake)
+        self._scheduler.submit(Request(asked, handle))
+        return handle
+
+    def generate_many(
+        self, prompts: Iterable[str | Sequence[int]], max_tokens: int, **options: Any
+    ) -> list[Completion]:
+        """Continue each of `prompts`, many at the same time. Returns completions in their order.
+
+        `max_tokens` and `options` are those of `submit`; each prompt has the same seed, if one is
+        given. There may be more of them than the queue takes. An error of one of them ends all.
+        """
+        handles: list[Handle] = []
+        try:
+            for prompt in prompts:
+                handles.append(self._submit_when_possible(prompt, max_tokens, options))
+            return [handle.result for handle in handles]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    def _submit_when_possible(
+        self, prompt: str | Sequence[int], max_tokens: int, options: dict[str, Any]
+    ) -> Handle:
+        while True:
+            try:
+                return self.submit(prompt, max_tokens, **options)
+            except QueueFullError:
+                self._scheduler.wait_for_room()
+
+    def stats(self) -> Stats:
+        """Return counts of what the engine does and has done."""
+        return self._scheduler.stats()
+
+    def close(self, grace: float = 0.0) -> None:
+        """Take no more requests, and wait until those there are have ended.
+
+        After `grace` seconds those that are left are cancelled.
+        """
+        self._scheduler.close(grace)
+        self._thread.join()
+        self._end()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prompt_tokens(
+        self, prompt: str | Sequence[int], state: State | None
+    ) -> tuple[list[int], bytes]:
+        """The tokens to read, and the bytes of a character that they leave unfinished."""
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
+            raise OptionError(f"prompt: found {prompt!r:.40}, expected text or a list of tokens")
+        else:
+            tokens = list(prompt)
+            check_tokens("prompt", tokens)
+            tokens = [int(token) for token in tokens]
+        if self._max_prompt is not None and len(tokens) > self._max_prompt:
+            raise PromptTooLongError(
+                f"prompt: found {len(tokens)} tokens, expected at most {self._max_prompt}"
+            )
+        if tokens and max(tokens) >= self.model.n_vocab:
+            raise OptionError(
+                f"prompt: found token {max(tokens)}, expected 0 to {self.model.n_vocab - 1}"
+            )
+        begun = state.pending if state is not None else b""
+        if not tokens and (state is None or state.logits is None):
+            return [FIRST_TOKEN], b""
+        known = [token for token in tokens if token < self.tokenizer.n_vocab]
+        return tokens, unfinished_character(begun + self.tokenizer.to_bytes(known))
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not is_whole(value) or value < least:  # type: ignore[operator]
+        raise OptionError(f"{name}: found {value!r}, expected a whole number >= {least}")
+
+
+def _check_seconds(seconds: object) -> None:
+    if seconds is not None and not (
+        isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0
+    ):
+        raise OptionError(f"max_seconds: found {seconds!r}, expected a number > 0")
+
+
+def _end(scheduler: Scheduler, thread: threading.Thread, disk: DiskCache | None) -> None:
+    scheduler.close(0.0)
+    thread.join()
+    if disk is not None:
+        disk.close()

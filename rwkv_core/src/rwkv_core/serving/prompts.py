@@ -1,0 +1,202 @@
+"""Reads prompts: from a state that is known, once for all that begin alike, part by part."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from rwkv_core.generation.transcript import bytes_of
+from rwkv_core.serving.logprobs import token_logprob
+from rwkv_core.serving.pacing import Pace
+from rwkv_core.serving.prefix_cache import Entry, PrefixCache
+from rwkv_core.serving.results import TokenLogprob
+from rwkv_core.state import State
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from rwkv_core.model import Model
+    from rwkv_core.serving.disk_cache import DiskCache
+    from rwkv_core.serving.request import Request
+    from rwkv_core.tokenizer import Tokenizer
+
+# States are kept after each so many tokens of a prompt.
+KEEP_EVERY = 256
+# To share fewer tokens is not worth an entry of its own or a wait.
+_MIN_SHARED = 16
+
+
+class Prompts:
+    """The requests that have tokens to read, in their order.
+
+    Attributes:
+        requests: these.
+        cache: the states of prompts and their beginnings.
+        pace: how long reads and steps take.
+        n_tokens, n_cached: tokens of all prompts so far, and those of them that were not read.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, cache: PrefixCache, disk: DiskCache | None
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self.cache, self.pace, self._disk = cache, Pace(), disk
+        self.requests: list[Request] = []
+        self.n_tokens = self.n_cached = 0
+        self._roots: WeakKeyDictionary[State, bytes] = WeakKeyDictionary()
+
+    def begin(self, request: Request) -> None:
+        """Take up a request, whose prompt is to be read."""
+        request.started = time.monotonic()
+        self.n_tokens += request.n_prompt
+        start = request.asked.start
+        request.root = b"" if start is None else self._root_of(start)
+        if start is not None and start.logits is not None:
+            request.logits = self._model.to_numpy(start.logits)
+        self._find_beginning(request)
+        self.requests.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Forget a request that has ended or goes on in the batch."""
+        self.requests.remove(request)
+        for other in self.requests:
+            if other.leader is request:
+                other.leader = None
+                self._find_beginning(other)
+
+    def next_tokens(self, request: Request, n_tokens: int) -> int:
+        """How many tokens of at most `n_tokens` are to be read next; 0 for one that waits."""
+        if request.leader is not None:
+            return 0
+        n_tokens = min(n_tokens, len(request.unread))
+        if request.n_read >= request.n_prompt:
+            return n_tokens
+        stops = [place for place in request.marks if place > request.n_read]
+        stops += [request.n_prompt, (request.n_read // KEEP_EVERY + 1) * KEEP_EVERY]
+        return min(n_tokens, min(stops) - request.n_read)
+
+    def read(self, request: Request, n_tokens: int) -> None:
+        """Read the next `n_tokens` tokens of a request. Raises what the model does."""
+        if n_tokens == 0:
+            return
+        begin = time.monotonic()
+        tokens = request.unread[:n_tokens]
+        if request.asked.embeds and n_tokens == len(request.unread):
+            found = self._model.embed(tokens, request.state)
+            request.embedding = self._model.to_numpy(found)
+        else:
+            self._forward(request, tokens)
+        del request.unread[:n_tokens]
+        request.n_read += n_tokens
+        self.pace.note_read(n_tokens, time.monotonic() - begin)
+        if request.embedding is None and request.n_read <= request.n_prompt:
+            self._share(request)
+
+    def keep(self, request: Request, array: Any) -> None:
+        """Keep `array`, the state after all tokens that a request has read, in the cache."""
+        tokens = [*request.asked.prompt, *request.text.tokens][: request.n_read]
+        if not self.cache.max_bytes or request.logits is None or not tokens:
+            return
+        if self.cache.has(request.root, tokens):
+            return
+        state, logits = self._model.to_numpy(array), np.array(request.logits, np.float32)
+        entry = Entry(request.root, np.array(tokens, np.int64), state, logits)
+        dropped = self.cache.add(entry)
+        if self._disk is not None:
+            self._disk.save(entry)
+            for one in dropped:
+                self._disk.remove(one)
+
+    def _forward(self, request: Request, tokens: list[int]) -> None:
+        wanted = request.asked.prompt_logprobs
+        every = wanted is not None and request.n_read < request.n_prompt
+        logits, request.state = self._model.forward(tokens, request.state, all_logits=every)
+        found = self._model.to_numpy(logits)
+        if every and wanted is not None:
+            self._note_logprobs(request, tokens, found, wanted)
+            found = found[-1]
+        request.logits = found
+
+    def _note_logprobs(
+        self, request: Request, tokens: list[int], rows: NDArray[Any], n_top: int
+    ) -> None:
+        """Note those of each of `tokens`; `rows` [n, V] are the logits after it."""
+        before = [request.logits, *rows[:-1]]
+        for token, logits in zip(tokens, before, strict=True):
+            data = bytes_of(self._tokenizer, token)
+            request.prompt_logprobs.append(
+                TokenLogprob(token, data, None)
+                if logits is None
+                else token_logprob(logits, token, data, n_top)
+            )
+
+    def _find_beginning(self, request: Request) -> None:
+        """Take over the longest beginning that is known, or wait for a request that reads it."""
+        asked = request.asked
+        # Logprobs need all logits, an embedding the last token's hidden state.
+        usable = request.n_prompt - asked.embeds
+        if asked.prompt_logprobs is not None or usable <= 0:
+            return
+        found = self.cache.find(request.root, asked.prompt[:usable])
+        n_known = max(request.n_read, 0 if found.entry is None else len(found.entry.tokens))
+        leader, n_shared = self._leader_of(request, usable)
+        if n_shared >= n_known + _MIN_SHARED:
+            assert leader is not None
+            leader.marks.add(n_shared)
+            request.leader, request.awaited = leader, n_shared
+            return
+        if found.entry is not None and n_known > request.n_read:
+            state = State(self._model.ops.vector(found.entry.state), model=self._model.fingerprint)
+            self._take_over(request, n_known, state, found.entry.logits)
+        if found.n_shared >= n_known + _MIN_SHARED:
+            # Where prompts part: the next one may part from them there too.
+            request.marks.add(found.n_shared)
+
+    def _leader_of(self, request: Request, usable: int) -> tuple[Request | None, int]:
+        """The request whose reading comes by the end of the longest beginning in common."""
+        best, best_shared = None, 0
+        for other in self.requests:
+            if other is request or other.leader is not None or other.root != request.root:
+                continue
+            n_shared = _n_same(request.asked.prompt[:usable], other.asked.prompt)
+            n_shared = min(n_shared, other.n_prompt - other.asked.embeds)
+            if n_shared > max(other.n_read, best_shared):
+                best, best_shared = other, n_shared
+        return best, best_shared
+
+    def _share(self, request: Request) -> None:
+        """Keep the state where a request has come to, and give it to those who wait for it."""
+        state, place = request.state, request.n_read
+        assert state is not None and request.logits is not None
+        if place in (request.n_prompt, *request.marks) or place % KEEP_EVERY == 0:
+            self.keep(request, state.array)
+        for other in self.requests:
+            if other.leader is request and other.awaited == place:
+                other.leader = None
+                self._take_over(other, place, state, request.logits)
+
+    def _take_over(
+        self, request: Request, place: int, state: State, logits: NDArray[np.floating[Any]]
+    ) -> None:
+        request.state, request.logits = state, logits
+        self.n_cached += place - request.n_cached
+        request.n_read = request.n_cached = place
+        request.unread = request.asked.prompt[place:]
+
+    def _root_of(self, start: State) -> bytes:
+        """What tells a state to begin from apart from others: its values."""
+        found = self._roots.get(start)
+        if found is None:
+            values = self._model.to_numpy(start).tobytes()
+            found = self._roots[start] = hashlib.sha256(values).digest()
+        return found
+
+
+def _n_same(one: list[int], other: list[int]) -> int:
+    n_tokens = min(len(one), len(other))
+    different = np.flatnonzero(np.array(one[:n_tokens]) != np.array(other[:n_tokens]))
+    return int(different[0]) if len(different) else n_tokens

@@ -1,0 +1,310 @@
+"""The one thread that runs the model: a token for each running request, then a part of a prompt."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from rwkv_core.errors import EngineClosedError, QueueFullError
+from rwkv_core.serving.batch import Batch
+from rwkv_core.serving.drawing import Drawn, End, draw, end_of_all, grow, take_forced
+from rwkv_core.serving.pacing import MAX_TOKENS
+from rwkv_core.serving.prompts import Prompts
+from rwkv_core.serving.results import Completion, FinishReason, Times, Usage
+from rwkv_core.serving.settling import mark_held_text, settled
+from rwkv_core.serving.stats import Stats
+from rwkv_core.state import State
+from rwkv_core.util.threads import available_threads
+
+if TYPE_CHECKING:
+    from rwkv_core.model import Model
+    from rwkv_core.serving.request import Request
+    from rwkv_core.tokenizer import Tokenizer
+
+
+class Scheduler:
+    """Holds the requests, and runs them in `run`, which one thread calls."""
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        prompts: Prompts,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._changed = threading.Condition()
+        self._waiting: list[Request] = []
+        self._prompts = prompts
+        self._batch: Batch[Request] = Batch(model, max_batch)
+        self._pool = ThreadPoolExecutor(
+            min(available_threads(), max_batch), thread_name_prefix="rwkv-core drawing"
+        )
+        self._shortest_first = False
+        self._closing: float | None = None
+        self._counts: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+
+    def submit(self, request: Request) -> None:
+        """Put a request into the queue. Raises QueueFullError and EngineClosedError."""
+        with self._changed:
+            if self._closing is not None:
+                raise EngineClosedError("the engine is closed: it takes no more requests")
+            if len(self._waiting) >= self._max_waiting:
+                raise QueueFullError(
+                    f"{len(self._waiting)} requests wait already, which is the most: try again "
+                    "later"
+                )
+            self._waiting.append(request)
+            self._changed.notify_all()
+
+    def wait_for_room(self) -> None:
+        """Wait until the queue takes another request, or the engine is closed."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._waiting) < self._max_waiting or self._closing is not None
+            )
+
+    def wake(self) -> None:
+        """Have the thread look at its requests again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self, grace: float) -> None:
+        """Take no more requests, and end when these have ended, or in `grace` seconds."""
+        with self._changed:
+            end = time.monotonic() + grace
+            self._closing = end if self._closing is None else min(self._closing, end)
+            self._changed.notify_all()
+
+    def stats(self) -> Stats:
+        with self._changed:
+            counts, cache = self._counts, self._prompts.cache
+            return Stats(
+                waiting=len(self._waiting),
+                reading=len(self._prompts.requests),
+                running=len(self._batch),
+                prompt_tokens=self._prompts.n_tokens,
+                cached_tokens=self._prompts.n_cached,
+                completion_tokens=counts["completion_tokens"],
+                steps=counts["steps"],
+                step_rows=counts["step_rows"],
+                cache_bytes=cache.nbytes,
+                cache_entries=len(cache),
+                cache_lookups=cache.lookups,
+                cache_hits=cache.hits,
+                finished=dict(self._finished),
+            )
+
+    def run(self) -> None:
+        """Run requests until the engine is closed and they have ended."""
+        with self._pool:
+            self._run()
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._drop_ended()
+                self._admit()
+                self._decode()
+                self._read_prompts()
+            except Exception as error:  # a fault of the engine: nobody must wait for ever
+                for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
+                    self._fail(request, error)
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; False if the engine is closed and all is done."""
+        with self._changed:
+            while not (self._waiting or self._prompts.requests or len(self._batch)):
+                if self._closing is not None:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _drop_ended(self) -> None:
+        """End requests that were cancelled or are late; all of them once the engine must close."""
+        over = self._closing is not None and time.monotonic() >= self._closing
+        for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
+            if over or request.handle.is_cancelled:
+                self._finish(request, end_of_all(request, "cancelled"))
+            elif request.is_late:
+                self._finish(request, end_of_all(request, "time"))
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._prompts.requests) + len(self._batch) < self._max_batch:
+            with self._changed:
+                request = self._waiting.pop(0)
+                try:
+                    self._prompts.begin(request)
+                except Exception as error:
+                    self._fail(request, error)
+                self._changed.notify_all()
+
+    def _decode(self) -> None:
+        """One token on for each running request."""
+        members = self._batch.members
+        if not members:
+            return
+        begin = time.monotonic()
+        try:
+            rows = self._batch.step({member: member.next_token for member in members})
+        except Exception as error:
+            for member in members:
+                self._fail(member, error)
+            return
+        self._counts["steps"] += 1
+        self._counts["step_rows"] += len(members)
+        for member in members:
+            member.n_read += 1
+        # NumPy computes without Python's lock, so that threads draw at the same time.
+        for member, drawn in zip(members, self._pool.map(self._draw, members, rows), strict=True):
+            self._go_on(member, drawn)
+        self._prompts.pace.note_step(time.monotonic() - begin)
+
+    def _read_prompts(self) -> None:
+        """Read parts of prompts, for as long as the running requests may wait.
+
+        Where none runs, of one. The shortest and the one that came first have their turns.
+        """
+        begin, pace, n_reads = time.monotonic(), self._prompts.pace, 0
+        self._shortest_first = not self._shortest_first
+        requests = list(self._prompts.requests)
+        if self._shortest_first:
+            requests.sort(key=lambda request: len(request.unread))
+        for request in requests:
+            if request.leader is not None or request not in self._prompts.requests:
+                continue
+            most = pace.n_tokens() if len(self._batch) else MAX_TOKENS
+            n_tokens = self._prompts.next_tokens(request, most)
+            if n_reads and not pace.fits(n_tokens, time.monotonic() - begin):
+                return
+            self._read(request, n_tokens)
+            n_reads += 1
+
+    def _read(self, request: Request, n_tokens: int) -> None:
+        """Read the next `n_tokens` tokens of a request that is not in the batch."""
+        try:
+            self._prompts.read(request, n_tokens)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        if request.unread:
+            return
+        if request.asked.embeds or not request.asked.max_tokens:
+            self._finish(request, End("length"))
+            return
+        self._go_on(request, self._draw(request, request.logits))
+
+    def _draw(self, request: Request, logits: Any) -> Drawn | Exception:
+        try:
+            return draw(self._tokenizer, request, logits)
+        except Exception as error:
+            return error
+
+    def _go_on(self, request: Request, drawn: Drawn | Exception) -> None:
+        """Take a request's next token, give out its text, and put it where it goes on."""
+        n_tokens = len(request.text.tokens)
+        try:
+            if isinstance(drawn, Exception):
+                raise drawn
+            end = grow(request, drawn) or take_forced(self._tokenizer, request)
+            self._counts["completion_tokens"] += len(request.text.tokens) - n_tokens
+            if end is not None:
+                self._finish(request, end)
+                return
+            piece = request.text.next_piece()
+            if request.asked.keep_state:
+                mark_held_text(request, self._state_of)
+            self._place(request)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        if piece is not None:
+            request.handle.put(piece)
+
+    def _place(self, request: Request) -> None:
+        """Put a request where it goes on: into the batch, or among those that read."""
+        in_batch = request in self._batch.members
+        with self._changed:
+            if request.unread and in_batch:
+                request.state = self._state_of(request)
+                self._batch.remove(request)
+                self._prompts.requests.append(request)
+            elif not request.unread and not in_batch:
+                assert request.state is not None
+                self._batch.add(request, request.state.array)
+                self._prompts.remove(request)
+                request.state = None
+
+    def _state_of(self, request: Request) -> State:
+        """The state after what a request has read."""
+        if request in self._batch.members:
+            array = self._batch.row(request)
+            logits = request.logits
+            xp = self._model.ops.xp
+            kept = None
+            if logits is not None:
+                kept = xp.astype(self._model.ops.vector(logits), xp.float32, copy=False)
+            return State(array, kept, model=self._model.fingerprint)
+        return request.state or self._model.empty_state()
+
+    def _finish(self, request: Request, end: End) -> None:
+        try:
+            completion, piece = self._completed(request, end)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        self._remove(request, end.reason)
+        if piece is not None:
+            request.handle.put(piece)
+        request.handle.put(completion=completion)
+
+    def _completed(self, request: Request, end: End) -> tuple[Completion, Any]:
+        asked, text = request.asked, request.text
+        state = None
+        n_drawn = len(text.tokens)
+        if request in self._batch.members:
+            self._prompts.keep(request, self._batch.row(request))
+        if asked.keep_state and request.n_read >= request.n_prompt:
+            before = self._state_of(request)
+            state = settled(self._model, self._tokenizer, request, before, end.place)
+        piece = text.last_piece(end.place)
+        now = time.monotonic()
+        started = now if request.started is None else request.started
+        first = request.first_token
+        completion = Completion(
+            text=text.text.text(),
+            tokens=tuple(text.tokens),
+            finish_reason=end.reason,
+            stop=end.stop,
+            usage=Usage(request.n_prompt, request.n_cached, n_drawn),
+            times=Times(
+                queued=started - request.submitted,
+                first_token=None if first is None else first - request.submitted,
+                total=now - request.submitted,
+            ),
+            logprobs=tuple(text.logprobs),
+            prompt_logprobs=tuple(request.prompt_logprobs),
+            state=state,
+            embedding=request.embedding,
+        )
+        return completion, piece
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        self._remove(request, "error")
+        request.handle.put(error=error)
+
+    def _remove(self, request: Request, reason: FinishReason | str) -> None:
+        with self._changed:
+            self._finished[reason] += 1
+            if request in self._waiting:
+                self._waiting.remove(request)
+            elif request in self._prompts.requests:
+                self._prompts.remove(request)
+            elif request in self._batch.members:
+                self._batch.remove(request)
