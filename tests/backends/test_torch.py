@@ -1,4 +1,4 @@
-"""torch on a CPU: its products in all layouts, and its scan in blocks."""
+"""torch on a CPU: whichever layouts and detours its products take, and its scan in blocks."""
 
 import json
 import os
