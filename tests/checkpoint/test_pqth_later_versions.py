@@ -13,10 +13,12 @@ import rwkv_core
 from later_versions import VERSIONS, Sizes, later_weights
 from pth_writer import write_pth
 from rwkv_core.conformance.closeness import assert_close, of_model
+from rwkv_core.conformance.references import rwkv5, rwkv6, rwkv7
 from rwkv_core.errors import CheckpointError
 from rwkv_core.quantization import quantize
 
 SIZES = Sizes(2, 128, 32, 448, 90, (8, 12, 16, 20))
+REFERENCES = {"5.0": rwkv5, "5.1": rwkv5, "5.2": rwkv5, "6": rwkv6, "7": rwkv7}
 TOKENS = [5, 9, 80, 7, 0, 31]
 
 
@@ -42,19 +44,16 @@ def model(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_backend_computes_with_the_quantized_matrices(
     model: Path, version: str, tmp_path: Path, backend: str, bits: int
 ) -> None:
-    weights = later_weights(version, SIZES, seed=1)
-    restored = {
-        name: quantize(array, bits, 64).dequantize() if is_quantized(name) else array
-        for name, array in weights.items()
+    weights = {
+        name: array.astype(np.float64)
+        for name, array in later_weights(version, SIZES, seed=1).items()
     }
-    write_pth(tmp_path / "restored.pth", restored)
-    rwkv_core.prequantize(model, tmp_path / "model.pqth", bits)
-    plain, loaded = (
-        rwkv_core.load(tmp_path / name, backend) for name in ("restored.pth", "model.pqth")
-    )
-    expected, found = (
-        model.to_numpy(model.forward(TOKENS, all_logits=True)[0]) for model in (plain, loaded)
-    )
+    for name in filter(is_quantized, weights):
+        weights[name] = quantize(weights[name], bits, 64).dequantize()
+    expected = REFERENCES[version].run(weights, TOKENS).logits
+    path = rwkv_core.prequantize(model, tmp_path / "model.pqth", bits)
+    loaded = rwkv_core.load(path, backend)
+    found = loaded.to_numpy(loaded.forward(TOKENS, all_logits=True)[0])
     assert_close(found, expected, of_model(loaded.ops))
 
 
