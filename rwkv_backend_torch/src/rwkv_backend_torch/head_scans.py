@@ -1,10 +1,11 @@
-"""The scans of RWKV-5 to 7 in few operations on large tensors.
+"""The scans of RWKV-5 to 7, computed in blocks of tokens.
 
-Time is cut into blocks. What the tokens of a block do to each other is one small matrix for each
-head, which all blocks compute at once; then from block to block the heads' matrices S are carried,
-in two products each. So of 256 tokens 16 or 32 steps wait for each other, not 256.
+How much each token of a block reads of each other one is a small matrix for each head. It is
+computed for all blocks at once. Then a loop over the blocks carries the heads' matrices S through
+them, with two products for each block: 256 tokens take 16 steps (RWKV-7) or 32, not 256.
 
-Shapes: B batch, T time, D width, H heads of N channels; n blocks of C tokens.
+Shapes: B batch, T time, D width, H heads of N channels; n blocks of C tokens. S has a row for each
+key channel here, [B H, K, V].
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Tokens in a block. RWKV-7's is the fastest. RWKV-6's decays reach 0, and 8 of them are the most
-# that are exact: see `_kept`.
+# Tokens in a block. 16 is fastest for RWKV-7. RWKV-6's decays reach 0, for which blocks of 16 are
+# not exact: see `_products_of_decays`.
 _BLOCK_6, _BLOCK_7 = 8, 16
 
 
@@ -48,10 +49,10 @@ def _one_token_6(
     s = _apart(s)
     rows = (*s.shape[:2], 1, s.shape[3])  # [B, H, 1, N]
     now = (r * k * bonus).view(rows).sum(-1, keepdim=True)
-    r, k, v = r.view(rows), k.view(rows), v.view(rows).mT
-    w = w.expand_as(r.flatten(1)).view(rows) if w.ndim == 1 else w.view(rows)
-    y = torch.addcmul(s @ r.mT, now, v)
-    return y.view(y.shape[0], 1, -1), _side_by_side((s * w).addcmul_(v, k))
+    r, w, k, v = (x.expand_as(k).view(rows) for x in (r, w, k, v))
+    # A row times S^T takes half as long as S times a column.
+    y = torch.addcmul(r @ s.mT, now, v)
+    return y.view(y.shape[0], 1, -1), _side_by_side((s * w).addcmul_(v.mT, k))
 
 
 def _one_token_7(
@@ -60,9 +61,9 @@ def _one_token_7(
     s = _apart(s)
     rows = (*s.shape[:2], 1, s.shape[3])  # [B, H, 1, N]
     r, w, k, v, kk, b = (x.view(rows) for x in (r, w, k, v, kk, b))
-    removed = s @ kk.mT
-    s = (s * w).addcmul_(removed, b, value=-1).addcmul_(v.mT, k)
-    return (s @ r.mT).view(r.shape[0], 1, -1), _side_by_side(s)
+    removed = kk @ s.mT
+    s = (s * w).addcmul_(removed.mT, b, value=-1).addcmul_(v.mT, k)
+    return (r @ s.mT).view(r.shape[0], 1, -1), _side_by_side(s)
 
 
 def _apart(s: Tensor) -> Tensor:
@@ -78,15 +79,20 @@ def _side_by_side(s: Tensor) -> Tensor:
 def _by_blocks(
     blocks: Callable[..., Any], length: int, s: Tensor, *tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`blocks` of all whole blocks, then of what is left as a shorter one.
+    """Run `blocks` on all whole blocks, then on the remaining tokens as one shorter block.
 
-    It takes S [B H, K, V], a row for each key channel, and tokens as [B, n, C, D]; it returns y
-    [n, B H, C, N] and the next S.
+    Arguments:
+        blocks: (S [B H, K, V], each input as [B, n, C, D]) to y [n, B H, C, N] and the next S.
+        length: tokens in a block.
+        s: [B, N, D], as a state has it.
+        tokens: the inputs, each [B, T, D].
+
+    Returns y [B, T, D] and the next S [B, N, D].
     """
     n_batch, n_time, width = tokens[0].shape
     n = s.shape[1]
     whole = n_time // length * length
-    # Products of a batch of matrices are slow where these do not follow each other.
+    # Contiguous: baddbmm_ into other layouts multiplies one matrix at a time, 4x slower.
     s, rows = _apart(s).mT.flatten(0, 1).contiguous(), []
     for start, end in ((0, whole), (whole, n_time)):
         if start == end:
@@ -99,25 +105,25 @@ def _by_blocks(
     return y, _side_by_side(s.view(n_batch, -1, n, n).mT)
 
 
-def _kept(w: Tensor) -> Tensor:
-    """What is kept before each token and after the last, [B, n, C + 1, D], of decays [B, n, C, D].
+def _products_of_decays(w: Tensor) -> Tensor:
+    """Return products of the decays `w` [B, n, C, D]: before each token, and after the last.
 
-    In units of what is kept at the middle of the block, so that the quotient of any two is a
-    product of decays, and neither of them leaves the type's range. For that, decays have a least
-    value; in float32 it is 8e-8, less than a rounding error beside 1, in a block of 8, and 3e-4 in
-    one of 16, where RWKV-7's, of at least 0.54, do not come near it.
+    The result [B, n, C + 1, D] is relative to the middle of the block, where it is 1. The quotient
+    of two entries is the product of the decays between them. Small decays are raised, so that no
+    entry overflows: in float32 to 8e-8 in blocks of 8, which no sum in float32 shows, and to 3e-4
+    in blocks of 16. RWKV-7's decays are 0.54 and more.
     """
     n_batch, n_blocks, length, width = w.shape
     middle = length // 2
     w = w.clamp(min=torch.finfo(w.dtype).tiny ** (0.75 / max(length - middle, 1)))
-    kept = w.new_empty((n_batch, n_blocks, length + 1, width))
-    kept[:, :, middle] = 1
-    parts, decays = kept.unbind(2), w.unbind(2)
+    products = w.new_empty((n_batch, n_blocks, length + 1, width))
+    products[:, :, middle] = 1
+    parts, decays = products.unbind(2), w.unbind(2)
     for t in range(middle, length):
         torch.mul(parts[t], decays[t], out=parts[t + 1])
     for t in reversed(range(middle)):
         torch.div(parts[t + 1], decays[t], out=parts[t])
-    return kept
+    return products
 
 
 def _heads(x: Tensor, head_size: int) -> Tensor:
@@ -129,8 +135,7 @@ def _blocks_6(
     bonus: Tensor, s: Tensor, r: Tensor, w: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
     n = s.shape[-1]
-    kept = _heads(_kept(w), n)
-    before, after, from_start, last = _parts(kept)
+    before, after, from_start, to_end = _factors(w, n)
     r, k, v = (_heads(x, n) for x in (r, k, v))
     reads, stores = r.new_empty((2, *r.shape))
     torch.mul(r, before, out=reads)
@@ -140,8 +145,8 @@ def _blocks_6(
     weights.tril_(-1).diagonal(dim1=-2, dim2=-1).copy_(now.flatten(1, 2))
     v = _flat(v)
     y = weights @ v
-    reads, stores = _flat(reads.mul_(from_start)), _flat(stores.mul_(last)).mT
-    end = _flat((last * from_start).mT)
+    reads, stores = _flat(reads.mul_(from_start)), _flat(stores.mul_(to_end)).mT
+    end = _flat((to_end * from_start).mT)
     for j in range(len(y)):
         y[j].baddbmm_(reads[j], s)
         s = (s * end[j]).baddbmm_(stores[j], v[j])
@@ -151,13 +156,18 @@ def _blocks_6(
 def _blocks_7(
     s: Tensor, r: Tensor, w: Tensor, k: Tensor, v: Tensor, kk: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What a token puts into S under b is u = -S kk. All of a block's are u = -Q S0 - R v - A u.
+    """RWKV-7's blocks.
 
-    S0 is what the block starts from, Q the keys kk, and R and A are what is stored under earlier
-    tokens' k and b and found under kk: u = -(I + A)^-1 (Q S0 + R v), where A is below its diagonal.
+    A token adds v under its key k and u = -S kk under its key b. S is the block's first S, S0, and
+    what earlier tokens have added, so that for the rows u of all tokens of a block
+
+        u = -(Q S0 + R v + A u),    u = -(I + A)^-1 (Q S0 + R v)
+
+    Q are the keys kk; R and A, below their diagonals, are the products of kk with the k and b of
+    earlier tokens; all with the decays between the two.
     """
     n, length = s.shape[-1], r.shape[2]
-    before, after, from_start, last = _parts(_heads(_kept(w), n))
+    before, after, from_start, to_end = _factors(w, n)
     r, k, v, kk, b = (_heads(x, n) for x in (r, k, v, kk, b))
     reads, stores = r.new_empty((2, *r.shape[:3], 2 * length, n))
     torch.mul(kk, before, out=reads[..., :length, :])
@@ -166,31 +176,37 @@ def _blocks_7(
     torch.div(k, after, out=stores[..., length:, :])
     weights = _flat(reads) @ _flat(stores).mT  # [n, B H, 2 C, 2 C]
     weights.masked_fill_(_later(length, weights.device), 0)
-    # What is read of S0, and of what the block has stored: [n, B H, 2 C, 2 N].
-    found = weights.new_empty((*weights.shape[:3], 2 * n))
-    torch.mul(reads, from_start, out=found[..., :n].view(reads.shape))
+    # [n, B H, 2 C, 2 N]: what S0 is multiplied by, and what is added, for u and then for y.
+    linear = weights.new_empty((*weights.shape[:3], 2 * n))
+    torch.mul(reads, from_start, out=linear[..., :n].view(reads.shape))
     v = _flat(v)
-    torch.matmul(weights[..., length:], v, out=found[..., n:])
-    of_itself, of_u = weights[..., :length].chunk(2, dim=-2)
-    one = torch.eye(length, dtype=s.dtype, device=s.device).expand_as(of_itself)
-    inverse = torch.linalg.solve_triangular(of_itself, one, upper=False, unitriangular=True)
-    u = inverse.neg_() @ found[:, :, :length]
-    found[:, :, :length] = u
-    found[:, :, length:] += of_u @ u
-    stores, end = _flat(stores.mul_(last)).mT, _flat((last * from_start).mT)
+    torch.matmul(weights[..., length:], v, out=linear[..., n:])
+    u_of_u, y_of_u = weights[..., :length].chunk(2, dim=-2)
+    one = torch.eye(length, dtype=s.dtype, device=s.device).expand_as(u_of_u)
+    inverse = torch.linalg.solve_triangular(u_of_u, one, upper=False, unitriangular=True)
+    u = inverse.neg_() @ linear[:, :, :length]
+    linear[:, :, :length] = u
+    linear[:, :, length:] += y_of_u @ u
+    stores, end = _flat(stores.mul_(to_end)).mT, _flat((to_end * from_start).mT)
     y = torch.empty_like(v)
     for j in range(len(y)):
-        u_and_y = torch.baddbmm(found[j, ..., n:], found[j, ..., :n], s)
+        u_and_y = torch.baddbmm(linear[j, ..., n:], linear[j, ..., :n], s)
         y[j] = u_and_y[:, length:]
         u_and_y[:, length:] = v[j]
         s = (s * end[j]).baddbmm_(stores[j], u_and_y)
     return y, s
 
 
-def _parts(kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of `_kept`: before each token, after each token, one over the start's, and the end's."""
-    first, last = kept[..., :1, :], kept[..., -1:, :]
-    return kept[..., :-1, :], kept[..., 1:, :], first.reciprocal(), last
+def _factors(w: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the products of decays before and after each token, [n, B, H, C, N].
+
+    They are relative to the middle of the block. Also returns two factors [n, B, H, 1, N]: times
+    the first, a product begins at the block's start; one over it, times the second, is the product
+    from there to the block's end.
+    """
+    products = _heads(_products_of_decays(w), head_size)
+    first, last = products[..., :1, :], products[..., -1:, :]
+    return products[..., :-1, :], products[..., 1:, :], first.reciprocal(), last
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -199,7 +215,11 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _later(length: int, device: torch.device) -> Tensor:
-    """[2 C, 2 C]: whether a token's u and v are stored after a token takes out, or reads."""
+    """Return [2 C, 2 C]: whether a column's token comes too late for a row to read it.
+
+    Rows are the tokens' kk, which read S before their own update, then their r, which read it after
+    the update. Columns are the tokens' u and v.
+    """
     t = torch.arange(length, device=device)
-    takes, reads = t[:, None] <= t, t[:, None] < t
-    return torch.cat([takes.tile(1, 2), reads.tile(1, 2)])
+    for_kk, for_r = t[:, None] <= t, t[:, None] < t
+    return torch.cat([for_kk.tile(1, 2), for_r.tile(1, 2)])

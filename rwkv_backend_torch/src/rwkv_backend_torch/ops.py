@@ -68,7 +68,7 @@ class TorchOps(TensorOps):
         return self._place(array, self.dtype)
 
     def low_rank_matrix(self, array: NDArray[Any]) -> Tensor | PackedMatrix:
-        # For one row and as few weights, a packed product in float32 takes 2 to 6 times as long.
+        # A packed float32 product of so few weights with one row takes 2 to 6 times as long.
         return self._place(array, self.dtype) if self.dtype == "float32" else self.matrix(array)
 
     def packed(self, matrix: Tensor) -> Tensor | PackedMatrix:
@@ -133,7 +133,7 @@ class TorchOps(TensorOps):
     def group_norm(
         self, x: Tensor, weight: Tensor, bias: Tensor, head_size: int, epsilon: float
     ) -> Tensor:
-        # A layer norm without weights, of heads: F.group_norm wants the channels before the time.
+        # As a layer norm of each head: F.group_norm expects the channels before the time.
         heads = F.layer_norm(x.unflatten(-1, (-1, head_size)), (head_size,), eps=epsilon)
         return torch.addcmul(bias, heads.flatten(-2), weight)
 
@@ -157,7 +157,13 @@ class TorchOps(TensorOps):
     ) -> tuple[Tensor, Tensor]:
         own = kernel == "rwkv4" and isinstance(x, Tensor)
         if not own or not (self._gpu_layers or x.shape[:2] == (1, 1)):
-            return super().layers(block, blocks, x, state, kernel)
+            if not isinstance(state, Tensor):
+                return super().layers(block, blocks, x, state, kernel)
+            # Unlike a stack at the end, this copies a layer's state while the cache has it.
+            after = torch.empty_like(state)
+            for i, p in enumerate(blocks):
+                x, after[:, i] = block(self, p, x, state[:, i])
+            return x, after
         known, layers = self._layers
         if blocks is not known:
             layers = self._gpu_layers.layers_of(blocks) if self._gpu_layers else layers_of(blocks)
