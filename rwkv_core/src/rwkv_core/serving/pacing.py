@@ -7,6 +7,10 @@ _SHARE = 1.8
 _MIN_TOKENS, MAX_TOKENS = 16, 512
 # Of a new measurement in the average.
 _WEIGHT = 0.3
+# Twice as many tokens take so many times as long, at best: then they are tried.
+_GROWTH = 1.3
+# Of what is known of other sizes at each read, so that they are tried again.
+_FORGETTING = 0.998
 
 
 class Pace:
@@ -22,7 +26,11 @@ class Pace:
 
     def note_read(self, n_tokens: int, seconds: float) -> None:
         """Reading `n_tokens` tokens of a prompt took so long."""
-        self._reads.setdefault(_size_of(n_tokens), _Average()).add(seconds)
+        size = _size_of(n_tokens)
+        self._reads.setdefault(size, _Average()).add(seconds)
+        for other, average in self._reads.items():
+            if other != size and average.value is not None:
+                average.value *= _FORGETTING
 
     @property
     def seconds(self) -> float:
@@ -41,10 +49,10 @@ class Pace:
         return seconds + self._estimate(_size_of(n_tokens)) <= self.seconds
 
     def _estimate(self, size: int) -> float:
-        """How long to read `size` tokens takes; of a size not measured at most."""
-        smaller, factor = size, 1
+        """How long reading `size` tokens takes; of a size not measured, what it may take."""
+        smaller, factor = size, 1.0
         while smaller > 1 and not self._known(smaller):
-            smaller, factor = smaller // 2, factor * 2
+            smaller, factor = smaller // 2, factor * _GROWTH
         return (self._reads[smaller].value or 0.0) * factor if self._known(smaller) else 1e9
 
     def _known(self, size: int) -> bool:

@@ -308,3 +308,4 @@ class Scheduler:
                 self._prompts.remove(request)
             elif request in self._batch.members:
                 self._batch.remove(request)
+            self._changed.notify_all()
