@@ -46,8 +46,8 @@ class CompletionBody(SamplingFields):
         if not prompt:
             raise invalid("prompt: found an empty list, expected text or tokens", "prompt")
         if isinstance(prompt[0], int):
-            return [prompt]  # type: ignore[list-item]
-        return list(prompt)  # type: ignore[arg-type]
+            return [prompt]
+        return list(prompt)
 
     def check(self) -> None:
         """Raise ApiError for what does not go together."""

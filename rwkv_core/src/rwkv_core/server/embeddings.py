@@ -33,8 +33,8 @@ class EmbeddingBody(Body):
         if isinstance(given, str):
             return [given]
         if given and isinstance(given[0], int):
-            return [given]  # type: ignore[list-item]
-        return list(given)  # type: ignore[arg-type]
+            return [given]
+        return list(given)
 
     def check(self, n_embd: int) -> None:
         """Raise ApiError for what has no embedding."""
@@ -75,7 +75,7 @@ async def create_embeddings(
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    norm = np.linalg.norm(vector.astype(np.float64))
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
     return (vector / max(norm, 1e-12)).astype(np.float32)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import Request
@@ -66,7 +66,7 @@ async def completions_of(
 
 async def pieces_of(
     served: Running, handles: Sequence[Handle]
-) -> AsyncIterator[tuple[int, Piece | Completion]]:
+) -> AsyncGenerator[tuple[int, Piece | Completion], None]:
     """The pieces of all as they come, each with its handle's number, and each one's completion.
 
     Cancels what still runs when it is closed. Raises the first error.

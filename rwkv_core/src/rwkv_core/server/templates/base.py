@@ -69,9 +69,14 @@ class Template(Protocol):
         has_thoughts: whether answers may begin with a thought.
     """
 
-    name: str
-    stops: tuple[str, ...]
-    has_thoughts: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stops(self) -> tuple[str, ...]: ...
+
+    @property
+    def has_thoughts(self) -> bool: ...
 
     def render(self, conversation: Conversation) -> Prompt:
         """Raises ApiError for messages that it cannot express."""

@@ -64,7 +64,7 @@ class JinjaTemplate:
         )
 
     def _stops(self) -> tuple[str, ...]:
-        """What ends an answer: what comes after it, or if that is nothing, the next turn's start."""
+        """What ends an answer: what comes after it, or for want of that the next turn's start."""
         messages = [Message("user", _QUESTION), Message("assistant", _ANSWER)]
         after = self._render(Conversation(messages)).rpartition(_ANSWER)[2]
         if after.strip():
