@@ -18,7 +18,7 @@ from rwkv_core.server import sse
 from rwkv_core.server.access import Served
 from rwkv_core.server.constrained import grammar_constraint
 from rwkv_core.server.errors import invalid
-from rwkv_core.server.fields import MAX_CHOICES, SamplingFields
+from rwkv_core.server.fields import MAX_CHOICES, SamplingFields, texts_or_tokens
 from rwkv_core.server.logprobs import TokenTexts, text_logprobs
 from rwkv_core.server.running import completions_of, pieces_of, submit_all
 from rwkv_core.server.service import Running
@@ -40,14 +40,10 @@ class CompletionBody(SamplingFields):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        prompt = "" if self.prompt is None else self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if not prompt:
+        found = texts_or_tokens("" if self.prompt is None else self.prompt)
+        if not found:
             raise invalid("prompt: found an empty list, expected text or tokens", "prompt")
-        if isinstance(prompt[0], int):
-            return [prompt]
-        return list(prompt)
+        return found
 
     def check(self) -> None:
         """Raise ApiError for what does not go together."""

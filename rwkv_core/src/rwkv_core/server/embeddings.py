@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rwkv_core.server.access import Served
 from rwkv_core.server.errors import invalid
-from rwkv_core.server.fields import Body
+from rwkv_core.server.fields import Body, texts_or_tokens
 from rwkv_core.server.running import completions_of, submit_all
 
 MAX_INPUTS = 2048
@@ -29,12 +29,7 @@ class EmbeddingBody(Body):
 
     @property
     def inputs(self) -> list[str | list[int]]:
-        given = self.input
-        if isinstance(given, str):
-            return [given]
-        if given and isinstance(given[0], int):
-            return [given]
-        return list(given)
+        return texts_or_tokens(self.input)
 
     def check(self, n_embd: int) -> None:
         """Raise ApiError for what has no embedding."""

@@ -115,6 +115,14 @@ class SamplingFields(Body):
         return None if self.seed is None else (self.seed + choice) % 2**63
 
 
+def texts_or_tokens(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """The prompts that are given: one, or several."""
+    if isinstance(given, str):
+        return [given]
+    tokens = [one for one in given if isinstance(one, int)]
+    return [tokens] if tokens else [one for one in given if not isinstance(one, int)]
+
+
 def _token(key: str) -> int:
     if not key.isascii() or not key.isdecimal():
         raise invalid(f"logit_bias: found {key!r:.40}, expected token numbers", "logit_bias")

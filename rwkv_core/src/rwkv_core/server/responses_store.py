@@ -17,17 +17,31 @@ class Stored:
 
     Attributes:
         body: as it was sent.
-        messages: the conversation up to it, with it.
-        text: all text that `state` has read.
-        root: the name of the stored state that the conversation began from.
-        nbytes: what it takes.
+        messages: the conversation up to it, with it, without instructions.
+        text, n_tokens: all that `state` has read since `start`.
+        start: the state that the conversation began from.
     """
 
     body: dict[str, Any]
     messages: Sequence[Message]
     text: str
+    n_tokens: int
     state: State
-    nbytes: int
+    start: State | None
+
+    @property
+    def nbytes(self) -> int:
+        arrays = [one for one in (self.state.array, self.state.logits) if one is not None]
+        n_values = sum(_n_values(array.shape) for array in arrays)
+        # The text about twice, in its parts and as a whole.
+        return 4 * n_values + 3 * len(self.text)
+
+
+def _n_values(shape: Sequence[int]) -> int:
+    found = 1
+    for length in shape:
+        found *= int(length)
+    return found
 
 
 class ResponsesStore:
@@ -37,23 +51,22 @@ class ResponsesStore:
         self._max_bytes, self._nbytes = max_bytes, 0
         self._stored: OrderedDict[str, Stored] = OrderedDict()
 
-    def __contains__(self, response_id: str) -> bool:
-        return response_id in self._stored
-
     def get(self, response_id: str) -> Stored | None:
+        """The answer, which counts as used; None if it is not there."""
         found = self._stored.get(response_id)
         if found is not None:
             self._stored.move_to_end(response_id)
         return found
 
     def add(self, response_id: str, stored: Stored) -> None:
+        """Store an answer. Others go to make room for it."""
         self._stored[response_id] = stored
         self._nbytes += stored.nbytes
         while self._nbytes > self._max_bytes and self._stored:
             self._nbytes -= self._stored.popitem(last=False)[1].nbytes
 
     def remove(self, response_id: str) -> bool:
-        """Whether it was there."""
+        """Delete an answer. Returns whether it was there."""
         found = self._stored.pop(response_id, None)
         self._nbytes -= 0 if found is None else found.nbytes
         return found is not None

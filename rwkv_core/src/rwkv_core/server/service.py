@@ -98,8 +98,8 @@ class Service:
         settings = self.settings
         rwkv = self._load()
         model = rwkv.model
-        is_bundled = model.fingerprint == bundled.FINGERPRINT
-        model_id = bundled.NAME if is_bundled else model.path.stem
+        shipped = {path: name for name, path in bundled.MODELS.items()}
+        model_id = shipped.get(model.path, model.path.stem)
         engine = Engine(
             model,
             rwkv.tokenizer,

@@ -63,7 +63,10 @@ class Dialogue:
 
     def _turn(self, message: Message) -> str:
         if message.role == "assistant":
-            calls = [json.dumps(call, ensure_ascii=False) for call in message.calls]
+            calls = [
+                json.dumps(call, ensure_ascii=False, separators=(",", ":"))
+                for call in message.calls
+            ]
             parts = [message.content, *(f"{CALL_BEGIN}{call}{CALL_END}" for call in calls)]
             return f"{self.bot}: {''.join(parts).strip()}"
         who = {"system": self.system, "tool": "Tool"}.get(message.role, self.user)
