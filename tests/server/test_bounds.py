@@ -1,10 +1,11 @@
 """What a server refuses, and what it holds against slow, large and vanished clients."""
 
+import asyncio
 import json
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +13,13 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from rwkv_core.cli import main
+from rwkv_core.server.app import create_app
+from rwkv_core.server.guard import BodyGuard
+from rwkv_core.server.service import Service
+from rwkv_core.server.settings import Settings
 from server_process import Server
 
 LONG = {"prompt": "The sea", "max_tokens": 400, "ignore_eos": True}
@@ -77,6 +84,59 @@ def test_a_client_that_goes_away_frees_its_place(
         begin = running(http, "generation_tokens_total")
     wait_until(lambda: running(http) == 0)
     assert running(http, "generation_tokens_total") - begin < 390
+
+
+def test_a_body_that_drips_does_not_hold_others_up(server: Server, http: httpx.Client) -> None:
+    place = urlsplit(server.address)
+    with socket.create_connection((place.hostname, place.port)) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+        connection.sendall(head)
+        assert http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).is_success
+
+
+def test_a_body_that_never_ends_is_a_408() -> None:
+    async def answer() -> httpx.Response:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            raise AssertionError("it must not get here")
+
+        async def dripping() -> AsyncIterator[bytes]:
+            while True:
+                yield b"a"
+                await asyncio.sleep(0.05)
+
+        transport = httpx.ASGITransport(app=BodyGuard(app, 1000, 0.3))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.post("/", content=dripping())
+
+    assert asyncio.run(answer()).status_code == 408
+
+
+def test_the_model_s_loading_is_a_503() -> None:
+    async def answers() -> list[httpx.Response]:
+        service = Service(Settings(), lambda: None)
+        transport = httpx.ASGITransport(app=create_app(service))  # which starts nothing
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            body = {"prompt": "a"}
+            return [await client.get("/health"), await client.post("/v1/completions", json=body)]
+
+    for answer in asyncio.run(answers()):
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert answer.json()["error"]["code"] == "loading"
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_program(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for extra in (
+        ["-m", str(tmp_path / "none.pth")],
+        ["--chat-template", "none"],
+        ["--port", "99999"],
+        ["--max-batch", "0"],
+        ["--api-key-file", str(tmp_path / "none")],
+    ):
+        assert main(["serve", "--port", "0", *extra]) == 2
+        assert "error:" in capsys.readouterr().err
 
 
 def test_cross_origin_requests_are_not_invited(http: httpx.Client) -> None:

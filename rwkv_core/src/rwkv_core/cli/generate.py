@@ -43,6 +43,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-state", type=filled, metavar="FILE", help="save the state after the text"
     )
+    parser.add_argument(
+        "--json-schema", type=filled, metavar="FILE", help="write JSON that follows this schema"
+    )
     parser.add_argument("--json", action="store_true", help="print one object, at the end")
 
 
