@@ -17,7 +17,7 @@ PAGE = ROOT / "rwkv_core" / "docs" / "architecture.md"
 ORDER = [
     {"errors", "util"}, {"weights", "dtypes", "bundled"}, {"quantization"}, {"backends"},
     {"architectures"}, {"state"}, {"checkpoint"}, {"plugins"}, {"sources"}, {"model_file"},
-    {"tokenizer"}, {"model"}, {"loading"}, {"generation"}, {"rwkv"}, {"serving"},
+    {"tokenizer"}, {"model"}, {"loading"}, {"generation"}, {"rwkv"}, {"serving"}, {"server"},
     {"rwkvstic"}, {"evaluation"}, {"bench"}, {"conformance"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 PLACE = {room: place for place, rooms in enumerate(ORDER) for room in rooms}

@@ -28,6 +28,7 @@ from rwkv_core.cli import (
     list_plugins,
     perplexity,
     prequantize,
+    serve,
     verify,
     vram,
 )
@@ -79,6 +80,7 @@ BUILTIN_COMMANDS: tuple[Command, ...] = (
     list_backends.COMMAND,
     generate.COMMAND,
     chat.COMMAND,
+    serve.COMMAND,
     prequantize.COMMAND,
     vram.COMMAND,
     perplexity.COMMAND,

@@ -43,12 +43,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-state", type=filled, metavar="FILE", help="save the state after the text"
     )
+    parser.add_argument(
+        "--json-schema", type=filled, metavar="FILE", help="write JSON that follows this schema"
+    )
     parser.add_argument("--json", action="store_true", help="print one object, at the end")
 
 
 def _run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     options = sampling_options(args)
+    if args.json_schema is not None:
+        options["json_schema"] = _json_schema(args.json_schema)
     # Checked before the model is loaded and the text is generated.
     if args.state is not None:
         check_initial_state(args.state)
@@ -120,6 +125,18 @@ def _prompt(args: argparse.Namespace) -> str:
         raise OptionError(f"{source}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise OptionError(f"{source}: not UTF-8 at byte {error.start}; expected a text") from None
+
+
+def _json_schema(path: str) -> str:
+    """The text of a schema's file. Raises OptionError if it is none."""
+    from rwkv_core.generation.grammar import json_schema_grammar
+
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--json-schema {path}: cannot be read: {error}") from None
+    json_schema_grammar(text)
+    return text
 
 
 COMMAND = Command(

@@ -6,7 +6,7 @@ string never shows in part, nor half a character.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rwkv_core.errors import OptionError, RWKVError, StateError
 from rwkv_core.generation.choosing import Seed, TokenChooser
+from rwkv_core.generation.grammar import GrammarConstraint, GrammarProcessor, chosen_grammar
 from rwkv_core.generation.sampling import is_drawable
 from rwkv_core.generation.sampling_parameters import Sampling, is_whole, sampling_with
 from rwkv_core.generation.stop_strings import encode_stop_strings
@@ -40,7 +41,8 @@ class Generated:
         tokens: the tokens of exactly this text, which `state` has read.
         state: the state after the text.
         logits: the state's logits, float32 [V], an array of the backend.
-        stop_reason: "length", "stop_string", "stop_token" or "interrupted".
+        stop_reason: "length", "stop_string", "stop_token" (where a grammar lets nothing follow
+            too) or "interrupted".
     """
 
     text: str
@@ -108,6 +110,9 @@ class GenerationStream:
         seed: Seed = None,
         on_progress: OnToken | None = None,
         processors: Sequence[Processor | str] = (),
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         sampling: Sampling | None = None,
         **sampling_options: Any,
     ) -> None:
@@ -127,6 +132,9 @@ class GenerationStream:
             processors: steps of the sampling chain, run after the penalties: functions (logits
                 [V], tokens so far) -> logits, or samplers by name, such as "mirostat:tau=3";
                 `rwkv-core list-plugins` lists them.
+            json_schema, regex, grammar: one of them, for text that follows it: a JSON schema or its
+                JSON, a regular expression in Rust's syntax, a grammar in llguidance's Lark. They
+                need the extra `[grammar]`.
             sampling: a Sampling; by default the model's own distribution.
             sampling_options: temperature, top_p and other attributes of `Sampling`, which replace
                 those of `sampling`.
@@ -140,6 +148,9 @@ class GenerationStream:
         if on_progress is not None and not callable(on_progress):
             raise OptionError(f"on_progress: found {on_progress!r}, expected a function")
         stops = encode_stop_strings(stop_strings)
+        self._grammar = _grammar_processor(tokenizer, json_schema, regex, grammar)
+        if self._grammar is not None:
+            processors = [*processors, self._grammar]
         self._chooser = TokenChooser(
             model, tokenizer, chosen, processors, stop_tokens, ignore_eos, seed
         )
@@ -198,6 +209,8 @@ class GenerationStream:
         transcript = self._transcript
         if transcript.state.logits is None:
             transcript.begin(FIRST_TOKEN)
+        if self._grammar is not None and self._grammar.is_complete(transcript.tokens):
+            return self._end("stop_token")
         token = self._sample()
         if token in self._chooser.stop_tokens:
             return self._end("stop_token")
@@ -273,3 +286,14 @@ class GenerationStream:
 
     def _finish(self, tokens: list[int], state: State, reason: str) -> None:
         self.result = Generated(self._transcript.text(), tokens, state, state.logits, reason)
+
+
+def _grammar_processor(
+    tokenizer: Tokenizer,
+    json_schema: str | Mapping[str, Any] | None,
+    regex: str | None,
+    grammar: str | None,
+) -> GrammarProcessor | None:
+    """The step that keeps to the one that is given. Raises OptionError."""
+    found = chosen_grammar(json_schema, regex, grammar)
+    return None if found is None else GrammarProcessor(GrammarConstraint(tokenizer, found))

@@ -1,0 +1,146 @@
+"""`rwkv-core serve`: the HTTP server."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rwkv_core.cli.model_arguments import (
+    add_model_arguments,
+    add_tokenizer_argument,
+    backend_options,
+    filled,
+    load_rwkv,
+)
+from rwkv_core.errors import OptionError
+from rwkv_core.plugins.command import Command
+from rwkv_core.util.printable import printable
+
+if TYPE_CHECKING:
+    from rwkv_core.server.service import Running
+    from rwkv_core.server.settings import Settings
+
+GRACE_SECONDS = 30
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    add_tokenizer_argument(parser)
+    add = parser.add_argument
+    add("--host", type=filled, default="127.0.0.1", help="the address to listen on (%(default)s)")
+    add("--port", type=int, default=8000, metavar="N", help="0 takes a free one (%(default)s)")
+    add("--max-batch", type=int, metavar="N", help="requests that run together (16)")
+    add("--cache-bytes", type=int, metavar="N", help="for states of prompts (2**30)")
+    add(
+        "--chat-template", type=filled, metavar="NAME|FILE",
+        help="world, raven, q-and-a, g1, or a Jinja file; by default the model's name tells",
+    )  # fmt: skip
+    add(
+        "--api-key-file", type=filled, metavar="FILE",
+        help="keys that open the server, one a line; RWKV_API_KEY in the environment holds some "
+        "too; without a key it is open",
+    )  # fmt: skip
+    add("--state-folder", type=filled, metavar="DIR", help="keep named states there")
+    bounds = parser.add_argument_group("bounds")
+    add = bounds.add_argument
+    add("--max-waiting", type=int, metavar="N", help="requests that wait; more get a 429 (256)")
+    add("--max-prompt", type=int, metavar="N", help="tokens of a prompt (131072)")
+    add("--max-tokens", type=int, metavar="N", help="tokens of an answer (16384)")
+    add("--max-seconds", type=float, metavar="S", help="until a request is cut off (600)")
+    add("--max-body", type=int, metavar="N", help="bytes of a request (8388608)")
+    add(
+        "--cors-origin", type=filled, action="append", metavar="ORIGIN",
+        help="let web pages of this origin call the server; may be repeated",
+    )  # fmt: skip
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """What the arguments say. Raises OptionError."""
+    from rwkv_core.server.settings import Settings, read_api_keys
+
+    key_file = None if args.api_key_file is None else Path(args.api_key_file)
+    given = {
+        name: getattr(args, name)
+        for name in (
+            "max_batch", "cache_bytes", "chat_template", "max_waiting", "max_prompt",
+            "max_tokens", "max_seconds", "max_body",
+        )
+        if getattr(args, name) is not None
+    }  # fmt: skip
+    for name, value in given.items():
+        if isinstance(value, int | float) and not value > (-1 if name == "cache_bytes" else 0):
+            flag = name.replace("_", "-")
+            raise OptionError(f"--{flag}: found {value}, expected a number above 0")
+    if not 0 <= args.port < 2**16:
+        raise OptionError(f"--port: found {args.port}, expected 0 to 65535")
+    return Settings(
+        **given,
+        api_keys=read_api_keys(key_file),
+        state_folder=None if args.state_folder is None else Path(args.state_folder),
+        cors_origins=tuple(args.cors_origin or ()),
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    backend_options(args.options)
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise OptionError(
+            f"serve: {error.name} is not installed: pip install 'rwkv-core[serve]'"
+        ) from None
+    from rwkv_core.server.app import create_app
+    from rwkv_core.server.service import Service
+
+    service = Service(_settings(args), lambda: load_rwkv(args))
+
+    def show(running: Running) -> None:
+        address = _address(server)
+        print(
+            f"chat template: {printable(running.template.name)}\n"
+            f"serving {printable(running.model_id)} at {address} (OpenAI's API: {address}/v1)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def end() -> None:
+        server.should_exit = True
+
+    config = uvicorn.Config(
+        create_app(service, show, end),
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if service.error is not None:
+        raise service.error
+    return 0 if server.started else 2
+
+
+def _address(server: object) -> str:
+    """Where the server listens, its port being the one that was found."""
+    import socket
+
+    (listening,) = {one for some in server.servers for one in some.sockets}  # type: ignore[attr-defined]
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if listening.family == socket.AF_INET6 else host
+    return f"http://{shown}:{port}"
+
+
+COMMAND = Command(
+    "serve",
+    "serve the model over HTTP, with OpenAI's endpoints",
+    _add_arguments,
+    _run,
+    "GET /health answers 200 once a request can be served.\n\n"
+    "  rwkv-core serve -m prose --port 8000\n"
+    "  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\\n"
+    '    -d \'{"prompt": "It was a dark night", "max_tokens": 20}\'',
+)

@@ -1,0 +1,68 @@
+"""The application: the endpoints, what stands around them, and the model's coming and going."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+import rwkv_core
+from rwkv_core.server import (
+    chat,
+    completions,
+    embeddings,
+    errors,
+    models,
+    responses,
+    states,
+    tokens,
+)
+from rwkv_core.server.guard import BodyGuard, KeyGuard
+from rwkv_core.server.service import Running, Service
+
+_PARTS = (models, chat, completions, embeddings, responses, tokens, states)
+
+
+def create_app(
+    service: Service,
+    on_ready: Callable[[Running], None] = lambda running: None,
+    on_error: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The application of a service, which loads its model when the application starts.
+
+    One of the two functions is called when that is done.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start(on_ready, on_error)
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="rwkv-core",
+        version=rwkv_core.__version__,
+        summary="OpenAI's endpoints for an RWKV model, and its states as resources.",
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere. The description itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for part in _PARTS:
+        app.include_router(part.router)
+    errors.install(app)
+    settings = service.settings
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyGuard, max_bytes=settings.max_body, seconds=settings.body_seconds)
+    app.add_middleware(KeyGuard, keys=settings.api_keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    return app

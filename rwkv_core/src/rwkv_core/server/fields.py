@@ -1,0 +1,134 @@
+"""Fields that several requests share: how tokens are chosen, where a text stops."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rwkv_core.generation.sampling_parameters import Sampling
+from rwkv_core.server.errors import invalid
+
+MAX_STOPS = 16
+MAX_CHOICES = 128
+
+
+class Body(BaseModel):
+    """A request's body. Fields that it does not know are ignored; types are not converted."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
+
+
+class StreamOptions(Body):
+    """What a stream holds beside the text."""
+
+    include_usage: bool | None = None
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SamplingFields(Body):
+    """How tokens are chosen. Beyond OpenAI's: top_k to the end.
+
+    Attributes:
+        state: the name of a stored state to begin from.
+        grammar: a grammar in llguidance's Lark, that the text follows.
+    """
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    seed: int | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[Finite, Field(ge=-100, le=100)]] | None = None
+    top_k: int | None = None
+    min_p: Finite | None = None
+    typical_p: Finite | None = None
+    repetition_penalty: Finite | None = None
+    mirostat: Literal[0, 2] | None = None
+    mirostat_tau: Finite | None = None
+    mirostat_eta: Finite | None = None
+    dry_multiplier: Finite | None = None
+    dry_base: Finite | None = None
+    dry_allowed_length: int | None = None
+    ignore_eos: bool | None = None
+    grammar: str | None = None
+    state: str | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        if "" in stops:
+            raise invalid("stop: found an empty string, expected text", "stop")
+        return stops
+
+    @property
+    def includes_usage(self) -> bool:
+        options = self.stream_options
+        if options is not None and not self.stream:
+            raise invalid("stream_options is for requests with stream true.", "stream_options")
+        return bool(options and options.include_usage)
+
+    def sampling(self) -> Sampling:
+        """The Sampling that the request asks for. Raises ApiError and OptionError."""
+        given: dict[str, Any] = {
+            name: value
+            for name in (
+                "temperature", "presence_penalty", "frequency_penalty", "top_k", "min_p",
+                "typical_p", "repetition_penalty",
+            )
+            if (value := getattr(self, name)) is not None
+        }  # fmt: skip
+        if self.top_p is not None:
+            # To keep nothing but the likeliest token is what 0 means to OpenAI.
+            given["top_p"] = max(self.top_p, math.ulp(0.0))
+        if self.top_k is not None:
+            given["top_k"] = max(self.top_k, 0)  # vLLM's -1 keeps all too
+        if self.logit_bias:
+            given["logit_bias"] = {_token(key): value for key, value in self.logit_bias.items()}
+        return Sampling(**given)
+
+    def processors(self) -> list[str]:
+        """The samplers by name, with their options, that the request asks for."""
+        found = []
+        if self.mirostat:
+            options = {"tau": self.mirostat_tau, "eta": self.mirostat_eta}
+            found.append(_sampler("mirostat", options))
+        if self.dry_multiplier:
+            options = {
+                "multiplier": self.dry_multiplier,
+                "base": self.dry_base,
+                "allowed_length": self.dry_allowed_length,
+            }
+            found.append(_sampler("dry", options))
+        return found
+
+    def seed_of(self, choice: int) -> int | None:
+        """The seed of the request's choice number `choice`: each draws its own."""
+        return None if self.seed is None else (self.seed + choice) % 2**63
+
+
+def texts_or_tokens(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """The prompts that are given: one, or several."""
+    if isinstance(given, str):
+        return [given]
+    tokens = [one for one in given if isinstance(one, int)]
+    return [tokens] if tokens else [one for one in given if not isinstance(one, int)]
+
+
+def _token(key: str) -> int:
+    if not key.isascii() or not key.isdecimal():
+        raise invalid(f"logit_bias: found {key!r:.40}, expected token numbers", "logit_bias")
+    return int(key[:20])
+
+
+def _sampler(name: str, options: dict[str, float | int | None]) -> str:
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return f"{name}:{','.join(given)}"

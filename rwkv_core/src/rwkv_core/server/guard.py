@@ -1,0 +1,100 @@
+"""Around all endpoints: API keys, and bounds on the size and slowness of a request's body."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rwkv_core.server.errors import ApiError
+
+# Without a key: that it lives, and the chat page, which asks for the key.
+OPEN_PATHS = ("/health", "/")
+OPEN_FOLDER = "/page/"
+
+
+class KeyGuard:
+    """Lets requests through that carry one of the keys."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app, self._keys = app, [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._keys and not self._may_pass(scope):
+            given = Headers(scope=scope).get("authorization")
+            message = (
+                "You didn't provide an API key: put it in an Authorization header, as Bearer KEY."
+                if given is None
+                else "Incorrect API key provided."
+            )
+            error = ApiError(401, message, code="invalid_api_key")
+            return await error.response()(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER):
+            return True
+        # What a browser asks before a request has no key.
+        if scope["method"] == "OPTIONS":
+            return True
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        found = given.strip().encode("latin-1", "replace")
+        # All of them, so that the time does not tell which is near.
+        same = [hmac.compare_digest(found, key) for key in self._keys]
+        return any(same) and scheme.lower() == "bearer"
+
+
+class BodyGuard:
+    """Refuses bodies of more than `max_bytes`, and those that take longer than `seconds`."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
+        self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        length = Headers(scope=scope).get("content-length", "0")
+        try:
+            if length.isdecimal() and int(length[:20]) > self._max_bytes:
+                raise self._too_large()
+            body = await self._read(receive)
+        except ApiError as error:
+            error.headers["Connection"] = "close"  # what is left of the body is not read
+            return await error.response()(scope, receive, send)
+        if body is None:
+            return
+        given = False
+
+        async def replay() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body; None if the client went away."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self._max_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise ApiError(408, "The body took too long to come.", code="timeout") from None
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413, f"The body is larger than {self._max_bytes} bytes.", code="request_too_large"
+        )

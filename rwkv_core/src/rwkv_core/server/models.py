@@ -1,0 +1,51 @@
+"""`/health`, `/metrics` and `/v1/models`: what is served, and how it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from rwkv_core.server.access import Served
+from rwkv_core.server.service import Running
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(served: Served) -> dict[str, str]:
+    """200 once a request can be served; 503 while the model is being loaded."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics")
+def metrics(served: Served) -> Response:
+    """Counts, for Prometheus."""
+    return Response(served.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models")
+async def list_models(served: Served) -> dict[str, Any]:
+    """The one model there is."""
+    return {"object": "list", "data": [_described(served)]}
+
+
+@router.get("/v1/models/{model_id}")
+async def get_model(model_id: str, served: Served) -> dict[str, Any]:
+    """The model of this name; 404 for another."""
+    served.check_model(model_id)
+    return _described(served)
+
+
+def _described(served: Running) -> dict[str, Any]:
+    model = served.engine.model
+    return {
+        "id": served.model_id,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "rwkv-core",
+        "max_model_len": served.settings.max_prompt,
+        "architecture": model.architecture,
+        "chat_template": served.template.name.rpartition("/")[2],
+    }

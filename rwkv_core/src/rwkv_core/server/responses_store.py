@@ -1,0 +1,72 @@
+"""Answers of `/v1/responses` that can be gone on from: their states, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rwkv_core.server.templates.base import Message
+from rwkv_core.state import State
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """One answer.
+
+    Attributes:
+        body: as it was sent.
+        messages: the conversation up to it, with it, without instructions.
+        text, n_tokens: all that `state` has read since `start`.
+        start: the state that the conversation began from.
+    """
+
+    body: dict[str, Any]
+    messages: Sequence[Message]
+    text: str
+    n_tokens: int
+    state: State
+    start: State | None
+
+    @property
+    def nbytes(self) -> int:
+        arrays = [one for one in (self.state.array, self.state.logits) if one is not None]
+        n_values = sum(_n_values(array.shape) for array in arrays)
+        # The text about twice, in its parts and as a whole.
+        return 4 * n_values + 3 * len(self.text)
+
+
+def _n_values(shape: Sequence[int]) -> int:
+    found = 1
+    for length in shape:
+        found *= int(length)
+    return found
+
+
+class ResponsesStore:
+    """Answers by id; the one used least recently goes first. Used in one thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._nbytes = max_bytes, 0
+        self._stored: OrderedDict[str, Stored] = OrderedDict()
+
+    def get(self, response_id: str) -> Stored | None:
+        """The answer, which counts as used; None if it is not there."""
+        found = self._stored.get(response_id)
+        if found is not None:
+            self._stored.move_to_end(response_id)
+        return found
+
+    def add(self, response_id: str, stored: Stored) -> None:
+        """Store an answer. Others go to make room for it."""
+        self._stored[response_id] = stored
+        self._nbytes += stored.nbytes
+        while self._nbytes > self._max_bytes and self._stored:
+            self._nbytes -= self._stored.popitem(last=False)[1].nbytes
+
+    def remove(self, response_id: str) -> bool:
+        """Delete an answer. Returns whether it was there."""
+        found = self._stored.pop(response_id, None)
+        self._nbytes -= 0 if found is None else found.nbytes
+        return found is not None

@@ -1,0 +1,126 @@
+"""What runs behind the endpoints: the model, its engine, its template, and stored states."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rwkv_core import bundled
+from rwkv_core.server.errors import ApiError
+from rwkv_core.server.metrics import Metrics
+from rwkv_core.server.responses_store import ResponsesStore
+from rwkv_core.server.states_store import StatesStore
+from rwkv_core.server.templates.choice import check_template, template_of
+from rwkv_core.serving import Engine
+from rwkv_core.util.printable import printable
+
+if TYPE_CHECKING:
+    from rwkv_core.rwkv import RWKV
+    from rwkv_core.server.settings import Settings
+    from rwkv_core.server.templates.base import Template
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """A model that is loaded and served.
+
+    Attributes:
+        model_id: what the endpoints call it.
+        created: when it was loaded, in seconds since 1970.
+        states, responses: what is stored.
+    """
+
+    settings: Settings
+    engine: Engine
+    template: Template
+    model_id: str
+    created: int
+    states: StatesStore
+    responses: ResponsesStore
+    metrics: Metrics
+
+    def check_model(self, name: str | None) -> None:
+        """Raise ApiError if a request asks for another model."""
+        if name is not None and name not in (self.model_id, self.engine.model.path.name):
+            raise ApiError(
+                404,
+                f"The model {printable(name, 80)!r} does not exist: this server has "
+                f"{self.model_id!r}.",
+                code="model_not_found",
+                param="model",
+            )
+
+
+class Service:
+    """Loads a model in a thread, and holds what runs then.
+
+    Attributes:
+        error: why it could not be loaded.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], RWKV]) -> None:
+        """Check the settings. Raises OptionError and StateError."""
+        self.settings = settings
+        self._load = load
+        self._template = check_template(settings.chat_template)
+        self.error: BaseException | None = None
+        self._running: Running | None = None
+
+    def start(self, on_ready: Callable[[Running], None], on_error: Callable[[], None]) -> None:
+        """Load the model in a thread, then call one of the two."""
+
+        def work() -> None:
+            try:
+                self._running = self._start()
+            except BaseException as error:
+                self.error = error
+                on_error()
+            else:
+                on_ready(self._running)
+
+        threading.Thread(target=work, name="rwkv-core loading", daemon=True).start()
+
+    def running(self) -> Running:
+        """What runs. Raises ApiError while the model is being loaded."""
+        if self._running is None:
+            raise ApiError(503, "The model is being loaded.", code="loading")
+        return self._running
+
+    def close(self) -> None:
+        """End what runs; requests that are left end at once."""
+        if self._running is not None:
+            self._running.engine.close()
+
+    def _start(self) -> Running:
+        settings = self.settings
+        rwkv = self._load()
+        model = rwkv.model
+        shipped = {path: name for name, path in bundled.MODELS.items()}
+        model_id = shipped.get(model.path, model.path.stem)
+        engine = Engine(
+            model,
+            rwkv.tokenizer,
+            max_batch=settings.max_batch,
+            cache_bytes=settings.cache_bytes,
+            max_waiting=settings.max_waiting,
+            max_prompt=settings.max_prompt,
+        )
+        try:
+            # A first token: what compiles or is set up on first use is done then.
+            engine.submit("", 1, sampling=None).result  # noqa: B018
+            return Running(
+                settings=settings,
+                engine=engine,
+                template=self._template or template_of(model.path.name, model.n_vocab),
+                model_id=model_id,
+                created=int(time.time()),
+                states=StatesStore(model, settings.state_folder, settings.state_bytes),
+                responses=ResponsesStore(settings.state_bytes),
+                metrics=Metrics(engine, model_id),
+            )
+        except BaseException:
+            engine.close()
+            raise

@@ -1,0 +1,60 @@
+"""Server-sent events: data as JSON, a comment in long silences, and an error as an event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+
+from rwkv_core.server.errors import as_api_error
+
+DONE = format_sse_event(data_str="[DONE]")
+# Proxies must hand on each event as it comes.
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One event with `data` as JSON."""
+    return format_sse_event(data_str=json.dumps(data, ensure_ascii=False), event=name)
+
+
+def response(events: AsyncIterator[bytes], ping_seconds: float) -> EventSourceResponse:
+    """The answer that sends `events`."""
+    return EventSourceResponse(_kept_open(events, ping_seconds), headers=_HEADERS)
+
+
+async def with_errors(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`events`, and then what went wrong, if something did: the status is sent already."""
+    try:
+        async for one in events:
+            yield one
+    except Exception as error:
+        yield event(as_api_error(error).body)
+    yield DONE
+
+
+async def _kept_open(events: AsyncIterator[bytes], ping_seconds: float) -> AsyncIterator[bytes]:
+    """`events`, with a comment whenever there was none for `ping_seconds`."""
+    following: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(anext(events))
+            done, _ = await asyncio.wait([following], timeout=ping_seconds)
+            if not done:
+                yield KEEPALIVE_COMMENT
+                continue
+            try:
+                one = following.result()
+            except StopAsyncIteration:
+                return
+            following = None
+            yield one
+    finally:
+        if following is not None:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        if hasattr(events, "aclose"):
+            await events.aclose()

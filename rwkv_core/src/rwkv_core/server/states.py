@@ -1,0 +1,104 @@
+"""`/v1/states`: named states, that requests begin from with `"state": "NAME"`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+
+from rwkv_core.server.access import Served
+from rwkv_core.server.chat_body import ChatMessage
+from rwkv_core.server.errors import ApiError, invalid
+from rwkv_core.server.fields import Body
+from rwkv_core.server.running import completions_of, submit_all
+from rwkv_core.server.service import Running
+from rwkv_core.server.states_store import StateInfo
+from rwkv_core.server.templates.base import Conversation
+from rwkv_core.state import State
+
+router = APIRouter()
+
+
+class StateBody(Body):
+    """What a new state has read: text, tokens or messages, or what an answer's has.
+
+    Attributes:
+        state: the name of one to begin from.
+        response_id: of an answer of `/v1/responses`.
+    """
+
+    name: str
+    prompt: (
+        Annotated[str, Field(min_length=1)] | Annotated[list[int], Field(min_length=1)] | None
+    ) = None
+    messages: list[ChatMessage] | None = None
+    response_id: str | None = None
+    state: str | None = None
+
+
+@router.post("/v1/states")
+async def save_state(body: StateBody, request: Request, served: Served) -> dict[str, Any]:
+    """Store a state under a name, in place of the one that had it."""
+    served.states.check_name(body.name)
+    state = await _state(body, request, served)
+    info = await run_in_threadpool(served.states.save, body.name, state, int(time.time()))
+    return _described(info)
+
+
+@router.get("/v1/states")
+def list_states(served: Served) -> dict[str, Any]:
+    """All states that are stored."""
+    return {"object": "list", "data": [_described(info) for info in served.states.infos()]}
+
+
+@router.get("/v1/states/{name}")
+def get_state(name: str, served: Served) -> dict[str, Any]:
+    """One of them."""
+    return _described(served.states.info(name))
+
+
+@router.delete("/v1/states/{name}")
+def delete_state(name: str, served: Served) -> dict[str, Any]:
+    """Delete one of them."""
+    served.states.delete(name)
+    return {"id": name, "object": "state.deleted", "deleted": True}
+
+
+async def _state(body: StateBody, request: Request, served: Running) -> State:
+    given = [one for one in (body.prompt, body.messages, body.response_id) if one is not None]
+    if len(given) != 1:
+        raise invalid("expected one of prompt, messages and response_id", "prompt")
+    if body.response_id is not None:
+        stored = served.responses.get(body.response_id)
+        if stored is None:
+            raise ApiError(404, "There is no such response.", param="response_id")
+        return stored.state
+    prompt: str | list[int] = body.prompt or ""
+    if body.messages is not None:
+        if not body.messages:
+            raise invalid("messages: found none", "messages")
+        messages = [message.as_message() for message in body.messages]
+        prompt = served.template.render(Conversation(messages)).text
+    start = None if body.state is None else await run_in_threadpool(served.states.get, body.state)
+    seconds = served.settings.max_seconds
+
+    def submit() -> Any:
+        return served.engine.submit(prompt, 0, state=start, keep_state=True, max_seconds=seconds)
+
+    found = (await completions_of(served, request, await submit_all([submit])))[0].state
+    if found is None:
+        raise invalid("prompt: it took too long to read", "prompt")
+    return found
+
+
+def _described(info: StateInfo) -> dict[str, Any]:
+    return {
+        "id": info.name,
+        "object": "state",
+        "created": info.created,
+        "bytes": info.nbytes,
+        "tuned": info.is_tuned,
+    }

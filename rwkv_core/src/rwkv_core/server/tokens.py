@@ -1,0 +1,101 @@
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in the forms of vLLM and of llama.cpp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from rwkv_core.errors import OptionError
+from rwkv_core.generation.transcript import bytes_of
+from rwkv_core.server.access import Served
+from rwkv_core.server.chat_body import ChatMessage
+from rwkv_core.server.errors import invalid
+from rwkv_core.server.fields import Body
+from rwkv_core.server.service import Running
+from rwkv_core.server.templates.base import Conversation
+
+router = APIRouter()
+
+
+class TokenizeBody(Body):
+    """Text as `prompt` (vLLM) or `content` (llama.cpp), or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    content: str | None = None
+    messages: list[ChatMessage] | None = None
+    return_token_strs: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeBody(Body):
+    """Tokens."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+@router.post("/tokenize")
+def tokenize(body: TokenizeBody, served: Served) -> dict[str, Any]:
+    """The tokens of a text."""
+    served.check_model(body.model)
+    tokenizer = served.engine.tokenizer
+    tokens = tokenizer.encode(_text(body, served))
+    found: dict[str, Any] = {
+        "count": len(tokens),
+        "max_model_len": served.settings.max_prompt,
+        "tokens": tokens,
+    }
+    if body.return_token_strs:
+        found["token_strs"] = [_text_or_bytes(tokenizer.token_bytes(one))[0] for one in tokens]
+    if body.with_pieces:
+        found["tokens"] = [
+            {"id": one, "piece": _text_or_bytes(tokenizer.token_bytes(one))[1]} for one in tokens
+        ]
+    return found
+
+
+@router.post("/detokenize")
+def detokenize(body: DetokenizeBody, served: Served) -> dict[str, str]:
+    """The text of tokens."""
+    served.check_model(body.model)
+    n_vocab = served.engine.model.n_vocab
+    for token in body.tokens:
+        if not 0 <= token < n_vocab:
+            raise OptionError(f"tokens: found {token}, expected 0 to {n_vocab - 1}")
+    data = b"".join(bytes_of(served.engine.tokenizer, token) for token in body.tokens)
+    text = data.decode("utf-8", "replace")
+    return {"prompt": text, "content": text}
+
+
+@router.get("/tokenizer_info")
+def tokenizer_info(served: Served) -> dict[str, Any]:
+    """What the tokenizer and the chat template are."""
+    tokenizer, template = served.engine.tokenizer, served.template
+    return {
+        "tokenizer_class": type(tokenizer).__name__,
+        "vocab_size": tokenizer.n_vocab,
+        "eos_token_id": tokenizer.end_of_text,
+        "model_max_length": served.settings.max_prompt,
+        "chat_template": template.name.rpartition("/")[2],
+        "stop_strings": list(template.stops),
+    }
+
+
+def _text(body: TokenizeBody, served: Running) -> str:
+    given = [one for one in (body.prompt, body.content, body.messages) if one is not None]
+    if len(given) != 1:
+        raise invalid("expected one of prompt, content and messages", "prompt")
+    if body.messages is None:
+        return given[0]  # type: ignore[return-value]
+    if not body.messages:
+        raise invalid("messages: found none", "messages")
+    messages = [message.as_message() for message in body.messages]
+    return served.template.render(Conversation(messages)).text
+
+
+def _text_or_bytes(data: bytes) -> tuple[str, str | list[int]]:
+    """A token as text, and as llama.cpp has it: bytes where it is no text alone."""
+    text = data.decode("utf-8", "replace")
+    return text, text if text.encode() == data else list(data)
