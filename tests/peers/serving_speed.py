@@ -80,7 +80,7 @@ def clients(model: Model, engine: Engine) -> dict[str, float]:
 def read_rate(engine: Engine, first: int) -> float:
     """Tokens a second at which a long prompt is read."""
     found = engine.submit(prompt(first, LONG), 1).result
-    assert found.usage.cached_tokens == 0
+    assert found.usage.cached_tokens < LONG / 100
     return LONG / (found.times.total - found.times.queued)
 
 

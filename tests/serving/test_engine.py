@@ -1,9 +1,11 @@
 """Engine: requests that share a batch give what each gives alone."""
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -379,6 +381,35 @@ def test_a_constraint_forces_tokens(
 def test_forced_tokens_end_where_others_do(engine: Engine, max_tokens: int) -> None:
     found = engine.submit("A", max_tokens, constraint=Script([70], list(range(60, 90)))).result
     assert (len(found.tokens), found.finish_reason) == (max_tokens, "length")
+
+
+class Wrong(Script):
+    """A constraint that forces a token that is none."""
+
+    def forced(self) -> list[int]:
+        return [10**6]
+
+
+@pytest.mark.needs_backend
+def test_wrong_tokens_and_states_hurt_no_other_request(rwkv: RWKV, engine: Engine) -> None:
+    good = [engine.submit(prompt, 20, seed=i) for i, prompt in enumerate(PROMPTS)]
+    forced = engine.submit("A", 20, constraint=Wrong([70], []))
+    _, state = rwkv.model.forward([5])
+    broken = replace(state, array=np.full_like(rwkv.model.to_numpy(state), np.nan))
+    damaged = engine.submit("A", 20, state=broken)
+    with pytest.raises(OptionError, match="forced: found token 1000000"):
+        _ = forced.result
+    with pytest.raises(RWKVError, match="logits hold nan"):
+        _ = damaged.result
+    for i, handle in enumerate(good):
+        assert handle.result.text == alone(rwkv, PROMPTS[i], 20, seed=i).text
+
+
+@pytest.mark.needs_backend
+def test_a_handle_keeps_its_engine(rwkv: RWKV) -> None:
+    handle = Engine(rwkv.model, rwkv.tokenizer).submit("A", 5, ignore_eos=True)
+    gc.collect()
+    assert handle.result.finish_reason == "length"
 
 
 @pytest.mark.needs_backend

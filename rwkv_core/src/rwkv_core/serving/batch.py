@@ -29,14 +29,19 @@ class Batch(Generic[Member]):
         self._model = model
         self._sizes = [2**i for i in range(max_rows.bit_length()) if 2**i < max_rows] + [max_rows]
         self._members: list[Member | None] = []
+        self._places: dict[Member, int] = {}
         self._array: Any = None
         self._surplus_steps = 0
 
     def __len__(self) -> int:
-        return sum(member is not None for member in self._members)
+        return len(self._places)
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._places
 
     @property
     def members(self) -> list[Member]:
+        """The members in the order of their rows."""
         return [member for member in self._members if member is not None]
 
     def add(self, member: Member, row: Any) -> None:
@@ -45,6 +50,7 @@ class Batch(Generic[Member]):
             self._resize(self._size_for(len(self) + 1), row)
         place = self._members.index(None)
         self._members[place] = member
+        self._places[member] = place
         try:
             self._array[place, ...] = row
         except TypeError:  # a library whose arrays never change
@@ -54,13 +60,13 @@ class Batch(Generic[Member]):
 
     def remove(self, member: Member) -> None:
         """Free a member's row."""
-        self._members[self._members.index(member)] = None
-        if not len(self):
+        self._members[self._places.pop(member)] = None
+        if not self._places:
             self._members, self._array = [], None
 
     def row(self, member: Member) -> Any:
         """A copy of a member's row [L, R, D]."""
-        place = self._members.index(member)
+        place = self._places[member]
         return self._model.ops.xp.asarray(self._array[place, ...], copy=True)
 
     def step(self, tokens: dict[Member, int]) -> NDArray[np.float32]:
@@ -98,3 +104,4 @@ class Batch(Generic[Member]):
         n_free = size - len(rows)
         self._array = self._model.ops.xp.stack([*rows, *[filling] * n_free])
         self._members = [*self.members, *[None] * n_free]
+        self._places = {member: place for place, member in enumerate(self.members)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from rwkv_core.generation.sampling_filters import check_vocabulary
+from rwkv_core.generation.sampling_parameters import check_tokens
 from rwkv_core.generation.transcript import bytes_of
 from rwkv_core.serving.constraint import restricted
 from rwkv_core.serving.logprobs import token_logprob
@@ -92,8 +95,15 @@ def grow(request: Request, drawn: Drawn) -> End | None:
     if asked.constraint is not None:
         asked.constraint.accept(token)
         if not request.forced:
-            request.forced = list(asked.constraint.forced())
+            request.forced = _checked(asked.constraint.forced(), asked.n_vocab)
     return _end_after_token(request)
+
+
+def _checked(tokens: Sequence[int], n_vocab: int) -> list[int]:
+    """Tokens that a constraint forces. A wrong one would be an error of the whole batch."""
+    check_tokens("constraint: forced", tokens)
+    check_vocabulary("constraint: forced", tokens, n_vocab)
+    return [int(token) for token in tokens]
 
 
 def take_forced(tokenizer: Tokenizer, request: Request) -> End | None:

@@ -151,6 +151,7 @@ class Engine:
             start=state,
             max_tokens=int(max_tokens),
             chooser=chooser,
+            n_vocab=self.model.n_vocab,
             stop_strings=tuple(stop_strings),
             stops=stops,
             pending=pending,
@@ -184,13 +185,14 @@ class Engine:
             start=state,
             max_tokens=0,
             chooser=TokenChooser(self.model, self.tokenizer, Sampling(), (), (), False, 0),
+            n_vocab=self.model.n_vocab,
             seconds=max_seconds,
             embeds=True,
         )
         return self._queue(asked)
 
     def _queue(self, asked: Asked) -> Handle:
-        handle = Handle(self._scheduler.wake)
+        handle = Handle(self._wake)
         self._scheduler.submit(Request(asked, handle))
         return handle
 
@@ -233,6 +235,10 @@ class Engine:
         self._scheduler.close(grace)
         self._thread.join()
         self._end()
+
+    def _wake(self) -> None:
+        # A method of this object, so that it lives as long as a handle of it does.
+        self._scheduler.wake()
 
     def __enter__(self) -> Engine:
         return self
@@ -281,6 +287,8 @@ def _check_seconds(seconds: object) -> None:
 
 def _end(scheduler: Scheduler, thread: threading.Thread, disk: DiskCache | None) -> None:
     scheduler.close(0.0)
-    thread.join()
+    # A thread may hold the last reference to the engine.
+    if thread is not threading.current_thread():
+        thread.join()
     if disk is not None:
         disk.close()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 KEEP_EVERY = 256
 # To share fewer tokens is not worth an entry of its own or a wait.
 _MIN_SHARED = 16
+# Tokens that are read at once where the logits after each are wanted: 17 MB of World's vocabulary.
+_MAX_LOGITS = 64
 
 
 class Prompts:
@@ -63,16 +65,19 @@ class Prompts:
     def remove(self, request: Request) -> None:
         """Forget a request that has ended or goes on in the batch."""
         self.requests.remove(request)
-        for other in self.requests:
-            if other.leader is request:
-                other.leader = None
-                self._find_beginning(other)
+        left = [other for other in self.requests if other.leader is request]
+        for other in left:
+            other.leader = None
+        for other in left:
+            self._find_beginning(other)
 
     def next_tokens(self, request: Request, n_tokens: int) -> int:
         """How many tokens of at most `n_tokens` are to be read next; 0 for one that waits."""
         if request.leader is not None:
             return 0
         n_tokens = min(n_tokens, len(request.unread))
+        if request.asked.prompt_logprobs is not None:
+            n_tokens = min(n_tokens, _MAX_LOGITS)
         if request.n_read >= request.n_prompt:
             return n_tokens
         stops = [place for place in request.marks if place > request.n_read]

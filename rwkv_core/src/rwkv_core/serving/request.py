@@ -27,6 +27,7 @@ class Asked:
         prompt: the tokens to read first.
         start: the state to begin from; None for the empty one.
         chooser: draws its tokens.
+        n_vocab: the size of the model's vocabulary.
         stop_strings, stops: what ends the text, and the same in UTF-8.
         pending: the bytes of a character that the prompt leaves unfinished.
         top_logprobs: how many of the likeliest tokens are wanted with each; None for no logprobs.
@@ -40,6 +41,7 @@ class Asked:
     start: State | None
     max_tokens: int
     chooser: TokenChooser
+    n_vocab: int
     stop_strings: tuple[str, ...] = ()
     stops: tuple[bytes, ...] = ()
     pending: bytes = b""

@@ -162,7 +162,8 @@ class Scheduler:
         for member in members:
             member.n_read += 1
         # NumPy computes without Python's lock, so that threads draw at the same time.
-        for member, drawn in zip(members, self._pool.map(self._draw, members, rows), strict=True):
+        draws = (map if len(members) == 1 else self._pool.map)(self._draw, members, rows)
+        for member, drawn in zip(members, draws, strict=True):
             self._go_on(member, drawn)
         self._prompts.pace.note_step(time.monotonic() - begin)
 
@@ -229,7 +230,7 @@ class Scheduler:
 
     def _place(self, request: Request) -> None:
         """Put a request where it goes on: into the batch, or among those that read."""
-        in_batch = request in self._batch.members
+        in_batch = request in self._batch
         with self._changed:
             if request.unread and in_batch:
                 request.state = self._state_of(request)
@@ -243,7 +244,7 @@ class Scheduler:
 
     def _state_of(self, request: Request) -> State:
         """The state after what a request has read."""
-        if request in self._batch.members:
+        if request in self._batch:
             array = self._batch.row(request)
             logits = request.logits
             xp = self._model.ops.xp
@@ -268,7 +269,7 @@ class Scheduler:
         asked, text = request.asked, request.text
         state = None
         n_drawn = len(text.tokens)
-        if request in self._batch.members:
+        if request in self._batch:
             self._prompts.keep(request, self._batch.row(request))
         if asked.keep_state and request.n_read >= request.n_prompt:
             before = self._state_of(request)
@@ -306,6 +307,6 @@ class Scheduler:
                 self._waiting.remove(request)
             elif request in self._prompts.requests:
                 self._prompts.remove(request)
-            elif request in self._batch.members:
+            elif request in self._batch:
                 self._batch.remove(request)
             self._changed.notify_all()
