@@ -198,6 +198,7 @@ async def wait_for(handle: Handle) -> None:
         ({"prompt": [10**6]}, "found token 1000000"),
         ({"prompt": [-1]}, "token numbers >= 0"),
         ({"prompt": b"A"}, "text or a list of tokens"),
+        ({"prompt": ["A", 5]}, "expected a str"),
         ({"prompt": "A" * 9000}, "expected at most 50"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"temperature": -1.0}, "temperature"),

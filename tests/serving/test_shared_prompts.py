@@ -84,6 +84,18 @@ def test_a_marked_place_is_where_the_next_prompt_goes_on(
     assert n_read() == 2
 
 
+def test_the_ends_of_parts_are_marks(rwkv: RWKV, engine: Engine) -> None:
+    parts = ["You are a captain of an old ship. ", "The king said: ", "Where is my hat?"]
+    tokens = [token for part in parts for token in rwkv.tokenizer.encode(part)]
+    first = engine.submit(parts, 6, seed=1, ignore_eos=True).result
+    assert list(first.tokens) == alone(rwkv, tokens, 1)
+    begin = [token for part in parts[:2] for token in rwkv.tokenizer.encode(part)]
+    second = engine.submit([*parts[:2], "No."], 6, seed=1).result
+    assert second.usage.cached_tokens == len(begin)
+    third = engine.submit([*parts[:1], "No."], 6, seed=1).result
+    assert third.usage.cached_tokens == len(rwkv.tokenizer.encode(parts[0]))
+
+
 def test_the_cache_finds_out_where_prompts_part(rwkv: RWKV, engine: Engine) -> None:
     found = [ours(engine, [*SYSTEM, i, 8, 9], i) for i in range(1, 4)]
     assert [tokens for tokens, _ in found] == [

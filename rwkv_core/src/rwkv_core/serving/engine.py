@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from rwkv_core.model import Model
     from rwkv_core.tokenizer import Tokenizer
 
+Prompt = str | Sequence[str] | Sequence[int]
+
 
 class Engine:
     """Runs requests on one model, many at the same time, in a thread of its own.
@@ -95,7 +97,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         max_tokens: int,
         *,
         stop_strings: Sequence[str] = (),
@@ -116,7 +118,9 @@ class Engine:
         """Queue a request. Returns at once.
 
         Arguments:
-            prompt: text, or tokens. An empty one begins as a document does, or continues `state`.
+            prompt: text, or tokens, or parts of a text, such as messages: each is encoded by
+                itself, and its end is a mark. An empty prompt continues `state`, or begins as a
+                document does.
             max_tokens: the most tokens to continue by. 0 only reads the prompt.
             stop_strings, stop_tokens, ignore_eos, seed, processors: as for `RWKV.generate`.
             sampling, sampling_options: a Sampling, and parameters that change it by name.
@@ -141,7 +145,7 @@ class Engine:
         check_tokens("marks", marks)
         if state is not None:
             self.model.check_state(state)
-        tokens, pending = self._prompt_tokens(prompt, state)
+        tokens, pending, ends = self._prompt_tokens(prompt, state)
         stops = encode_stop_strings(stop_strings)
         chooser = TokenChooser(
             self.model, self.tokenizer, chosen, processors, stop_tokens, ignore_eos, seed
@@ -160,13 +164,13 @@ class Engine:
             constraint=constraint,
             keep_state=keep_state,
             seconds=max_seconds,
-            marks=frozenset(marks),
+            marks=frozenset([*marks, *ends]),
         )
         return self._queue(asked)
 
     def embed(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         state: State | None = None,
         max_seconds: float | None = None,
@@ -179,7 +183,7 @@ class Engine:
         _check_seconds(max_seconds)
         if state is not None:
             self.model.check_state(state)
-        tokens, _ = self._prompt_tokens(prompt, state)
+        tokens, _, ends = self._prompt_tokens(prompt, state)
         asked = Asked(
             prompt=tokens or [FIRST_TOKEN],
             start=state,
@@ -187,6 +191,7 @@ class Engine:
             chooser=TokenChooser(self.model, self.tokenizer, Sampling(), (), (), False, 0),
             n_vocab=self.model.n_vocab,
             seconds=max_seconds,
+            marks=frozenset(ends),
             embeds=True,
         )
         return self._queue(asked)
@@ -197,7 +202,7 @@ class Engine:
         return handle
 
     def generate_many(
-        self, prompts: Iterable[str | Sequence[int]], max_tokens: int, **options: Any
+        self, prompts: Iterable[Prompt], max_tokens: int, **options: Any
     ) -> list[Completion]:
         """Continue each of `prompts`, many at the same time. Returns completions in their order.
 
@@ -215,7 +220,7 @@ class Engine:
             raise
 
     def _submit_when_possible(
-        self, prompt: str | Sequence[int], max_tokens: int, options: dict[str, Any]
+        self, prompt: Prompt, max_tokens: int, options: dict[str, Any]
     ) -> Handle:
         while True:
             try:
@@ -247,17 +252,22 @@ class Engine:
         self.close()
 
     def _prompt_tokens(
-        self, prompt: str | Sequence[int], state: State | None
-    ) -> tuple[list[int], bytes]:
-        """The tokens to read, and the bytes of a character that they leave unfinished."""
+        self, prompt: Prompt, state: State | None
+    ) -> tuple[list[int], bytes, list[int]]:
+        """The tokens, the bytes of a character that they leave unfinished, and ends of parts."""
+        ends: list[int] = []
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         elif isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
             raise OptionError(f"prompt: found {prompt!r:.40}, expected text or a list of tokens")
+        elif any(isinstance(part, str) for part in (parts := list(prompt))):
+            tokens = []
+            for part in parts:
+                tokens += self.tokenizer.encode(part)  # type: ignore[arg-type]
+                ends.append(len(tokens))
         else:
-            tokens = list(prompt)
-            check_tokens("prompt", tokens)
-            tokens = [int(token) for token in tokens]
+            check_tokens("prompt", parts)
+            tokens = [int(part) for part in parts]
         if self._max_prompt is not None and len(tokens) > self._max_prompt:
             raise PromptTooLongError(
                 f"prompt: found {len(tokens)} tokens, expected at most {self._max_prompt}"
@@ -268,9 +278,9 @@ class Engine:
             )
         begun = state.pending if state is not None else b""
         if not tokens and (state is None or state.logits is None):
-            return [FIRST_TOKEN], b""
+            return [FIRST_TOKEN], b"", []
         known = [token for token in tokens if token < self.tokenizer.n_vocab]
-        return tokens, unfinished_character(begun + self.tokenizer.to_bytes(known))
+        return tokens, unfinished_character(begun + self.tokenizer.to_bytes(known)), ends
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
