@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from rwkv_core.errors import OptionError, PromptTooLongError, QueueFullError
@@ -255,19 +256,12 @@ class Engine:
         self, prompt: Prompt, state: State | None
     ) -> tuple[list[int], bytes, list[int]]:
         """The tokens, the bytes of a character that they leave unfinished, and ends of parts."""
-        ends: list[int] = []
         if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt)
+            tokens, ends = self.tokenizer.encode(prompt), list[int]()
         elif isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
             raise OptionError(f"prompt: found {prompt!r:.40}, expected text or a list of tokens")
-        elif any(isinstance(part, str) for part in (parts := list(prompt))):
-            tokens = []
-            for part in parts:
-                tokens += self.tokenizer.encode(part)  # type: ignore[arg-type]
-                ends.append(len(tokens))
         else:
-            check_tokens("prompt", parts)
-            tokens = [int(part) for part in parts]
+            tokens, ends = self._encoded_parts(list(prompt))
         if self._max_prompt is not None and len(tokens) > self._max_prompt:
             raise PromptTooLongError(
                 f"prompt: found {len(tokens)} tokens, expected at most {self._max_prompt}"
@@ -281,6 +275,15 @@ class Engine:
             return [FIRST_TOKEN], b"", []
         known = [token for token in tokens if token < self.tokenizer.n_vocab]
         return tokens, unfinished_character(begun + self.tokenizer.to_bytes(known)), ends
+
+    def _encoded_parts(self, parts: list[Any]) -> tuple[list[int], list[int]]:
+        """The tokens of `parts`, which are text or tokens, and where each text ends in them."""
+        if not any(isinstance(part, str) for part in parts):
+            check_tokens("prompt", parts)
+            return [int(part) for part in parts], []
+        encoded = [self.tokenizer.encode(part) for part in parts]
+        ends = accumulate(len(tokens) for tokens in encoded)
+        return [token for tokens in encoded for token in tokens], list(ends)
 
 
 def _check_whole(name: str, value: object, least: int) -> None:
