@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from rwkv_core.serving.request import Request
     from rwkv_core.tokenizer import Tokenizer
 
-# States are kept after each so many tokens of a prompt.
-KEEP_EVERY = 256
+# States are kept after each so many tokens of a prompt, or a multiple: a cache of fewer than so many
+# states would hold nothing but one long prompt's.
+_KEEP_EVERY, _MIN_STATES = 256, 64
 # To share fewer tokens is not worth an entry of its own or a wait.
 _MIN_SHARED = 16
 # Tokens that are read at once where the logits after each are wanted: 17 MB of World's vocabulary.
@@ -48,6 +49,8 @@ class Prompts:
         self._model, self._tokenizer = model, tokenizer
         self.cache, self.pace, self._disk = cache, Pace(), disk
         self.requests: list[Request] = []
+        n_bytes = model.to_numpy(model.empty_state()).nbytes + 4 * model.n_vocab
+        self._keep_every = _KEEP_EVERY * max(1, _MIN_STATES * n_bytes // max(1, cache.max_bytes))
         self.n_tokens = self.n_cached = 0
         self._roots: WeakKeyDictionary[State, bytes] = WeakKeyDictionary()
 
@@ -81,7 +84,7 @@ class Prompts:
         if request.n_read >= request.n_prompt:
             return n_tokens
         stops = [place for place in request.marks if place > request.n_read]
-        stops += [request.n_prompt, (request.n_read // KEEP_EVERY + 1) * KEEP_EVERY]
+        stops += [request.n_prompt, (request.n_read // self._keep_every + 1) * self._keep_every]
         return min(n_tokens, min(stops) - request.n_read)
 
     def read(self, request: Request, n_tokens: int) -> None:
@@ -177,7 +180,7 @@ class Prompts:
         """Keep the state where a request has come to, and give it to those who wait for it."""
         state, place = request.state, request.n_read
         assert state is not None and request.logits is not None
-        if place in (request.n_prompt, *request.marks) or place % KEEP_EVERY == 0:
+        if place in (request.n_prompt, *request.marks) or place % self._keep_every == 0:
             self.keep(request, state.array)
         for other in self.requests:
             if other.leader is request and other.awaited == place:
