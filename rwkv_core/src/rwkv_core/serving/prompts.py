@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rwkv_core.serving.request import Request
     from rwkv_core.tokenizer import Tokenizer
 
-# States are kept after each so many tokens of a prompt, or a multiple: a cache of fewer than so many
-# states would hold nothing but one long prompt's.
+# States are kept after each so many tokens of a prompt; after more where the cache holds fewer
+# states than the minimum, which one long prompt would fill.
 _KEEP_EVERY, _MIN_STATES = 256, 64
 # To share fewer tokens is not worth an entry of its own or a wait.
 _MIN_SHARED = 16
