@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import takewhile
@@ -23,7 +22,8 @@ def system_text(template: Template, conversation: Conversation) -> str:
         template.render(replace(conversation, messages=[*systems, Message("user", said)])).text
         for said in (_ONE, _OTHER)
     ]
-    return os.path.commonprefix(texts)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False))
+    return "".join(one for one, _ in same)
 
 
 def tokens_within(tokenizer: Tokenizer, tokens: Iterable[int], text: str) -> int:
