@@ -49,6 +49,7 @@ def create_app(
         version=rwkv_core.__version__,
         summary="OpenAI's endpoints for an RWKV model, and its states as resources.",
         lifespan=lifespan,
+        responses=errors.RESPONSES,
         # Their pages load scripts from elsewhere. The description itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,

@@ -194,7 +194,7 @@ class _Job:
         return sse.event(self.head("chat.completion.chunk") | {"choices": [choice]} | rest)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=sse.STREAMS)
 async def create_chat_completion(body: ChatBody, request: Request, served: Served) -> Response:
     """Answer the last message of a conversation."""
     _ = body.includes_usage  # which refuses stream_options without stream
