@@ -151,6 +151,14 @@ def serve(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *tests, *session.posargs, env=ONE_THREAD)
 
 
+@nox.session(default=False)
+def load(session: nox.Session) -> None:
+    """64 clients of the HTTP server for five minutes: --clients and --seconds change that."""
+    install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", "httpx")
+    variables = ONE_THREAD | {"PYTHONPATH": "tests"}
+    session.run("python", "tests/server/load.py", *session.posargs, env=variables)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """The programs and commands of the READMEs and of the pages under rwkv_core/docs, run."""
