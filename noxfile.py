@@ -69,7 +69,8 @@ def conformance(session: nox.Session, backend: str, *options: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, formatting and types (strict in rwkv_core)."""
-    install(session, "ruff", "mypy", "pytest", "hypothesis", "./rwkv_core", "./rwkv_backend_numpy")
+    tools = ("ruff", "mypy", "pytest", "hypothesis")
+    install(session, *tools, "./rwkv_core[serve]", "./rwkv_backend_numpy")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy", "rwkv_core/src", "rwkv_backend_numpy/src")
@@ -142,9 +143,27 @@ def third_party(session: nox.Session) -> None:
 
 
 @nox.session
+def serve(session: nox.Session) -> None:
+    """The HTTP server, by OpenAI's own client over loopback; text by schemas and grammars."""
+    install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", "openai", "httpx", *TEST_TOOLS)
+    # One process: its tests share a server.
+    tests = ("tests/server", "tests/generation/test_grammar.py")
+    session.run("python", "-m", "pytest", *tests, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
+def load(session: nox.Session) -> None:
+    """64 clients of the HTTP server for five minutes: --clients and --seconds change that."""
+    install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", "httpx")
+    variables = ONE_THREAD | {"PYTHONPATH": "tests"}
+    session.run("python", "tests/server/load.py", *session.posargs, env=variables)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The programs and commands of the READMEs and of the pages under rwkv_core/docs, run."""
-    install(session, "./rwkv_core", "./rwkv_backend_numpy", "flask", *TEST_TOOLS)
+    clients = ("flask", "openai", "httpx")
+    install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", *clients, *TEST_TOOLS)
     # The others' descriptions, for the tables of options; they need no tensor library.
     others = [f"./rwkv_backend_{name}" for name in BACKENDS if name != "numpy"]
     session.install("--no-deps", *others)

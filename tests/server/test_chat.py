@@ -121,6 +121,18 @@ def test_a_second_request_with_the_same_beginning_reads_less(client: openai.Open
     assert used[1] > 40
 
 
+def test_a_system_prompt_is_read_once_for_all_users(client: openai.OpenAI) -> None:
+    system = {"role": "system", "content": "A whale is large and a mouse is small. " * 5}
+    used = [
+        client.chat.completions.create(
+            model="prose", messages=[system, {"role": "user", "content": said}], max_tokens=1
+        ).usage
+        for said in ("Who are you?", "Nothing.")
+    ]
+    # All but the second user's words.
+    assert used[1].prompt_tokens - used[1].prompt_tokens_details.cached_tokens < 12
+
+
 def test_a_trailing_answer_is_continued(client: openai.OpenAI) -> None:
     begun = [*ASK, {"role": "assistant", "content": "It is a great"}]
     answer = client.chat.completions.create(

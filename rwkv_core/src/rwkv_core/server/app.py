@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.staticfiles import StaticFiles
 
 import rwkv_core
 from rwkv_core.server import (
     chat,
+    chat_page,
     completions,
     embeddings,
     errors,
@@ -19,10 +21,11 @@ from rwkv_core.server import (
     states,
     tokens,
 )
+from rwkv_core.server.chat_page import FOLDER
 from rwkv_core.server.guard import BodyGuard, KeyGuard
 from rwkv_core.server.service import Running, Service
 
-_PARTS = (models, chat, completions, embeddings, responses, tokens, states)
+_PARTS = (chat_page, models, chat, completions, embeddings, responses, tokens, states)
 
 
 def create_app(
@@ -46,6 +49,7 @@ def create_app(
         version=rwkv_core.__version__,
         summary="OpenAI's endpoints for an RWKV model, and its states as resources.",
         lifespan=lifespan,
+        responses=errors.RESPONSES,
         # Their pages load scripts from elsewhere. The description itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
@@ -53,6 +57,7 @@ def create_app(
     app.state.service = service
     for part in _PARTS:
         app.include_router(part.router)
+    app.mount("/page", StaticFiles(directory=FOLDER))
     errors.install(app)
     settings = service.settings
     # The last one added is the first to see a request.

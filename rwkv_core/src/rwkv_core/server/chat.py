@@ -20,6 +20,7 @@ from rwkv_core.server.chat_body import ChatBody
 from rwkv_core.server.constrained import chat_constraint
 from rwkv_core.server.errors import invalid
 from rwkv_core.server.logprobs import chat_logprobs
+from rwkv_core.server.prompting import system_text, tokens_within
 from rwkv_core.server.running import completions_of, pieces_of, submit_all
 from rwkv_core.server.service import Running
 from rwkv_core.server.templates.base import Conversation, Delta
@@ -66,6 +67,7 @@ class _Job:
         messages = [message.as_message() for message in body.messages]
         conversation = Conversation(messages, tools if self.has_tools else (), thinks)
         self.prompt = served.template.render(conversation)
+        tokens, marks = await run_in_threadpool(self._tokens, conversation)
         start = None
         if body.state is not None:
             start = await run_in_threadpool(served.states.get, body.state)
@@ -81,14 +83,22 @@ class _Job:
         return await submit_all(
             partial(
                 served.engine.submit,
-                self.prompt.text,
+                tokens,
                 limit,
+                marks=marks,
                 seed=body.seed_of(number),
                 constraint=make_constraint(),
                 **options,
             )
             for number in range(self.n)
         )
+
+    def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int]]:
+        """The prompt's, and the place in them where the system prompt ends."""
+        tokenizer = self.served.engine.tokenizer
+        tokens = tokenizer.encode(self.prompt.text)
+        common = system_text(self.served.template, conversation)
+        return tokens, [tokens_within(tokenizer, tokens, common)] if common else []
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The answer as one object."""
@@ -184,7 +194,7 @@ class _Job:
         return sse.event(self.head("chat.completion.chunk") | {"choices": [choice]} | rest)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=sse.STREAMS)
 async def create_chat_completion(body: ChatBody, request: Request, served: Served) -> Response:
     """Answer the last message of a conversation."""
     _ = body.includes_usage  # which refuses stream_options without stream

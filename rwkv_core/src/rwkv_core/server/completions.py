@@ -201,7 +201,7 @@ def _mean_logprob(completion: Completion) -> float:
     return sum(found) / max(1, len(found))
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=sse.STREAMS)
 async def create_completion(body: CompletionBody, request: Request, served: Served) -> Response:
     """Continue one or several texts."""
     _ = body.includes_usage  # which refuses stream_options without stream

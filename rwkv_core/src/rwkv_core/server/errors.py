@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rwkv_core.errors import (
@@ -25,6 +26,28 @@ INVALID = "invalid_request_error"
 RETRY_SECONDS = 2
 _LOG = logging.getLogger("rwkv_core.server")
 _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+
+
+class ErrorDetails(BaseModel):
+    """What is wrong, and with which parameter."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetails
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request is at fault", "model": ErrorBody},
+    "5XX": {"description": "The server is at fault, or not ready", "model": ErrorBody},
+}
+"""For the description of the endpoints."""
 
 
 class ApiError(Exception):

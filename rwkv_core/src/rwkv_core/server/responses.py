@@ -194,7 +194,7 @@ def _stored(served: Running, response_id: str, param: str | None = None) -> Stor
     return found
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", responses=sse.STREAMS)
 async def create_response(body: ResponsesBody, request: Request, served: Served) -> Response:
     """Answer, and keep the state after the answer."""
     job = _Job(body, served)

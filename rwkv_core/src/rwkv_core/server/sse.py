@@ -12,6 +12,8 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from rwkv_core.server.errors import as_api_error
 
 DONE = format_sse_event(data_str="[DONE]")
+STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+"""For the description of an endpoint that may answer with a stream."""
 # Proxies must hand on each event as it comes.
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 

@@ -1,0 +1,23 @@
+"""The chat page at `/`, three files of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+
+# Nothing from elsewhere, nothing inline, no framing by other pages.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+FOLDER = Path(__file__).parent / "page"
+router = APIRouter()
+
+
+@router.get("/", include_in_schema=False)
+async def chat_page() -> FileResponse:
+    """The page."""
+    return FileResponse(FOLDER / "index.html", headers=_HEADERS)
