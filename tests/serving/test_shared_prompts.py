@@ -151,6 +151,12 @@ def test_a_state_to_begin_from_has_prompts_of_its_own(rwkv: RWKV, engine: Engine
         assert ours(engine, SYSTEM, 1, state=state) == (expected, n_cached)
 
 
+def test_a_state_from_the_cache_goes_on_as_one_that_was_read(rwkv: RWKV, engine: Engine) -> None:
+    for _ in range(2):
+        state = engine.submit(SYSTEM, 0, keep_state=True).result.state
+        assert ours(engine, [], 1, state=state)[0] == alone(rwkv, SYSTEM, 1)
+
+
 def test_stats_tell_of_hits(rwkv: RWKV, engine: Engine) -> None:
     for _ in range(3):
         ours(engine, SYSTEM, 1)

@@ -243,16 +243,15 @@ class Scheduler:
                 request.state = None
 
     def _state_of(self, request: Request) -> State:
-        """The state after what a request has read."""
+        """The state after what a request has read, with its logits."""
         if request in self._batch:
             array = self._batch.row(request)
-            logits = request.logits
-            xp = self._model.ops.xp
-            kept = None
-            if logits is not None:
-                kept = xp.astype(self._model.ops.vector(logits), xp.float32, copy=False)
-            return State(array, kept, model=self._model.fingerprint)
-        return request.state or self._model.empty_state()
+        else:
+            array = (request.state or self._model.empty_state()).array
+        logits, ops = request.logits, self._model.ops
+        if logits is not None:
+            logits = ops.xp.astype(ops.vector(logits), ops.xp.float32, copy=False)
+        return State(array, logits, model=self._model.fingerprint)
 
     def _finish(self, request: Request, end: End) -> None:
         try:
