@@ -1,6 +1,7 @@
 """What a server refuses, and what it holds against slow, large and vanished clients."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -128,7 +129,9 @@ def test_the_model_s_loading_is_a_503() -> None:
 def test_a_model_that_cannot_be_loaded_ends_the_program(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
     for extra in (
+        ["--port", str(taken.getsockname()[1])],
         ["-m", str(tmp_path / "none.pth")],
         ["--chat-template", "none"],
         ["--port", "99999"],
@@ -137,6 +140,33 @@ def test_a_model_that_cannot_be_loaded_ends_the_program(
     ):
         assert main(["serve", "--port", "0", *extra]) == 2
         assert "error:" in capsys.readouterr().err
+    taken.close()
+
+
+def test_a_server_that_is_killed_as_it_writes_leaves_whole_states(
+    start_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start_server("--state-folder", tmp_path)
+
+    def save(number: int) -> None:
+        body = {"name": f"s{number % 4}", "prompt": f"The {number}"}
+        with contextlib.suppress(httpx.TransportError):
+            httpx.post(f"{server.address}/v1/states", json=body, timeout=60)
+
+    with ThreadPoolExecutor(4) as pool:
+        saves = [pool.submit(save, number) for number in range(200)]
+        wait(saves[:8])
+        server.process.kill()
+    again = start_server("--state-folder", tmp_path)
+    listed = httpx.get(f"{again.address}/v1/states").json()["data"]
+    assert listed
+    for state in listed:
+        body = {"prompt": " and", "max_tokens": 1, "state": state["id"]}
+        assert httpx.post(f"{again.address}/v1/completions", json=body, timeout=60).is_success
+    body = {"name": "after", "prompt": "a"}
+    assert httpx.post(f"{again.address}/v1/states", json=body, timeout=60).is_success
+    # What was half written went with the first write after it.
+    assert {path.suffix for path in tmp_path.iterdir()} == {".state"}
 
 
 def test_cross_origin_requests_are_not_invited(http: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,9 +97,10 @@ def _run(args: argparse.Namespace) -> int:
     from rwkv_core.server.service import Service
 
     service = Service(_settings(args), lambda: load_rwkv(args))
+    listening = _listen(args.host, args.port)
+    address = _address(listening)
 
     def show(running: Running) -> None:
-        address = _address(server)
         print(
             f"chat template: {printable(running.template.name)}\n"
             f"serving {printable(running.model_id)} at {address} (OpenAI's API: {address}/v1)",
@@ -111,27 +113,34 @@ def _run(args: argparse.Namespace) -> int:
 
     config = uvicorn.Config(
         create_app(service, show, end),
-        host=args.host,
-        port=args.port,
         log_level="warning",
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
     )
     server = uvicorn.Server(config)
-    server.run()
+    if not (service.settings.api_keys or listening.getsockname()[0] in ("127.0.0.1", "::1")):
+        print("other machines can use this server, without a key", file=sys.stderr)
+    server.run(sockets=[listening])
     if service.error is not None:
         raise service.error
-    return 0 if server.started else 2
+    return 0
 
 
-def _address(server: object) -> str:
-    """Where the server listens, its port being the one that was found."""
-    import socket
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port, before the model is loaded. Raises OptionError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OptionError(
+            f"--host {host} --port {port}: cannot listen there: {error.strerror or error}"
+        ) from None
 
-    (listening,) = {one for some in server.servers for one in some.sockets}  # type: ignore[attr-defined]
+
+def _address(listening: socket.socket) -> str:
+    """Where it listens, its port being the one that was found."""
     host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if listening.family == socket.AF_INET6 else host
-    return f"http://{shown}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 COMMAND = Command(
