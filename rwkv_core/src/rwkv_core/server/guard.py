@@ -14,6 +14,9 @@ from rwkv_core.server.errors import ApiError
 # Without a key: that it lives, and the chat page, which asks for the key.
 OPEN_PATHS = ("/health", "/")
 OPEN_FOLDER = "/page/"
+# Bytes of a body that is too large are read up to here: a client that still sends when the
+# connection is closed does not see the answer.
+_MAX_DISCARDED = 2**26
 
 
 class KeyGuard:
@@ -58,7 +61,7 @@ class BodyGuard:
             return await self._app(scope, receive, send)
         length = Headers(scope=scope).get("content-length", "0")
         try:
-            if length.isdecimal() and int(length[:20]) > self._max_bytes:
+            if length.isdecimal() and int(length[:20]) > self._max_bytes + _MAX_DISCARDED:
                 raise self._too_large()
             body = await self._read(receive)
         except ApiError as error:
@@ -79,20 +82,25 @@ class BodyGuard:
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The whole body; None if the client went away."""
-        body = bytearray()
+        body, n_bytes = bytearray(), 0
         try:
             async with asyncio.timeout(self._seconds):
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
                         return None
-                    body += message.get("body", b"")
-                    if len(body) > self._max_bytes:
+                    n_bytes += len(message.get("body", b""))
+                    if n_bytes <= self._max_bytes:
+                        body += message.get("body", b"")
+                    elif n_bytes > self._max_bytes + _MAX_DISCARDED:
                         raise self._too_large()
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        break
         except TimeoutError:
             raise ApiError(408, "The body took too long to come.", code="timeout") from None
+        if n_bytes > self._max_bytes:
+            raise self._too_large()
+        return bytes(body)
 
     def _too_large(self) -> ApiError:
         return ApiError(
