@@ -10,10 +10,11 @@ from rwkv_core import DownloadError
 from rwkv_core.sources import hub, local_file
 
 
-def test_paths_and_the_shipped_model_are_no_addresses(tmp_path):
+def test_paths_and_the_shipped_models_are_no_addresses(tmp_path):
     assert local_file("a/b.pth") == Path("a/b.pth")
     assert local_file(tmp_path) == tmp_path
     assert local_file("prose").name == "rwkv-4-prose-7m.pth"
+    assert local_file("prose7").name == "rwkv-7-prose-7m.pth"
 
 
 @pytest.mark.parametrize(

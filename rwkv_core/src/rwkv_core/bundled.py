@@ -1,4 +1,4 @@
-"""The models that ship with rwkv-core: one that writes text, and random ones for `verify`."""
+"""The models that ship with rwkv-core: two that write text, and random ones for `verify`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ NAME = "prose"
 """The model that commands use if none is named."""
 MODELS: Mapping[str, Path] = {
     NAME: DATA / "rwkv-4-prose-7m.pth",
+    "prose7": DATA / "rwkv-7-prose-7m.pth",
 }
 """Paths of the trained models, by the names that users may give."""
 TOKENIZER = DATA / "tokenizer.json"
-FINGERPRINTS = frozenset({"a5ff45c50acf85da"})
+FINGERPRINTS = frozenset({"a5ff45c50acf85da", "00b06b7821c093e8"})
 """Fingerprints of the trained models, the same in every format."""
 VERIFIED: Mapping[str, Path] = {
     "rwkv4": MODELS["prose"],
+    "rwkv7": MODELS["prose7"],
 } | {
     version: DATA / f"{version}-random.safetensors"
-    for version in ("rwkv5.0", "rwkv5.1", "rwkv5.2", "rwkv6", "rwkv7")
+    for version in ("rwkv5.0", "rwkv5.1", "rwkv5.2", "rwkv6")
 }
 """Paths of one model of each architecture, for `verify`; see `golden_logits`."""
 
