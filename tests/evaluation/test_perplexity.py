@@ -254,4 +254,4 @@ def test_comparisons_that_there_are_not(texts, small_model, capsys):
     with pytest.raises(CheckpointError):
         Precisions(quantized, [("text", TEXT)])
     assert main(["perplexity", str(texts / "a.txt"), "--group-size", "32"]) == 2
-    assert "expected it with --compare" in capsys.readouterr().err
+    assert "--group-size: needs --compare" in capsys.readouterr().err
