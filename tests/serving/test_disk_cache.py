@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,6 @@ from rwkv_core.serving import Engine
 pytestmark = pytest.mark.needs_backend
 
 PROMPT = list(range(60, 160)) * 2
-
-
-@cache
-def prose(backend: str) -> RWKV:
-    return RWKV("prose", backend=backend)
-
-
-@pytest.fixture
-def rwkv(backend: str) -> Iterator[RWKV]:
-    yield prose(backend)
 
 
 def cached(rwkv: RWKV, folder: Path, prompt: list[int] = PROMPT, **options: int) -> int:

@@ -4,15 +4,13 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-import rwkv_core
 from forced_tokens import force
+from prompts_alone import PROMPTS, alone
 from rwkv_core import (
     RWKV,
     EngineClosedError,
@@ -22,38 +20,6 @@ from rwkv_core import (
     RWKVError,
 )
 from rwkv_core.serving import Engine, Handle
-
-PROMPTS = [
-    "The old man looked at the sea and",
-    "It was",
-    "In the beginning there was a house on the hill, and nobody knew who had built it. " * 5,
-    "She said: ",
-    "Once upon a time",
-    "A",
-]
-
-
-@cache
-def prose(backend: str) -> RWKV:
-    return RWKV("prose", backend=backend)
-
-
-@pytest.fixture
-def rwkv(backend: str) -> RWKV:
-    return prose(backend)
-
-
-@pytest.fixture
-def engine(rwkv: RWKV) -> Iterator[Engine]:
-    with Engine(rwkv.model, rwkv.tokenizer, max_batch=8) as engine:
-        yield engine
-
-
-def alone(rwkv: RWKV, prompt: str, max_tokens: int, **options: object) -> rwkv_core.Generated:
-    """What a request gives without an engine."""
-    rwkv = RWKV(rwkv.model, tokenizer=rwkv.tokenizer)
-    rwkv.load_context(prompt)
-    return rwkv.generate(max_tokens, **options)
 
 
 def test_who_shares_the_batch_does_not_change_a_result(rwkv: RWKV, engine: Engine) -> None:
@@ -335,92 +301,8 @@ def test_max_tokens_0_only_reads(rwkv: RWKV, engine: Engine) -> None:
     )
 
 
-class Script:
-    """A constraint: an optional first choice, then a fixed text, then no token."""
-
-    def __init__(self, choice: list[int], tokens: list[int]) -> None:
-        self.choice, self.tokens, self.accepted = choice, tokens, []
-
-    def mask(self) -> np.ndarray | None:
-        allowed = np.zeros(4000, bool)
-        allowed[self.choice if not self.accepted else []] = True
-        return allowed
-
-    def accept(self, token: int) -> None:
-        self.accepted.append(token)
-
-    def forced(self) -> list[int]:
-        return self.tokens[len(self.accepted) - 1 :]
-
-
-@pytest.mark.needs_backend
-@pytest.mark.parametrize("n_forced", [0, 1, 4, 30])
-@pytest.mark.parametrize("top_logprobs", [None, 1])
-def test_a_constraint_forces_tokens(
-    rwkv: RWKV, engine: Engine, n_forced: int, top_logprobs: int | None
-) -> None:
-    tokens = [60 + i * 7 % 50 for i in range(n_forced)]
-    script = Script([70, 71], tokens)
-    handle = engine.submit("A", 50, constraint=script, keep_state=True, top_logprobs=top_logprobs)
-    others = [engine.submit(prompt, 20, seed=i) for i, prompt in enumerate(PROMPTS)]
-    found = handle.result
-    assert found.tokens[0] in (70, 71)
-    assert list(found.tokens) == [found.tokens[0], *tokens] == script.accepted
-    assert (found.finish_reason, found.stop) == ("stop", None)
-    assert "".join(piece.text for piece in handle) == found.text
-    _, state = rwkv.model.forward([*rwkv.tokenizer.encode("A"), *found.tokens])
-    np.testing.assert_allclose(
-        rwkv.model.to_numpy(found.state), rwkv.model.to_numpy(state), rtol=1e-3, atol=1e-4
-    )
-    assert len(found.logprobs) == (0 if top_logprobs is None else len(found.tokens))
-    for i, other in enumerate(others):
-        assert other.result.text == alone(rwkv, PROMPTS[i], 20, seed=i).text
-
-
-@pytest.mark.needs_backend
-@pytest.mark.parametrize("max_tokens", [1, 5, 20])
-def test_forced_tokens_end_where_others_do(engine: Engine, max_tokens: int) -> None:
-    found = engine.submit("A", max_tokens, constraint=Script([70], list(range(60, 90)))).result
-    assert (len(found.tokens), found.finish_reason) == (max_tokens, "length")
-
-
-class Wrong(Script):
-    """A constraint that forces a token that is none."""
-
-    def forced(self) -> list[int]:
-        return [10**6]
-
-
-@pytest.mark.needs_backend
-def test_wrong_tokens_and_states_hurt_no_other_request(rwkv: RWKV, engine: Engine) -> None:
-    good = [engine.submit(prompt, 20, seed=i) for i, prompt in enumerate(PROMPTS)]
-    forced = engine.submit("A", 20, constraint=Wrong([70], []))
-    _, state = rwkv.model.forward([5])
-    broken = replace(state, array=np.full_like(rwkv.model.to_numpy(state), np.nan))
-    damaged = engine.submit("A", 20, state=broken)
-    with pytest.raises(OptionError, match="forced: found token 1000000"):
-        _ = forced.result
-    with pytest.raises(RWKVError, match="logits hold nan"):
-        _ = damaged.result
-    for i, handle in enumerate(good):
-        assert handle.result.text == alone(rwkv, PROMPTS[i], 20, seed=i).text
-
-
 @pytest.mark.needs_backend
 def test_a_handle_keeps_its_engine(rwkv: RWKV) -> None:
     handle = Engine(rwkv.model, rwkv.tokenizer).submit("A", 5, ignore_eos=True)
     gc.collect()
     assert handle.result.finish_reason == "length"
-
-
-@pytest.mark.needs_backend
-def test_a_stop_string_in_forced_tokens_ends_the_text(rwkv: RWKV, engine: Engine) -> None:
-    tokens = rwkv.tokenizer.encode(" the old man and the sea and the old house on the hill")
-    assert len(tokens) > 8
-    script = Script([tokens[0]], tokens[1:])
-    stops = ["ea an"]
-    found = engine.submit("A", 90, constraint=script, stop_strings=stops, keep_state=True).result
-    assert (found.text, found.stop) == (" the old man and the s", "ea an")
-    expected = alone(rwkv, "A", 90, stop_strings=stops, processors=[force(tokens)])
-    ours, theirs = map(rwkv.model.to_numpy, (found.state, expected.state))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)

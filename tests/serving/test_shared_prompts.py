@@ -1,7 +1,6 @@
 """Prompts that begin alike are read once, one after the other and at the same time."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
 
 import numpy as np
 import pytest
@@ -13,16 +12,6 @@ pytestmark = pytest.mark.needs_backend
 
 SYSTEM = list(range(60, 160)) * 3  # tokens
 KEPT_EVERY = 256
-
-
-@cache
-def prose(backend: str) -> RWKV:
-    return RWKV("prose", backend=backend)
-
-
-@pytest.fixture
-def rwkv(backend: str) -> RWKV:
-    return prose(backend)
 
 
 @pytest.fixture

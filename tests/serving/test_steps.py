@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -13,16 +12,6 @@ from rwkv_core import RWKV
 from rwkv_core.serving import Engine
 
 pytestmark = pytest.mark.needs_backend
-
-
-@cache
-def prose(backend: str) -> RWKV:
-    return RWKV("prose", backend=backend)
-
-
-@pytest.fixture
-def rwkv(backend: str) -> RWKV:
-    return prose(backend)
 
 
 @pytest.fixture

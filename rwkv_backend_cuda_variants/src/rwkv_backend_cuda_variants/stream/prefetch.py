@@ -1,8 +1,8 @@
 """Two buffers on a device (slots), to which tensors are copied from host memory ahead of their use.
 
 While a product reads one slot, the other is filled on a stream of its own. The next tensor to copy
-is the one that followed last time, as a model uses its matrices in the same order for every token.
-In another order a product waits for its copy; the result is never wrong.
+is the one that came next last time: a model uses its matrices in the same order for every token. If
+the order changes, a product waits for its copy, and the result is still right.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from rwkv_core.architectures.matrix_state import CHANNEL_X, FIRST_OF_S, TIME_X, 
 from rwkv_core.backends.tensor_ops import Array, Matrix, TensorOps
 from rwkv_core.weights import low_rank, matrix, table, vector
 
-# Of the group norm, for every head size.
+# Epsilon of the group norm; it does not depend on the head size.
 EPSILON = 64e-5
 # In the decay exp(-SLOWEST * sigmoid(.)), which is therefore at least 0.545.
 SLOWEST = math.exp(-0.5)

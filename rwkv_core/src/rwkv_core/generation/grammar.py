@@ -20,7 +20,7 @@ from rwkv_core.util.printable import printable
 if TYPE_CHECKING:
     from rwkv_core.tokenizer import Tokenizer
 
-# Without spaces between values: a weak model would write them for ever.
+# No optional white space: a weak model would never stop writing it.
 _JSON_OPTIONS = {"whitespace_flexible": False}
 ANY_OBJECT = {"type": "object"}
 

@@ -197,7 +197,7 @@ class _Job:
 @router.post("/v1/chat/completions", responses=sse.STREAMS)
 async def create_chat_completion(body: ChatBody, request: Request, served: Served) -> Response:
     """Answer the last message of a conversation."""
-    _ = body.includes_usage  # which refuses stream_options without stream
+    body.check_stream_options()
     job = _Job(body, served)
     handles = await job.submit()
     if body.stream:

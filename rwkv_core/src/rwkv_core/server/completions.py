@@ -204,7 +204,7 @@ def _mean_logprob(completion: Completion) -> float:
 @router.post("/v1/completions", responses=sse.STREAMS)
 async def create_completion(body: CompletionBody, request: Request, served: Served) -> Response:
     """Continue one or several texts."""
-    _ = body.includes_usage  # which refuses stream_options without stream
+    body.check_stream_options()
     job = _Job(body, served)
     handles = await job.submit()
     if body.stream:

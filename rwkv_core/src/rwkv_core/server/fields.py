@@ -71,10 +71,12 @@ class SamplingFields(Body):
 
     @property
     def includes_usage(self) -> bool:
-        options = self.stream_options
-        if options is not None and not self.stream:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def check_stream_options(self) -> None:
+        """Raise ApiError if there are options for a stream that the request does not ask for."""
+        if self.stream_options is not None and not self.stream:
             raise invalid("stream_options is for requests with stream true.", "stream_options")
-        return bool(options and options.include_usage)
 
     def sampling(self) -> Sampling:
         """The Sampling that the request asks for. Raises ApiError and OptionError."""

@@ -89,9 +89,9 @@ class PrefixCache:
         wanted = np.asarray(tokens, np.int64)
         best, n_shared, node = None, 0, self._roots.get(root)
         while node is not None:
-            n_same = _n_same(node.edge, wanted[n_shared:])
-            n_shared += n_same
-            if n_same < len(node.edge):
+            n_more = n_same(node.edge, wanted[n_shared:])
+            n_shared += n_more
+            if n_more < len(node.edge):
                 break
             best = node if node.entry is not None else best
             node = node.children.get(int(wanted[n_shared])) if n_shared < len(wanted) else None
@@ -104,7 +104,7 @@ class PrefixCache:
     def has(self, root: bytes, tokens: Sequence[int]) -> bool:
         """Whether there is an entry of exactly these tokens. It counts as used."""
         node, rest = self._roots.get(root), np.asarray(tokens, np.int64)
-        while node is not None and _n_same(node.edge, rest) == len(node.edge):
+        while node is not None and n_same(node.edge, rest) == len(node.edge):
             rest = rest[len(node.edge) :]
             if not len(rest):
                 if node.entry is not None:
@@ -141,9 +141,9 @@ class PrefixCache:
                 child = _Node(tokens.copy(), node)
                 node.children[int(tokens[0])] = child
                 return child
-            n_same = _n_same(child.edge, tokens)
-            node = child if n_same == len(child.edge) else _split(child, n_same)
-            tokens = tokens[n_same:]
+            n_shared = n_same(child.edge, tokens)
+            node = child if n_shared == len(child.edge) else _split(child, n_shared)
+            tokens = tokens[n_shared:]
         return node
 
     def _drop(self, node: _Node) -> Entry:
@@ -170,7 +170,7 @@ class PrefixCache:
             node.parent.children[int(child.edge[0])] = child
 
 
-def _n_same(one: Tokens, other: Tokens) -> int:
+def n_same(one: Tokens, other: Tokens) -> int:
     """How many tokens two sequences begin with in common."""
     n_tokens = min(len(one), len(other))
     different = np.flatnonzero(one[:n_tokens] != other[:n_tokens])

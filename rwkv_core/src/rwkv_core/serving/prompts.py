@@ -12,7 +12,7 @@ import numpy as np
 from rwkv_core.generation.transcript import bytes_of
 from rwkv_core.serving.logprobs import token_logprob
 from rwkv_core.serving.pacing import Pace
-from rwkv_core.serving.prefix_cache import Entry, PrefixCache
+from rwkv_core.serving.prefix_cache import Entry, PrefixCache, n_same
 from rwkv_core.serving.results import TokenLogprob
 from rwkv_core.state import State
 
@@ -167,10 +167,11 @@ class Prompts:
     def _leader_of(self, request: Request, usable: int) -> tuple[Request | None, int]:
         """The request whose reading comes by the end of the longest beginning in common."""
         best, best_shared = None, 0
+        wanted = np.array(request.asked.prompt[:usable], np.int64)
         for other in self.requests:
             if other is request or other.leader is not None or other.root != request.root:
                 continue
-            n_shared = _n_same(request.asked.prompt[:usable], other.asked.prompt)
+            n_shared = n_same(wanted, np.array(other.asked.prompt, np.int64))
             n_shared = min(n_shared, other.n_prompt - other.asked.embeds)
             if n_shared > max(other.n_read, best_shared):
                 best, best_shared = other, n_shared
@@ -202,9 +203,3 @@ class Prompts:
             values = self._model.to_numpy(start).tobytes()
             found = self._roots[start] = hashlib.sha256(values).digest()
         return found
-
-
-def _n_same(one: list[int], other: list[int]) -> int:
-    n_tokens = min(len(one), len(other))
-    different = np.flatnonzero(np.array(one[:n_tokens]) != np.array(other[:n_tokens]))
-    return int(different[0]) if len(different) else n_tokens
