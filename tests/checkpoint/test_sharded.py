@@ -139,7 +139,7 @@ def test_a_folder_of_shards_without_their_index_says_what_is_missing(tmp_path: P
     index.unlink()
     message = refusal(tmp_path)
     assert "parts of a model (model-00001-of-00002.safetensors, model-00002-of-" in message
-    assert "without the .index.json" in message
+    assert "without their .index.json" in message
 
 
 def test_a_model_in_several_files_is_one_of_the_folder_s_models(tmp_path: Path) -> None:

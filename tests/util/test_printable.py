@@ -56,7 +56,7 @@ def test_a_file_and_its_names_do_not_steer_a_terminal(
         file.writestr("archive/data.pkl", data)
         file.writestr("archive/version", "3\n")
     assert main(["vram", "-m", str(path)]) == 2
-    shutil.copy(bundled.MODEL, path)
+    shutil.copy(bundled.MODELS["prose"], path)
     assert main(["vram", "-m", str(path)]) == 0
     assert main(["prequantize", str(path), "--output", str(path) + "2"]) == 0
     found = capsys.readouterr()
