@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from rwkv_core.dtypes import BYTES_PER_WEIGHT
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.evaluation.random_model import random_values, write_random_model
 from rwkv_core.util.threads import available_threads
+from waiting import wait_until
 
 try:
     from rwkv_backend_numpy.numpy_ops import NumpyOps
@@ -313,10 +313,12 @@ def test_sigterm_removes_the_temporary_folder(tmp_path):
     command = [sys.executable, "-m", "rwkv_core", "bench", "--shape", "1x8", "--rounds", "1000000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list(tmp_path.glob(".rwkv-core-*/random*")):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) in (2, 143)
+        try:
+            wait_until(lambda: process.poll() or list(tmp_path.glob(".rwkv-core-*/random*")))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) in (2, 143)
+        finally:
+            process.kill()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from rwkv_core.checkpoint import diagnose, open_checkpoint
 from rwkv_core.cli import main
 from rwkv_core.errors import CheckpointError, OptionError
 from rwkv_core.evaluation.random_model import write_random_model
+from waiting import wait_until
 
 MATRIX = "blocks.1.ffn.value.weight"
 
@@ -212,9 +212,12 @@ def test_what_is_half_written_goes_with_sigterm(tmp_path: Path) -> None:
     write_random_model(tmp_path / "model.safetensors", Config(6, 768, 3072, 8192, RWKV4))
     command = [sys.executable, "-m", "rwkv_core", "prequantize", "model.safetensors", "--bits=4"]
     with subprocess.Popen(command, cwd=tmp_path) as process:
-        while process.poll() is None and len(list(tmp_path.iterdir())) == 1:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        try:
+            wait_until(lambda: process.poll() or len(list(tmp_path.iterdir())) > 1)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+        finally:
+            process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 

@@ -5,7 +5,6 @@ import contextlib
 import json
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -22,6 +21,7 @@ from rwkv_core.server.guard import BodyGuard
 from rwkv_core.server.service import Service
 from rwkv_core.server.settings import Settings
 from server_process import Server
+from waiting import wait_until
 
 LONG = {"prompt": "The sea", "max_tokens": 400, "ignore_eos": True}
 
@@ -30,13 +30,6 @@ def running(http: httpx.Client, name: str = "num_requests_running") -> float:
     text = http.get("/metrics").text
     line = next(line for line in text.splitlines() if line.startswith(f"rwkv:{name}{{"))
     return float(line.split()[-1])
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rwkv_core.errors import StateError
 from rwkv_core.serving.prefix_cache import Entry
-from rwkv_core.util.atomic_write import atomic_write
+from rwkv_core.util.atomic_write import temporary_folder
 
 if TYPE_CHECKING:
     from rwkv_core.model import Model
@@ -84,13 +84,19 @@ class DiskCache:
         self._thread.join()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            action, entry = job
-            with suppress(OSError):
-                if action == "save":
-                    self._write(entry)
-                else:
-                    self._path_of(entry).unlink(missing_ok=True)
+        # One temporary folder for all entries: making one looks through the whole cache for those
+        # of killed processes.
+        with ExitStack() as until_closed:
+            temporary = None
+            while (job := self._jobs.get()) is not None:
+                action, entry = job
+                with suppress(OSError):
+                    if action == "remove":
+                        self._path_of(entry).unlink(missing_ok=True)
+                        continue
+                    if temporary is None:
+                        temporary = until_closed.enter_context(temporary_folder(self._folder))
+                    self._write(entry, temporary / "new")
 
     def _paths(self) -> Iterator[Path]:
         """The files, the most recently written first."""
@@ -104,7 +110,7 @@ class DiskCache:
         name = hashlib.sha256(entry.root + entry.tokens.astype("<i8").tobytes()).hexdigest()[:40]
         return self._folder / f"{name}{_SUFFIX}"
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: Entry, beside: Path) -> None:
         from safetensors.numpy import save
 
         tensors = {"tokens": entry.tokens, "state": entry.state, "logits": entry.logits}
@@ -114,8 +120,8 @@ class DiskCache:
             "root": entry.root.hex(),
             "sha256": _checksum(entry.root, tensors),
         }
-        with atomic_write(self._path_of(entry)) as file:
-            file.write(save(tensors, about))
+        beside.write_bytes(save(tensors, about))
+        beside.replace(self._path_of(entry))
 
     def _read(self, path: Path) -> Entry | None:
         """The entry in a file; None if it is damaged or not of this model."""
