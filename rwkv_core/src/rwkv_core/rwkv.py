@@ -80,7 +80,8 @@ class RWKV:
         """Load the model and its tokenizer.
 
         Arguments:
-            model: a loaded Model; or a model file's path or address, or "prose", as for `load`.
+            model: a loaded Model; or a model file's path or address, or "prose" or "prose7", as for
+                `load`.
             backend, backend_options: as for `load`; lora is one of the options.
             tokenizer: a Tokenizer, one of the `tokenizers` library, or a file's path or address.
                 None takes the one beside the model file; for a Pile model without one, the one on

@@ -41,7 +41,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help="time this model (a file, its address, or prose)",
+        help="time this model: a file, its address, or the name of a model that ships",
     )  # fmt: skip
     which.add_argument(
         "--shape", metavar="SHAPE", default="169M",

@@ -82,7 +82,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
         help="a model file; its address, hf://owner/repo/file or http(s)://...; or "
-        f"{bundled.NAME} for the small model that ships with rwkv-core",
+        f"{' or '.join(bundled.MODELS)} for a small model that ships with rwkv-core",
     )  # fmt: skip
     add_backend_arguments(parser)
     add_lora_arguments(parser)

@@ -16,7 +16,7 @@ from rwkv_core.util.printable import printable
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", type=filled, metavar="MODEL", help="a model file, its address, or prose"
+        "model", type=filled, metavar="MODEL", help="a model file, its address, or the name of a model that ships"
     )
     parser.add_argument("--bits", type=int, default=8, metavar="N", help="8 (default) or 4")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Finds a model's file: from a path, the name of the model that ships, or an address."""
+"""Finds a model's file: from a path, the name of a model that ships, or an address."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def local_file(model: str | os.PathLike[str]) -> Path:
     """Return the path of a model's file on this machine, downloaded into a cache if necessary.
 
     Arguments:
-        model: one of: a path; "prose" for the model that ships; hf://owner/repo/file, or
+        model: one of: a path; "prose" or "prose7" for a model that ships; hf://owner/repo/file, or
             hf://owner/repo for a repository of transformers or PEFT, both with an optional
             @revision after the repository; the address of a file on Hugging Face; any http(s)
             address. If an address ends in #sha256=<64 hex digits>, the file is checked against it.
