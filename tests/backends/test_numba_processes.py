@@ -14,7 +14,10 @@ pytest.importorskip("rwkv_backend_numpy")
 
 @pytest.mark.parametrize(
     ("processor", "dtype", "models"),
-    [("haswell", "int4", "bundled.VERIFIED"), ("generic", "int8", '{"rwkv4": bundled.MODELS["prose"]}')],
+    [
+        ("haswell", "int4", "bundled.VERIFIED"),
+        ("generic", "int8", '{"rwkv4": bundled.MODELS["prose"]}'),
+    ],
     ids=["haswell-int4", "generic-int8"],
 )
 def test_other_processors_compute_the_same(tmp_path, processor, dtype, models):

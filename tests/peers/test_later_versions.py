@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +15,26 @@ import numpy as np
 import pytest
 
 import rwkv_core
-from later_versions import SIZES, VERSIONS, later_weights
+from later_versions import SIZES, VERSIONS, Sizes, later_weights
 from pth_writer import write_pth
 
 pytest.importorskip("rwkv")
 
 TOLERANCE = 1e-4
 LENGTHS = (1, 2, 17, 300)
-BACKENDS = [row.name for row in rwkv_core.list_backends() if row.status == "ready"]
+BACKENDS = [
+    row.name
+    for row in rwkv_core.list_backends()
+    if row.status == "ready" and row.name != "torch-quant"
+]
+# Where each shape of a model is compiled, which takes half a minute, one shape does.
+COMPILING = ("jax", "tf")
+LOADED = [
+    (sizes, name)
+    for sizes in SIZES
+    for name in BACKENDS
+    if sizes == SIZES[1] or name not in COMPILING
+]
 
 
 class Case(NamedTuple):
@@ -35,6 +49,11 @@ class Case(NamedTuple):
         assert np.max(np.abs(logits - expected)) <= limit, f"after {n_tokens} tokens"
 
 
+class Loaded(NamedTuple):
+    case: Case
+    model: rwkv_core.Model
+
+
 def options_for(backend: str, path: Path) -> dict[str, Any]:
     """With these the variants do what they are for: much is streamed, and heads are split."""
     if backend == "torch-stream":
@@ -47,22 +66,29 @@ def version(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=SIZES, ids="{0[1]} wide".format)
-def case(
-    request: pytest.FixtureRequest, version: str, tmp_path_factory: pytest.TempPathFactory
-) -> Case:
-    sizes, folder = request.param, tmp_path_factory.mktemp("later")
-    path = folder / "model.pth"
-    write_pth(path, later_weights(version, sizes))
-    tokens = np.random.default_rng(0).integers(0, sizes.n_vocab, LENGTHS[-1]).tolist()
-    return Case(version, path, tokens, logits_of_rwkv(version, path, tokens))
+@pytest.fixture(scope="module")
+def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Sizes], Case]:
+    @cache
+    def make(version: str, sizes: Sizes) -> Case:
+        path = tmp_path_factory.mktemp("later") / "model.pth"
+        write_pth(path, later_weights(version, sizes))
+        tokens = np.random.default_rng(0).integers(0, sizes.n_vocab, LENGTHS[-1]).tolist()
+        return Case(version, path, tokens, logits_of_rwkv(version, path, tokens))
+
+    return make
 
 
-@pytest.fixture(scope="module", params=[name for name in BACKENDS if name != "torch-quant"])
-def model(request: pytest.FixtureRequest, case: Case) -> rwkv_core.Model:
+@pytest.fixture(
+    scope="module", params=LOADED, ids=[f"{name}-{sizes.n_embd} wide" for sizes, name in LOADED]
+)
+def loaded(
+    request: pytest.FixtureRequest, version: str, make_case: Callable[[str, Sizes], Case]
+) -> Loaded:
     """Loaded once for all tests: some backends compile for each model."""
-    options = options_for(request.param, case.path)
-    return rwkv_core.load(case.path, request.param, dtype="float32", **options)
+    sizes, backend = request.param
+    case = make_case(version, sizes)
+    options = options_for(backend, case.path)
+    return Loaded(case, rwkv_core.load(case.path, backend, dtype="float32", **options))
 
 
 def logits_of_rwkv(version: str, path: Path, tokens: list[int]) -> np.ndarray:
@@ -79,15 +105,17 @@ def logits_of_rwkv(version: str, path: Path, tokens: list[int]) -> np.ndarray:
     return np.load(logits)["logits"]
 
 
-def test_logits_are_the_peers(case: Case, model: rwkv_core.Model) -> None:
+def test_logits_are_the_peers(loaded: Loaded) -> None:
+    case, model = loaded
     assert model.architecture == f"rwkv{case.version}"
     for n_tokens in LENGTHS:
         logits, _ = model.forward(case.tokens[:n_tokens])
         case.assert_close(model.to_numpy(logits), n_tokens)
 
 
-def test_logits_are_the_peers_going_on_from_a_state(case: Case, model: rwkv_core.Model) -> None:
+def test_logits_are_the_peers_going_on_from_a_state(loaded: Loaded) -> None:
     """Tokens are read one by one, a few together, and more than a chunk of 256."""
+    case, model = loaded
     logits, state = None, None
     for token in case.tokens[:17]:
         logits, state = model.forward([token], state)
@@ -97,7 +125,8 @@ def test_logits_are_the_peers_going_on_from_a_state(case: Case, model: rwkv_core
     case.assert_close(model.to_numpy(logits), 300)
 
 
-def test_a_batch_is_its_rows(case: Case, model: rwkv_core.Model) -> None:
+def test_a_batch_is_its_rows(loaded: Loaded) -> None:
+    case, model = loaded
     _, state = model.forward(case.tokens[17:20])
     rows = [case.tokens[20:37], case.tokens[:17]]
     batch = model.stack_states([state, model.empty_state()])
