@@ -188,8 +188,8 @@ def _stored(served: Running, response_id: str, param: str | None = None) -> Stor
     found = served.responses.get(response_id)
     if found is None:
         message = (
-            f"Response with id {response_id!r:.80} not found. It may have been dropped to make room "
-            "for newer ones."
+            f"Response with id {response_id!r:.80} not found. It may have been dropped to make "
+            "room for newer ones."
         )
         raise ApiError(404, message, code="response_not_found", param=param)
     return found
