@@ -113,7 +113,7 @@ class MatrixStore:
         return placed
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Return whether a matrix that is not in the plan, such as a bench's, stays on the device.
+        """Return whether a matrix outside the plan, for example of the bench, stays on the device.
 
         If there are no slots yet, room for them must remain.
         """

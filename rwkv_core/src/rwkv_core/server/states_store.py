@@ -70,7 +70,7 @@ class StatesStore:
             return self._model.load_state(self._path(name))
 
     def info(self, name: str) -> StateInfo:
-        """Return a state's description. Raises ApiError if there is no such state."""
+        """Return a state's description. Raises ApiError if the state does not exist."""
         found = [info for info in self.infos() if info.name == name]
         if not found:
             raise missing(name)

@@ -1,4 +1,4 @@
-"""Draws a request's next token, and decides whether the request goes on, prefills or ends."""
+"""Draws a request's next token, and decides whether the request continues, prefills or ends."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rwkv_core.serving.constraint import restricted
 from rwkv_core.serving.logprobs import token_logprob
 from rwkv_core.serving.results import FinishReason, TokenLogprob
 
-# From so many forced tokens on, they are prefilled. Fewer go through the batch, one per step, where
-# they delay no other request.
+# Forced tokens are prefilled if there are at least 6. Fewer go through the batch, one per step,
+# where they delay no other request.
 MIN_READ_AHEAD = 6
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rwkv_core.serving.request import Request
     from rwkv_core.tokenizer import Tokenizer
 
-# A state is cached after each so many prompt tokens. The interval is longer if the cache has room
-# for fewer than _MIN_STATES states: otherwise one long prompt would fill it.
+# Prompt tokens between two cached states. The interval is longer if the cache has room for fewer
+# than _MIN_STATES states: otherwise one long prompt would fill it.
 _KEEP_EVERY, _MIN_STATES = 256, 64
 # A shorter shared prefix is not worth an entry of its own or a wait.
 _MIN_SHARED = 16

@@ -213,7 +213,10 @@ class Scheduler:
             return error
 
     def _go_on(self, request: Request, drawn: Drawn | Exception) -> None:
-        """Add the drawn token to a request's text, give out a piece, and end or go on."""
+        """Add the drawn token to a request's text, give out a piece, and place or end it.
+
+        `drawn` is an exception if drawing failed.
+        """
         n_tokens = len(request.text.tokens)
         try:
             if isinstance(drawn, Exception):
