@@ -1,4 +1,4 @@
-"""Describes the three backends to rwkv-core; torch is imported when one's operations are built."""
+"""Describes the three backends to rwkv-core. torch is imported only when a model is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -50,8 +50,8 @@ _SPLIT = Backend(
             "devices",
             list,
             None,
-            "names, each with =SHARE where shares differ: cuda:0=3,cuda:1=1; by default all CUDA "
-            "devices, else cpu; under torchrun one for each process",
+            "device names, with =SHARE if shares differ: cuda:0=3,cuda:1=1; by default all CUDA "
+            "devices, else cpu; under torchrun one per process",
         ),
         THREADS,
     ),

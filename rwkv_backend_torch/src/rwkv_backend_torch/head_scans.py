@@ -1,11 +1,11 @@
 """The scans of RWKV-5 to 7, computed in blocks of tokens.
 
-How much each token of a block reads of each other one is a small matrix for each head. It is
-computed for all blocks at once. Then a loop over the blocks carries the heads' matrices S through
-them, with two products for each block: 256 tokens take 16 steps (RWKV-7) or 32, not 256.
+The weights with which a block's tokens read its other tokens are a small matrix per head, computed
+for all blocks in one product. Then a loop over the blocks carries the heads' matrices S, with two
+products per block: 256 tokens take 16 steps (RWKV-7) or 32 (RWKV-5, 6) instead of 256.
 
-Shapes: B batch, T time, D width, H heads of N channels; n blocks of C tokens. S has a row for each
-key channel here, [B H, K, V].
+Shapes: B batch, T time, D width, H heads of N channels, n blocks of C tokens. In this file, S has
+one row per key channel, [B H, K, V].
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Tokens in a block. 16 is fastest for RWKV-7. RWKV-6's decays reach 0, for which blocks of 16 are
-# not exact: see `_products_of_decays`.
+# Tokens per block. 16 is fastest for RWKV-7. RWKV-6's decays can reach 0, which makes blocks of 16
+# inexact: see `_products_of_decays`.
 _BLOCK_6, _BLOCK_7 = 8, 16
 
 
@@ -50,7 +50,7 @@ def _one_token_6(
     rows = (*s.shape[:2], 1, s.shape[3])  # [B, H, 1, N]
     now = (r * k * bonus).view(rows).sum(-1, keepdim=True)
     r, w, k, v = (x.expand_as(k).view(rows) for x in (r, w, k, v))
-    # A row times S^T takes half as long as S times a column.
+    # A row times S^T is 2x faster than S times a column.
     y = torch.addcmul(r @ s.mT, now, v)
     return y.view(y.shape[0], 1, -1), _side_by_side((s * w).addcmul_(v.mT, k))
 
@@ -67,7 +67,7 @@ def _one_token_7(
 
 
 def _apart(s: Tensor) -> Tensor:
-    """Matrices of heads side by side [B, N, D], as a state has them, as [B, H, N, N]."""
+    """Return a state's matrices, which lie side by side in [B, N, D], as [B, H, N, N]."""
     return s.unflatten(-1, (-1, s.shape[1])).transpose(1, 2)
 
 
@@ -84,7 +84,7 @@ def _by_blocks(
     Arguments:
         blocks: (S [B H, K, V], each input as [B, n, C, D]) to y [n, B H, C, N] and the next S.
         length: tokens in a block.
-        s: [B, N, D], as a state has it.
+        s: [B, N, D], in the layout of a state.
         tokens: the inputs, each [B, T, D].
 
     Returns y [B, T, D] and the next S [B, N, D].
@@ -109,9 +109,9 @@ def _products_of_decays(w: Tensor) -> Tensor:
     """Return products of the decays `w` [B, n, C, D]: before each token, and after the last.
 
     The result [B, n, C + 1, D] is relative to the middle of the block, where it is 1. The quotient
-    of two entries is the product of the decays between them. Small decays are raised, so that no
-    entry overflows: in float32 to 8e-8 in blocks of 8, which no sum in float32 shows, and to 3e-4
-    in blocks of 16. RWKV-7's decays are 0.54 and more.
+    of two entries is the product of the decays between them. Small decays are raised so that no
+    entry overflows. The minimum in float32 is 8e-8 in blocks of 8, too small to change a float32
+    sum, and 3e-4 in blocks of 16. RWKV-7's decays are at least 0.54.
     """
     n_batch, n_blocks, length, width = w.shape
     middle = length // 2
@@ -127,7 +127,7 @@ def _products_of_decays(w: Tensor) -> Tensor:
 
 
 def _heads(x: Tensor, head_size: int) -> Tensor:
-    """[B, n, C, D] as [n, B, H, C, N]."""
+    """Return [B, n, C, D] as [n, B, H, C, N]."""
     return x.unflatten(-1, (-1, head_size)).permute(1, 0, 3, 2, 4)
 
 
@@ -156,15 +156,15 @@ def _blocks_6(
 def _blocks_7(
     s: Tensor, r: Tensor, w: Tensor, k: Tensor, v: Tensor, kk: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """RWKV-7's blocks.
+    """Compute RWKV-7's blocks.
 
-    A token adds v under its key k and u = -S kk under its key b. S is the block's first S, S0, and
-    what earlier tokens have added, so that for the rows u of all tokens of a block
+    A token adds v to S under its key k, and u = -S kk under its key b. S is S0, the state before
+    the block, plus what earlier tokens of the block have added. So for the rows u of all tokens
 
         u = -(Q S0 + R v + A u),    u = -(I + A)^-1 (Q S0 + R v)
 
-    Q are the keys kk; R and A, below their diagonals, are the products of kk with the k and b of
-    earlier tokens; all with the decays between the two.
+    The rows of Q are the keys kk. R and A are strictly lower triangular: products of kk with the k
+    and the b of earlier tokens. All include the decays between the two tokens.
     """
     n, length = s.shape[-1], r.shape[2]
     before, after, from_start, to_end = _factors(w, n)
@@ -176,7 +176,7 @@ def _blocks_7(
     torch.div(k, after, out=stores[..., length:, :])
     weights = _flat(reads) @ _flat(stores).mT  # [n, B H, 2 C, 2 C]
     weights.masked_fill_(_later(length, weights.device), 0)
-    # [n, B H, 2 C, 2 N]: what S0 is multiplied by, and what is added, for u and then for y.
+    # [n, B H, 2 C, 2 N]: rows for u, then for y; columns for the factor of S0, then the summand.
     linear = weights.new_empty((*weights.shape[:3], 2 * n))
     torch.mul(reads, from_start, out=linear[..., :n].view(reads.shape))
     v = _flat(v)
@@ -200,9 +200,9 @@ def _blocks_7(
 def _factors(w: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the products of decays before and after each token, [n, B, H, C, N].
 
-    They are relative to the middle of the block. Also returns two factors [n, B, H, 1, N]: times
-    the first, a product begins at the block's start; one over it, times the second, is the product
-    from there to the block's end.
+    They are relative to the middle of the block. Also returns two factors [n, B, H, 1, N]. A
+    product times the first factor is the product from the block's start. The second factor over a
+    product is the product from there to the block's end.
     """
     products = _heads(_products_of_decays(w), head_size)
     first, last = products[..., :1, :], products[..., -1:, :]
@@ -210,15 +210,15 @@ def _factors(w: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _flat(x: Tensor) -> Tensor:
-    """[n, B, H, ...] as [n, B H, ...]."""
+    """Return [n, B, H, ...] as [n, B H, ...]."""
     return x.reshape(x.shape[0], -1, *x.shape[-2:])
 
 
 def _later(length: int, device: torch.device) -> Tensor:
-    """Return [2 C, 2 C]: whether a column's token comes too late for a row to read it.
+    """Return bool [2 C, 2 C]: whether the row's token comes too early to read the column's.
 
-    Rows are the tokens' kk, which read S before their own update, then their r, which read it after
-    the update. Columns are the tokens' u and v.
+    Rows are the tokens' kk, which read S before their own update, then their r, which read S after
+    it. Columns are the tokens' u, then their v.
     """
     t = torch.arange(length, device=device)
     for_kk, for_r = t[:, None] <= t, t[:, None] < t

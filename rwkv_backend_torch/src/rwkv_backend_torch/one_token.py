@@ -1,8 +1,8 @@
-"""`rwkv4.block` for one token of one sequence, in half as many operations on the vectors.
+"""`rwkv4.block` for one token of one sequence, with half as many vector operations.
 
-An operation on a vector takes torch two microseconds of which it computes for a small part of one.
-So vectors that go the same way are rows of one tensor: what the token shifts mix, and both of the
-scan's exponents. The equations are `rwkv4.block`'s, and the conformance suite compares them.
+A vector operation takes torch two microseconds, most of it overhead. So vectors with the same
+operations are stacked as rows of one tensor: the inputs of the token shifts, and the two exponents
+of the scan. The equations are those of `rwkv4.block`; the conformance suite compares the results.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ Matmul = Callable[[Any, Tensor], Tensor]
 
 
 class Layer(NamedTuple):
-    """A block, with its vectors put together: time mixing's three and channel mixing's two shares
-    as [n, D], and [2, D] of -first and decay."""
+    """A block, with its vectors stacked.
+
+    Attributes:
+        time_mix: mix vectors for k, v and r of time mixing, [3, D].
+        channel_mix: mix vectors for k and r of channel mixing, [2, D].
+        leads: -first and decay, [2, D].
+    """
 
     p: Block
     time_mix: Tensor
@@ -44,7 +49,7 @@ def layers_of(blocks: Sequence[Block]) -> list[Layer]:
 def one_token(
     matmul: Matmul, layers: Sequence[Layer], x: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`x` [1, 1, D] and `state` [1, L, 5, D] through all layers; the same shapes."""
+    """Run `x` [1, 1, D] and `state` [1, L, 5, D] through all layers; returns the same shapes."""
     after = torch.empty_like(state)
     for layer, before, row in zip(layers, state[0].unbind(), after[0].unbind(), strict=True):
         x = _layer(matmul, layer, x, before, row)
@@ -57,8 +62,8 @@ def _layer(matmul: Matmul, layer: Layer, x: Tensor, before: Tensor, after: Tenso
     time_x = F.layer_norm(x, width, ln1.weight, ln1.bias, 1e-5)
     mixed = torch.lerp(last[TIME_X], time_x, layer.time_mix).split(1, dim=1)
     k, v, r = map(matmul, (time.key, time.value, time.receptance), mixed)
-    # By how much what was before leads the token, for the mean and for the state after it. Of the
-    # two exponentials of numbers less their maximum, one is always 1.
+    # Exponent of the earlier tokens minus that of this token: for the mean, then for the new state.
+    # Both exponents are taken relative to their maximum, so one of the two weights is always 1.
     leads = (layer.leads + last[PP]) - k  # [1, 2, D]
     kept, added = leads.clamp(max=0).exp_(), leads.neg().clamp_(max=0).exp_()
     aa = torch.addcmul(added * v, kept, last[AA])

@@ -1,9 +1,9 @@
-"""Imports torch so that its threads sleep soon when they have nothing to do.
+"""Imports torch so that its idle threads sleep soon.
 
-torch's OpenMP (GNU's) lets a thread that waits for others look for them for 3 ms before it sleeps.
-On a machine with other work to do, that uses up the thread's share of its core, and prompts and
-tokens take 5 to 20 times as long. A fifteenth of that costs no speed where nothing else runs; with
-a hundredth, tokens take 10 to 20% longer there.
+By default, a waiting thread of torch's OpenMP (GNU's) spins for 3 ms before it sleeps. On a machine
+with other work, spinning uses up the thread's share of its core, and prefill and decoding take 5 to
+20 times as long. A fifteenth of the default costs no speed on an idle machine; with a hundredth,
+decoding takes 10 to 20% longer there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ _SPINS = "20000"
 
 
 def import_torch() -> None:
-    """Import torch with short waits, unless the environment says how long, or it is imported."""
+    """Import torch with short spins.
+
+    Does nothing if torch is already imported, or the environment sets OMP_WAIT_POLICY or
+    GOMP_SPINCOUNT.
+    """
     if "torch" in sys.modules or {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         return
-    # OpenMP reads this once, when torch loads it; processes started later decide for themselves.
+    # OpenMP reads the variable once, when torch loads it. Child processes must not inherit it.
     os.environ["GOMP_SPINCOUNT"] = _SPINS
     try:
         import torch  # noqa: F401

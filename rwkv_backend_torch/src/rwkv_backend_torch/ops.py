@@ -1,4 +1,4 @@
-"""RWKV's operations on torch tensors, on any device torch has."""
+"""RWKV's operations on torch tensors, on any device that torch supports."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ _MAX_THREADS = 1024
 
 
 class TorchOps(TensorOps):
-    """On one device.
+    """The contract's operations on one torch device.
 
     Attributes:
-        records: whether a token's kernels are recorded; not where a product copies its matrix.
+        records: whether decoding is recorded as a CUDA graph. A subclass whose products copy their
+            matrix sets it to False.
     """
 
     xp = xp
@@ -45,7 +46,7 @@ class TorchOps(TensorOps):
         self.dtype = dtype
         self.runtime_dtype = runtime_dtype or ("float64" if dtype == "float64" else "float32")
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
-            raise OptionError("option dtype: found float64, which mps lacks; take float32")
+            raise OptionError("option dtype: found float64, which mps does not have; use float32")
         self.records = self._device.type == "cuda"
         self._layers: tuple[Any, list[Any]] = None, []
         self._gpu_layers: Any = None
@@ -63,16 +64,16 @@ class TorchOps(TensorOps):
 
     def matrix(self, array: NDArray[Any]) -> Tensor | PackedMatrix:
         if self._packs:
-            # Packing copies.
+            # No copy here: packing makes one.
             return self.packed(as_tensor(array).to(getattr(torch, self.dtype)))
         return self._place(array, self.dtype)
 
     def low_rank_matrix(self, array: NDArray[Any]) -> Tensor | PackedMatrix:
-        # A packed float32 product of so few weights with one row takes 2 to 6 times as long.
+        # For one row, a packed float32 product is 2 to 6 times slower with so few weights.
         return self._place(array, self.dtype) if self.dtype == "float32" else self.matrix(array)
 
     def packed(self, matrix: Tensor) -> Tensor | PackedMatrix:
-        """The matrix as it is multiplied with fastest on the device that it is on."""
+        """Return the matrix in the layout with the fastest products on this device."""
         return PackedMatrix(matrix) if self._packs else matrix
 
     def _place(self, array: NDArray[Any], dtype: str) -> Tensor:
@@ -92,7 +93,7 @@ class TorchOps(TensorOps):
             return widened_product(matrix, x)
         if matrix.dtype != torch.float16:
             return F.linear(x.to(matrix.dtype), matrix).to(x.dtype)
-        # float16 ends at 65504: see TensorOps.matmul.
+        # The largest float16 is 65504, so scale x: see TensorOps.matmul.
         scale = x.abs().amax(-1, keepdim=True).clamp_(min=1.0).mul_(64.0)
         return F.linear((x / scale).to(matrix.dtype), matrix).to(x.dtype).mul_(scale)
 
@@ -118,7 +119,7 @@ class TorchOps(TensorOps):
         return torch.sigmoid(x)
 
     def relu_squared(self, x: Tensor) -> Tensor:
-        # square() goes by way of pow, which takes several times as long.
+        # square() calls pow, which is several times slower.
         x = torch.relu(x)
         return x.mul_(x)
 
@@ -159,7 +160,7 @@ class TorchOps(TensorOps):
         if not own or not (self._gpu_layers or x.shape[:2] == (1, 1)):
             if not isinstance(state, Tensor):
                 return super().layers(block, blocks, x, state, kernel)
-            # Unlike a stack at the end, this copies a layer's state while the cache has it.
+            # Copy each layer's state while it is in the cache; stacking all at the end is slower.
             after = torch.empty_like(state)
             for i, p in enumerate(blocks):
                 x, after[:, i] = block(self, p, x, state[:, i])
@@ -173,20 +174,21 @@ class TorchOps(TensorOps):
         return one_token(self.matmul, layers, x, state)
 
     def weights(self, matrix: Any) -> Weights | None:
-        """`matrix` as the GPU's kernel of one row reads it; None for others."""
+        """Return `matrix` for the GPU kernel `products_of_a_row`; None if it cannot read it."""
         return plain_weights(matrix) if isinstance(matrix, Tensor) else None
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         if self.records:
             return RecordedFunction(function)
-        # Not inference_mode, whose results nobody else may change: a caller may ban a token.
+        # Not inference_mode: callers may change the results in place, for example to ban a token.
         return torch.no_grad()(function)
 
 
 def _product_in_16_bits(matrix: Tensor, x: Tensor) -> Tensor:
-    """TorchOps.matmul on CUDA, with sums that leave the tensor cores as they are: in float32.
+    """Return TorchOps.matmul on CUDA, with the tensor cores' float32 sums as the result.
 
-    float16 has no numbers below 6e-8, and few digits below 6e-5: results would be lost in it.
+    Rounding the sums to float16 would lose small results: float16 has no values below 6e-8, and few
+    digits below 6e-5.
     """
     rows, scale = x.reshape(-1, x.shape[-1]), None
     if matrix.dtype == torch.float16:
@@ -198,19 +200,22 @@ def _product_in_16_bits(matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def _set_threads(threads: int | None) -> None:
-    """Compute with so many threads; by default torch's choice, but no more than a quota allows."""
+    """Set torch's number of threads; by default torch's choice, limited by the CPU quota."""
     if threads is None:
         if "OMP_NUM_THREADS" not in os.environ and available_threads() < torch.get_num_threads():
             torch.set_num_threads(available_threads())
         return
-    # Beyond what the system allows, OpenMP ends the process.
+    # OpenMP ends the process if the system refuses so many threads.
     if not 1 <= threads <= _MAX_THREADS:
         raise OptionError(f"option threads: found {threads}, expected 1 to {_MAX_THREADS}")
     torch.set_num_threads(threads)
 
 
 def torch_device(name: str | None) -> torch.device:
-    """The device of this name, or the best there is. Raises BackendError if it is not available."""
+    """Return the device of this name; by default the present accelerator, else the CPU.
+
+    Raises BackendError if it is not available.
+    """
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
@@ -225,9 +230,9 @@ def torch_device(name: str | None) -> torch.device:
 
 
 def probe(device: str | torch.device) -> torch.device:
-    """The device with its number, once it has taken a tensor and given it back.
+    """Copy a tensor to the device and back. Returns the device with its number.
 
-    Raises torch's own errors, of several types, if it does not.
+    Raises torch's own errors, of several types, if that fails.
     """
     tensor = torch.zeros(1, device=device)
     tensor.cpu()
@@ -235,17 +240,20 @@ def probe(device: str | torch.device) -> torch.device:
 
 
 def first_sentence(error: Exception) -> str:
-    """Of what torch says; some of its errors go on with all its backends, or how to debug them."""
+    """Return the first sentence of torch's message; some go on with long lists or debug hints."""
     first_line = str(error).partition("\n")[0]
     return printable(first_line).partition(". ")[0][:200]
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
-    """A tensor over the same memory; NumPy's bfloat16 is ml_dtypes', which torch does not know."""
+    """Return a tensor that shares the array's memory, if the array is contiguous.
+
+    bfloat16 is passed as int16: torch does not know the bfloat16 dtype of ml_dtypes.
+    """
     array = np.ascontiguousarray(array)
     bfloat16 = array.dtype.name == "bfloat16"
     with warnings.catch_warnings():
-        # Views of a file are read-only; every caller copies at once.
+        # Views of a memory-mapped file are read-only. Every caller copies the tensor.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         tensor = torch.from_numpy(array.view(np.int16) if bfloat16 else array)
     return tensor.view(torch.bfloat16) if bfloat16 else tensor

@@ -1,14 +1,14 @@
-"""Products on an x86 CPU: the layouts and detours with which torch's own are fastest.
+"""Matrix products on an x86 CPU, in the layouts and dtypes in which torch is fastest.
 
-One thread of an EPYC with AVX-512 and its bfloat16 instructions, a matrix of 4096 x 1024, GB/s of
-weights for one row | GFLOP/s for 16 | for 256:
+Measured with one thread of an EPYC with AVX-512 and its bfloat16 instructions, for a matrix of
+4096 x 1024: GB/s of weights for one row | GFLOP/s for 16 rows | for 256 rows.
 
     float32     plain 15 | 46 | 94      in oneDNN's layout 20 | 92 | 112
     bfloat16    plain 10 | 101 | 205    in oneDNN's layout 20 | 170 | 220
     float16     plain 20 | 19 | 21      widened by blocks   - | 51 | 95
 
-FBGEMM's layout for float16 reaches 28 | 87 | 102, but takes 12 ns a weight to make: ten seconds for
-a model of a billion.
+FBGEMM's layout for float16 reaches 28 | 87 | 102, but packing takes 12 ns per weight: ten seconds
+for a billion weights.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# For which oneDNN chooses its layout; that is the same from 16 rows on.
+# Number of rows of x for which oneDNN chooses the layout; from 16 rows on it is the same.
 _ROWS = 64
-# A single row is multiplied with as often as keeps enough sums under way: faster than once.
+# A single row of x is repeated so often: oneDNN is faster with several independent sums.
 _REPEATS = 4
-# Rows of a matrix that are widened at a time: they are multiplied with while in a cache.
+# Matrix rows that are widened per step, so that the product finds them in the cache.
 _BLOCK = 1024
-# Up to as many rows of x, torch's own product in 16 bits is faster than to widen.
+# For so few rows of x, torch's 16-bit product is faster than widening.
 _MAX_ROWS_16_BIT = 2
 
-# Without the choice among overloads, which takes longer than the operation's own overhead.
+# `.default` skips the choice among overloads, which takes longer than the rest of the call.
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
 _X86 = platform.machine() in ("x86_64", "AMD64")
-# Told from torch's own choice, which ATEN_CPU_CAPABILITY limits. With AVX2 alone, oneDNN is no
-# faster than MKL at one row.
+# torch's capability respects ATEN_CPU_CAPABILITY. With only AVX2, oneDNN is no faster than MKL for
+# one row.
 _ONEDNN = (
     torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     and torch.backends.mkldnn.is_available()
@@ -40,14 +40,14 @@ _ONEDNN = (
 
 
 class PackedMatrix:
-    """A matrix of `shape` [out, in] in oneDNN's layout, without a plain copy beside it."""
+    """A matrix of `shape` [out, in] in oneDNN's layout; keeps no plain copy."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.shape, self.nbytes = matrix.shape, matrix.nbytes
         self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix, _ROWS)
 
     def product(self, x: Tensor) -> Tensor:
-        """`x` [B, T, in] times the matrix, transposed: [B, T, out] in `x`'s dtype."""
+        """Return `x` [B, T, in] times the transposed matrix: [B, T, out] in `x`'s dtype."""
         dtype = self._packed.dtype
         if x.shape[0] * x.shape[1] == 1:
             rows = x.new_empty((1, _REPEATS, x.shape[2]), dtype=dtype).copy_(x)
@@ -56,7 +56,7 @@ class PackedMatrix:
 
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether matrices on this device and of this type are faster as PackedMatrix."""
+    """Return whether matrices of this device and dtype are faster as PackedMatrix."""
     if device.type != "cpu" or not _ONEDNN:
         return False
     return dtype == torch.float32 or (
@@ -65,13 +65,16 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def widens(matrix: Tensor, x: Tensor) -> bool:
-    """Whether this product is faster as `widened_product`: that of many rows in 16 bits."""
+    """Return whether `widened_product` is faster here: for 16-bit matrices and several rows."""
     many = x.shape[0] * x.shape[1] > _MAX_ROWS_16_BIT
     return _X86 and many and matrix.itemsize == 2 and matrix.device.type == "cpu"
 
 
 def widened_product(matrix: Tensor, x: Tensor) -> Tensor:
-    """`x` [B, T, in] times `matrix` [out, in], transposed, in `x`'s dtype: [B, T, out]."""
+    """Return `x` [B, T, in] times the transposed `matrix` [out, in]: [B, T, out].
+
+    The product is computed in `x`'s dtype, to which `matrix` is converted in blocks of rows.
+    """
     linear = _onednn if _ONEDNN and x.dtype == torch.float32 else F.linear
     blocks = [linear(x, rows.to(x.dtype)) for rows in matrix.split(_BLOCK)]
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)

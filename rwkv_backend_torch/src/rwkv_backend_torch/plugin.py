@@ -1,4 +1,4 @@
-"""Describes the backend to rwkv-core; torch is imported when its operations are built."""
+"""Describes the backend to rwkv-core. torch is imported only when a model is loaded."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from rwkv_core.util.distributions import installed_version
 
 
 def torch_status() -> Status:
-    """What torch would find here, told from the driver's device files and torch's version."""
+    """Return whether torch is available, and the device it would use. Does not import torch."""
     torch_version = installed_version("torch")
     if torch_version is None:
         return Status(available=False, reason="torch is not installed")
@@ -23,8 +23,10 @@ def torch_status() -> Status:
     return Status(available=True, device="cpu", score=15.0)
 
 
-DEVICE = Option("device", str, None, "cpu, cuda, cuda:1, mps, ...; by default the best there is")
-THREADS = Option("threads", int, None, "CPU threads; by default torch's own choice")
+DEVICE = Option(
+    "device", str, None, "cpu, cuda, cuda:1, mps, ...; by default an accelerator if there is one"
+)
+THREADS = Option("threads", int, None, "number of CPU threads; by default torch's own choice")
 
 _TORCH = Backend(
     name="torch",

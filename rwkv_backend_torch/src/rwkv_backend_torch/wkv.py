@@ -1,9 +1,9 @@
-"""The WKV scan of the RWKV paper in few operations on large tensors.
+"""RWKV-4's WKV scan in few operations on large tensors.
 
-Time is cut into blocks. What each block adds to the state is summed up for all blocks at once, the
-state is carried from block to block, and then all blocks are run through at the same time, each
-from the state that it begins with. So of 256 tokens 32 steps wait for each other, not 256.
-Exponents are taken relative to a running maximum all along, as in `TensorOps.wkv`.
+Time is divided into blocks. First, the contribution of each block to the state is summed for all
+blocks at once. Then the state is carried from block to block. Last, all blocks are scanned at the
+same time, each from its own start state. So 256 tokens take 32 sequential steps instead of 256.
+Exponents are relative to a running maximum, as in `TensorOps.wkv`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from rwkv_core.backends.tensor_ops import WKVState
 
 _BLOCK = 16
-# exp(60) times any value is in float32's range, and 1 beside it below float64's last digit.
+# exp(60) times a value stays in float32's range, and 1 + exp(60) equals exp(60) even in float64.
 _MAX_EXPONENT = 60.0
 _LOG2_E = 1 / math.log(2)
 
@@ -44,7 +44,7 @@ def _one_token(
     mean = _means(k, v, first, state)
     pp = pp + decay
     top = torch.maximum(pp, k)
-    # Plain exp: for so few numbers one operation less counts for more.
+    # Plain exp: for so few numbers, one operation fewer matters more than `_exp_`'s speed.
     kept, added = pp.sub_(top).exp_(), (k - top).exp_()
     return mean[:, None], (torch.addcmul(added * v, kept, aa), added.addcmul_(kept, bb), top)
 
@@ -66,9 +66,12 @@ def _blocks(
 
 
 def _starts(k: Tensor, v: Tensor, decay: Tensor, state: WKVState) -> WKVState:
-    """The state before each of N blocks [B, N, D], given the first N - 1 [B, N - 1, length, D]."""
+    """Return the state before each of N blocks, aa, bb, pp [B, N, D].
+
+    `k` and `v` are those of the first N - 1 blocks, [B, N - 1, length, D].
+    """
     length = k.shape[2]
-    # What a block adds, in units of its largest exponent, as old as it is at the block's end.
+    # A block's contribution at its end, in units of its largest exponent: older tokens are decayed.
     ages = torch.arange(length - 1, -1, -1, dtype=k.dtype, device=k.device)[:, None]
     exponents = torch.addcmul(k, ages, decay)
     tops = exponents.amax(2)
@@ -79,14 +82,14 @@ def _starts(k: Tensor, v: Tensor, decay: Tensor, state: WKVState) -> WKVState:
 def _scan(
     keys: Tensor, values: Tensor, counts: Tensor | float, decay: Tensor, state: WKVState
 ) -> WKVState:
-    """The state before each of n steps and after the last: aa, bb, pp [..., n + 1, D].
+    """Return the state before each of n steps and after the last: aa, bb, pp [..., n + 1, D].
 
-    A step adds `values` to aa and `counts` to bb, both in units of exp(`keys`): [..., n, D].
+    A step adds `values` to aa and `counts` to bb, both [..., n, D] in units of exp(`keys`).
     """
     n_steps, n_embd = keys.shape[-2:]
     aa, bb, pp = keys.new_empty(3, *keys.shape[:-2], n_steps + 1, n_embd)
     aa[..., 0, :], bb[..., 0, :], pp[..., 0, :] = state
-    # Only these two loops wait from step to step: every exponential is taken for all at once.
+    # Only this loop and the last one are sequential; exponentials are taken for all steps at once.
     tops = pp.unbind(-2)
     for before, after, key in zip(tops, tops[1:], keys.unbind(-2), strict=False):
         torch.add(before, decay, out=after)
@@ -104,12 +107,12 @@ def _scan(
 
 def _means(k: Tensor, v: Tensor, first: Tensor, state: WKVState) -> Tensor:
     aa, bb, pp = state
-    # The present token's weight in units of exp(pp). Where it is beyond all measure bb, which is at
-    # least 1, or 0 where nothing has been read, does not count: no need for a larger one.
+    # The present token's weight in units of exp(pp). It can be clamped: beyond exp(60), aa and bb
+    # no longer change the mean.
     now = _exp_((first + k).sub_(pp).clamp_(max=_MAX_EXPONENT))
     return torch.addcmul(aa, now, v).div_(now.add_(bb))
 
 
 def _exp_(exponents: Tensor) -> Tensor:
-    """exp in place. MKL's, which torch.exp takes, is 10 to 50 times slower where it underflows."""
+    """Compute exp in place. torch.exp uses MKL's, which is 10 to 50x slower where it underflows."""
     return exponents.mul_(_LOG2_E).exp2_()

@@ -1,8 +1,8 @@
 """Quantized matrices on a CPU, with torch's packed kernels.
 
-The kernels were chosen by measurement, for 2048 x 2048, one thread with AVX2 and one token: FBGEMM
-with 8 bits takes 0.28 ms with the two rows used here, `_weight_int8pack_mm` 0.6,
-`_weight_int4pack_mm_for_cpu` 0.6, a float16 product 0.8 and a bfloat16 one 1.1. For 256 tokens
+The kernels were chosen by measurement, for a matrix of 2048 x 2048, one thread with AVX2 and one
+token. In ms: FBGEMM with 8 bits and the two rows used here 0.28, `_weight_int8pack_mm` 0.6,
+`_weight_int4pack_mm_for_cpu` 0.6, a float16 product 0.8, a bfloat16 product 1.1. For 256 tokens,
 FBGEMM takes as long as a float32 product, so matrices are never dequantized.
 """
 
@@ -29,12 +29,13 @@ _ROWS = 2048
 _HIGH, _LOW_RANGE = 63, 128
 _LEVELS = _HIGH * _LOW_RANGE
 _ZERO_POINT = 64
-# `_weight_int8pack_mm` needs a multiple of it: with AVX-512, others give wrong results or crash.
+# `_weight_int8pack_mm` needs a width that is a multiple of 16: with AVX-512, other widths give
+# wrong results or crash.
 _INT8_WIDTH = 16
 
 
 class Int8Rows:
-    """Matrix [out, in] of FBGEMM, with 8 bits per weight and a scale and an offset per row.
+    """Matrix [out, in] for FBGEMM, with 8 bits per weight and a scale and an offset per row.
 
     A matrix with one group per row is converted exactly. Otherwise every weight is rounded once
     more, to one of 256 levels of its row.
@@ -56,6 +57,7 @@ class Int8Rows:
             self._packed = torch.ops.quantized.linear_prepack(weight, None)
 
     def product(self, x: Tensor) -> Tensor:
+        """Return `x`, float32 [rows, in], times the transposed matrix: float32 [rows, out]."""
         rows = x.shape[0]
         unit = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True)
         unit = unit.clamp_(min=1e-30).div_(_LEVELS)
@@ -73,7 +75,8 @@ class Int8Rows:
 class Int8RowsInBfloat16(TensorKernel):
     """Like Int8Rows, with activations and scales in bfloat16.
 
-    For CPUs that FBGEMM does not support, and for streamed matrices: FBGEMM's are no tensors.
+    Used on CPUs that FBGEMM does not support, and for streamed matrices, since FBGEMM's packed
+    matrices are not tensors.
     """
 
     def __init__(self, matrix: QuantizedMatrix) -> None:

@@ -22,7 +22,7 @@ ALIGNMENT = 64
 
 
 class TensorKernel:
-    """A Kernel whose data are only `tensors`, which are contiguous."""
+    """A Kernel whose only data are the contiguous `tensors`."""
 
     tensors: tuple[Tensor, ...]
 
@@ -39,7 +39,7 @@ class TensorKernel:
         return data
 
     def emptied(self) -> Self:
-        """Return this kernel with tensors that have no memory, for `over`."""
+        """Return this kernel with tensors on the meta device, which use no memory; see `over`."""
         return self._with(tensor.to("meta") for tensor in self.tensors)
 
     def over(self, data: Tensor) -> Self:

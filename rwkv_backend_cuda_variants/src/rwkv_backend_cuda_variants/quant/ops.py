@@ -37,11 +37,11 @@ class QuantOps(TorchOps):
         super().__init__("float32", runtime_dtype, device, threads)
         if self._device.type not in ("cpu", "cuda"):
             raise BackendError(
-                f"option device: found {self.device}, torch-quant has kernels for cpu and cuda"
+                f"option device: found {self.device}, torch-quant has kernels only for cpu and cuda"
             )
         if group_size is not None and chunksize is not None:
             raise OptionError(
-                "options group_size and chunksize: found both, expected one: chunksize is the "
+                "options group_size and chunksize: found both, expected one; chunksize is the "
                 "number of groups in a row"
             )
         for name, value in (("group_size", group_size), ("chunksize", chunksize)):

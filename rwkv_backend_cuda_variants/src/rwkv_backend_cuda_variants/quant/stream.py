@@ -18,7 +18,7 @@ from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.quantization import QuantizedMatrix
 from rwkv_core.weights import Weight
 
-# A matrix is divided at multiples of so many rows, the smallest number of a CPU's 4-bit kernel.
+# A matrix is divided at multiples of so many rows: the tile of the CPU's 4-bit kernel.
 _ROWS = 16
 
 
@@ -52,7 +52,8 @@ class StreamedQuantOps(QuantOps):
     embed = TensorOps.embed
 
     def prepare(self, weights: Sequence[Weight]) -> None:
-        # The plan is made with the first matrix: a file may have its own dtype and group size.
+        # The plan is made when the first matrix comes: a prequantized file has its own dtype and
+        # group size.
         self._weights = weights
 
     def matrix(self, array: NDArray[Any]) -> StreamedMatrix:
@@ -76,7 +77,7 @@ class StreamedQuantOps(QuantOps):
         def split(whole: Tensor, most: int) -> list[Tensor]:
             if len(whole) <= most:
                 return [whole]
-            # Each tensor of a part may be padded.
+            # Leave room for the padding of each tensor in a part.
             most -= ALIGNMENT * len(kernels[0].tensors)
             kernels.clear()
             n_rows = matrix.shape[0]

@@ -1,6 +1,6 @@
-"""The quantized matrix on a GPU: one Triton kernel for decoding, torch's product for prompts.
+"""Quantized matrices on a GPU: a Triton kernel for decoding, torch's product for prefill.
 
-The tests run the kernel in Triton's interpreter; on a GPU the conformance suite runs it.
+The tests run the kernel in Triton's interpreter; the conformance suite runs it on a GPU.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ try:
     import triton.language as tl
 except ImportError as error:
     raise BackendError(
-        "torch-quant on CUDA needs Triton, which torch for CUDA brings: pip install triton"
+        "torch-quant on CUDA needs Triton, which is part of torch for CUDA: pip install triton"
     ) from error
 
-# For more rows, the matrix is dequantized once, and the tensor cores multiply.
+# For more rows of x, the matrix is dequantized once and multiplied on the tensor cores.
 _MAX_ROWS = 8
 _MAX_GROUP_SIZE = 256
 _BLOCK_OUT, _BLOCK_IN = 16, 256
@@ -101,7 +101,7 @@ class TritonMatrix(TensorKernel):
         return y
 
     def weights(self) -> Weights | None:
-        """Return the form for the kernel of several products; None if it lacks the group size."""
+        """Return the matrix for `products_of_a_row`; None if that kernel lacks the group size."""
         scales, offsets, codes = self.tensors
         size = self._group_size
         if size & (size - 1) or not 16 <= size <= _MAX_GROUP_SIZE:

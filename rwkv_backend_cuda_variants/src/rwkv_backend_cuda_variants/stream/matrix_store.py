@@ -1,4 +1,4 @@
-"""Stores a model's matrices on a device that holds only part of them, and the rest on the host."""
+"""Stores a model's matrices: as many as fit on the device, and the rest in host memory."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class MatrixStore:
 
     Attributes:
         device: the device that computes products.
-        target: largest number of bytes of weights on the device.
+        target: largest size of the weights on the device, in bytes.
         slots: the buffers for streamed matrices; None while all matrices are resident.
     """
 
     def __init__(self, device: torch.device, target: float | None, pin_memory: bool | None) -> None:
         """Use `target` GB of `device`, by default all free memory.
 
-        `pin_memory` pins the streamed matrices in host memory; by default on CUDA. Raises
-        OptionError if the target is negative, infinite or NaN.
+        `pin_memory`: whether to pin the streamed matrices in host memory; by default on CUDA.
+        Raises OptionError if the target is negative, infinite or NaN.
         """
         self.device = device
         self._given = target is not None
@@ -70,8 +70,8 @@ class MatrixStore:
         free = _free_bytes(self.device)
         if self._given and chosen.total > free:
             raise OptionError(
-                f"option target: found {self.target / GB:g} GB, of which this model would take "
-                f"{as_target(chosen.total)}, but {self.device} has {free / GB:.3f} GB free"
+                f"option target: found {self.target / GB:g} GB; this model would take "
+                f"{as_target(chosen.total)} GB of it, but {self.device} has {free / GB:.3f} GB free"
             )
         self._vectors, self._promised = vectors, chosen.total
         if chosen.slot:
@@ -96,7 +96,7 @@ class MatrixStore:
             return self._place(source, dtype, split)
         except torch.OutOfMemoryError as error:
             raise BackendError(
-                f"{self.device} has run out of memory: is something else on it? Take a target "
+                f"{self.device} has run out of memory: does another process use it? Give a target "
                 f"below {self.target / GB:.6g} GB"
             ) from error
 
@@ -113,7 +113,7 @@ class MatrixStore:
         return placed
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Return whether a matrix that is not in the plan, such as a bench's, stays on the device.
+        """Return whether a matrix outside the plan, for example of the bench, stays on the device.
 
         If there are no slots yet, room for them must remain.
         """
@@ -133,8 +133,8 @@ class MatrixStore:
         parts = split(source, n_rows) if n_rows else ()
         if not parts:
             raise OptionError(
-                f"option target: {self.target / GB:g} GB leave no room for two parts of a matrix "
-                f"of {as_target(n_bytes)} GB beside the model"
+                f"option target: found {self.target / GB:g} GB, which leaves no room beside the "
+                f"model for two parts of a matrix of {as_target(n_bytes)} GB"
             )
         blocks = [self._host_copy(rows, dtype) for rows in parts]
         for block in blocks:
@@ -149,7 +149,7 @@ class MatrixStore:
                 raise
             reason = str(error).splitlines()[0]
             raise BackendError(
-                f"no host memory can be pinned ({reason}); take pin_memory=false, which is slower"
+                f"no host memory can be pinned ({reason}); give pin_memory=false, which is slower"
             ) from error
         return HostTensor(copy.copy_(rows))
 

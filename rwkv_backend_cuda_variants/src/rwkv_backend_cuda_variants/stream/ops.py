@@ -1,4 +1,4 @@
-"""torch with a target: matrices that do not fit stay on the host, and are copied ahead of use."""
+"""torch with a target: matrices that do not fit stay in host memory, copied ahead of their use."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class StreamOps(TorchOps):
         if not isinstance(matrix, Placed):
             return super().matmul(matrix, x)
         product = super().matmul
-        # Where torch packs matrices, this packs them for each product: streaming within a CPU's own
-        # memory is only for tests, which expect exactly torch's results.
+        # On a CPU for which torch packs matrices, pack for each product. Streaming on a CPU is only
+        # for tests, which expect exactly torch's results.
         return self.store.product(matrix, lambda on_device: product(self.packed(on_device), x))
 
     def embedding(self, array: NDArray[Any]) -> Tensor:

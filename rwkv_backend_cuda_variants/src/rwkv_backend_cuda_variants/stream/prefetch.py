@@ -1,8 +1,8 @@
 """Two buffers on a device (slots), to which tensors are copied from host memory ahead of their use.
 
-While a product reads one slot, the other is filled on a stream of its own. The next tensor to copy
-is the one that came next last time: a model uses its matrices in the same order for every token. If
-the order changes, a product waits for its copy, and the result is still right.
+While a product reads one slot, the other is filled on a separate CUDA stream. The tensor to copy
+next is the one that followed last time: a model uses its matrices in the same order for every
+token. If the order changes, a product waits for its copy, and the result is still correct.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _numbers = count()
 class HostTensor:
     """A contiguous tensor in host memory that is streamed.
 
-    It refers to its follower by number: references would make a cycle, which keeps the memory
-    after its last user is gone.
+    It refers to its follower by number. References would form a cycle, which would keep the memory
+    until the garbage collector runs.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -55,7 +55,7 @@ class Slots:
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         if self._side is not None:
             for slot in self._slots:
-                # If it is freed during a copy to it, it must not be reused before the copy ends.
+                # A buffer that is freed during a copy must not be reused before the copy ends.
                 slot.buffer.record_stream(self._side)
         self._tensors: WeakValueDictionary[int, HostTensor] = WeakValueDictionary()
         self._first: int | None = None
@@ -65,7 +65,7 @@ class Slots:
         self._lock = threading.Lock()
 
     def add(self, tensor: HostTensor) -> None:
-        """Expect `tensor` to be used after the one added before it, and the first after it."""
+        """Append `tensor` to the expected order of use, which repeats from the first tensor."""
         with self._lock:
             self._tensors[tensor.number] = tensor
             if self._first is None:
@@ -110,7 +110,7 @@ class Slots:
                 self._fill(free.pop(), one)
 
     def _fill(self, slot: _Slot, tensor: HostTensor) -> None:
-        # The slot holds nothing until the copy has started, so it is correct after an exception.
+        # Mark the slot as empty until the copy has started, so it stays valid after an exception.
         slot.holds = None
         if self._side is None:
             slot.like(tensor.tensor).copy_(tensor.tensor)

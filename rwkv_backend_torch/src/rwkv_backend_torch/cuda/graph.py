@@ -1,7 +1,7 @@
-"""CUDA graphs: the kernels of a token are recorded once, and replayed with one launch per token.
+"""CUDA graphs: a token's kernels are recorded once, and replayed with one launch per token.
 
-A token takes some hundred kernels of a few microseconds each; launching them one by one takes
-several times as long.
+A token takes some hundred kernels of a few microseconds each. Launching each of them separately
+takes several times as long as computing them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of one function, for as many numbers of sequences; the one used least recently goes.
+# Recordings per function, one for each batch size; the least recently used is dropped.
 _MAX_RECORDINGS = 8
 
 
 class Recording:
-    """One call of `function(parameters, *tensors)`, repeated with other tensors' values."""
+    """A recorded call of `function(parameters, *tensors)`, to be replayed with other values."""
 
     def __init__(
         self, function: Callable[..., Any], parameters: Any, tensors: list[Tensor]
     ) -> None:
         self._inputs = [tensor.clone() for tensor in tensors]
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on meanwhile: only this one's work is recorded.
+        # thread_local: other threads may use CUDA meanwhile; their work is not recorded.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._results = function(parameters, *self._inputs)
 
@@ -33,23 +33,23 @@ class Recording:
         for mine, tensor in zip(self._inputs, tensors, strict=True):
             mine.copy_(tensor)
         self._graph.replay()
-        # The next replay writes over them.
+        # The next replay overwrites the results, so return copies.
         if isinstance(self._results, Tensor):
             return self._results.clone()
         return tuple(result.clone() for result in self._results)
 
 
 class RecordedFunction:
-    """`function(parameters, x, state)` without gradients, replayed where x is one token a sequence.
+    """Runs `function(parameters, x, state)` without gradients; replays it for x [B, 1, D] on CUDA.
 
-    The first call of its kind runs as ever: libraries make their workspaces then.
+    The first call for each shape and dtype is not recorded: libraries allocate workspaces in it.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._parameters: Any = None
         self._recordings: dict[Any, Recording | None] = {}
-        # The inputs of a recording are there once.
+        # A recording has one set of input tensors, so threads take turns.
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -78,6 +78,6 @@ class RecordedFunction:
 
 
 def _one_token(tensors: tuple[Any, ...]) -> bool:
-    """Whether the first, x [B, T, D], is of one token a sequence."""
+    """Return whether the first tensor is on CUDA and has one token per sequence: [B, 1, D]."""
     first = tensors[0] if tensors else None
     return isinstance(first, Tensor) and first.is_cuda and first.ndim == 3 and first.shape[1] == 1

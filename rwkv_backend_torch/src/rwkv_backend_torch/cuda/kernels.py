@@ -1,8 +1,8 @@
-"""Triton kernels for a layer's vectors and, for one token, its products.
+"""Triton kernels for a layer's vector operations and, for one token, its matrix products.
 
-Each takes several operations of `rwkv4.block` at once: on a GPU a small operation takes as
-long as the launch of its kernel. The scan's equations are `TensorOps.wkv`'s. Strides count values;
-a state's rows are `width` apart.
+Each kernel fuses several operations of `rwkv4.block`: on a GPU a small operation takes no longer
+than the launch of its kernel. The scan's equations are those of `TensorOps.wkv`. Strides are in
+values; a state's rows are `width` apart.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def norm_and_mix(
     before_stride, after_stride,
     ROW: tl.constexpr, N_MIXES: tl.constexpr, BLOCK: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
-    """Layer norm of x [B, T, D], mixed with each token's predecessor in N_MIXES ways.
+    """Layer norm of x [B, T, D], then N_MIXES token shifts.
 
-    `mixes` [N, D] to `mixed` [N, B * T, D]. The predecessor of the first token is ROW of the state
-    `before`; the last token goes there in `after`.
+    Writes `mixed` [N, B * T, D], with the mix vectors `mixes` [N, D]. The first token's predecessor
+    is row ROW of the state `before`; the normalized last token is written to that row of `after`.
     """
     row = tl.program_id(0).to(tl.int64)
     sequence, time = row // n_time, row % n_time
@@ -64,7 +64,7 @@ def _mean(p, a, b, k, v, first):
 
 @triton.jit
 def _join(decay_1, p_1, a_1, b_1, decay_2, p_2, a_2, b_2):
-    """Two stretches of time, one after the other, as one: the sums of both in units of exp(p)."""
+    """Combine the sums of two consecutive stretches of time, both in units of exp(p)."""
     p_1 += decay_2
     top = tl.maximum(p_1, p_2)
     kept, added = tl.exp(p_1 - top), tl.exp(p_2 - top)
@@ -76,7 +76,10 @@ def wkv_of_a_token(
     k, v, r, decay, first, before, after, y, width, before_stride, after_stride,
     AA: tl.constexpr, BB: tl.constexpr, PP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One step for k, v, r [B, D]: sigmoid(r) times the mean in `y`, the scan's rows in `after`."""
+    """One step of the scan for k, v, r [B, D].
+
+    Writes sigmoid(r) times the weighted mean to `y`, and the rows AA, BB and PP of `after`.
+    """
     sequence = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = column < width
@@ -104,10 +107,10 @@ def wkv_of_many(
     AA: tl.constexpr, BB: tl.constexpr, PP: tl.constexpr,
     BLOCK_TIME: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """As `wkv_of_a_token`, for k, v, r [B, T, D]: BLOCK_TIME tokens at a time, by a parallel scan.
+    """`wkv_of_a_token` for k, v, r [B, T, D], as a parallel scan over BLOCK_TIME tokens per step.
 
-    Before each token stands the sum of what is before it: so a tile holds the state that it begins
-    with, and then each token's predecessor.
+    A token's mean needs the sums of all tokens before it. So the scan's elements are shifted by
+    one: first the state before the tile, then all tokens of the tile but the last.
     """
     sequence = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -160,7 +163,7 @@ def wkv_of_many(
 
 @triton.jit
 def relu_squared(x, y, n_values, BLOCK: tl.constexpr):
-    """max(x, 0) squared in `y`'s type; NaN stays NaN."""
+    """Write max(x, 0) squared in `y`'s dtype; NaN stays NaN."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = index < n_values
     value = tl.load(x + index, mask=ok, other=0).to(tl.float32)
@@ -172,7 +175,7 @@ def relu_squared(x, y, n_values, BLOCK: tl.constexpr):
 def _row_times_plain(
     x, matrix, n_out, n_in, block, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr
 ):
-    """BLOCK_OUT of the products of x [in] with a matrix [out, in]."""
+    """Return BLOCK_OUT outputs of the product of x [in] with a matrix [out, in]."""
     out = (block * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
     total = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
     for start in range(0, n_in, BLOCK_IN):
@@ -190,7 +193,7 @@ def _row_times_groups(
     x, codes, scales, offsets, n_out, n_in, block,
     BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """As `_row_times_plain`, of codes in groups of GROUP; of 4 bits, the even column's are low."""
+    """`_row_times_plain` for codes in groups of GROUP; in 4 bits, even columns are the low half."""
     per_byte: tl.constexpr = 8 // BITS
     group_bytes: tl.constexpr = GROUP // per_byte
     groups: tl.constexpr = BLOCK_IN // GROUP
@@ -259,7 +262,7 @@ def products_of_a_row(
     FINISH_0: tl.constexpr, FINISH_1: tl.constexpr, FINISH_2: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Up to three matrices [out, in], each with its row of x [n, in]: float32 y [out] each."""
+    """Multiply up to three matrices [out, in], each with its row of x [n, in]: float32 y [out]."""
     block = tl.program_id(0)
     blocks_0, blocks_1 = tl.cdiv(n_0, BLOCK_OUT), tl.cdiv(n_1, BLOCK_OUT)
     if block < blocks_0:

@@ -1,6 +1,6 @@
-"""`rwkv4.block` on a GPU by the kernels of `kernels`: seven launches a token and layer.
+"""`rwkv4.block` on a GPU with the kernels of `kernels`: seven launches per token and layer.
 
-The equations are `rwkv4.block`'s, and the conformance suite compares them.
+The equations are those of `rwkv4.block`; the conformance suite compares the results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ _BLOCK_OUT = 4
 
 
 class Layer(NamedTuple):
-    """A block, with the shares of its token shifts put together: [3, D] and [2, D]."""
+    """A block, with its token shifts' mix vectors stacked.
+
+    Attributes:
+        time_mix: for k, v and r of time mixing, [3, D].
+        channel_mix: for k and r of channel mixing, [2, D].
+    """
 
     p: Block
     time_mix: Tensor
@@ -32,7 +37,7 @@ class Layer(NamedTuple):
 
 
 class GPULayers:
-    """Runs layers with the products of `ops`, a TorchOps."""
+    """Runs layers with the matrix products of `ops`, a TorchOps."""
 
     def __init__(self, ops: Any) -> None:
         self._ops = ops
@@ -49,7 +54,7 @@ class GPULayers:
         ]
 
     def run(self, layers: Sequence[Layer], x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` [B, T, D] and `state` [B, L, 5, D] through all layers; the same shapes."""
+        """Run `x` [B, T, D] and `state` [B, L, 5, D] through all layers. Shapes stay the same."""
         x, state = x.contiguous(), state.contiguous()
         after = torch.empty_like(state)
         for i, layer in enumerate(layers):
@@ -69,7 +74,7 @@ class GPULayers:
         return x
 
     def _type_for(self, matrix: Any, n_rows: int) -> torch.dtype:
-        """Of activations that are multiplied with `matrix`."""
+        """Return the dtype of activations that are multiplied with `matrix`."""
         many = n_rows > 1 and isinstance(matrix, Tensor) and matrix.dtype == torch.bfloat16
         return torch.bfloat16 if many else torch.float32
 
@@ -111,7 +116,10 @@ class GPULayers:
         self, matrices: list[Any], x: Tensor, finishes: list[str] | None = None,
         base: Tensor | None = None, gate: Tensor | None = None,
     ) -> list[Tensor]:  # fmt: skip
-        """Each matrix with its part of `x` [n, rows, in], finished: [rows, out], base's shape."""
+        """Multiply each matrix with its part of `x` [n, rows, in], and apply its finish.
+
+        Returns arrays [rows, out]; with `base`, one array of base's shape.
+        """
         finishes = finishes or [""] * len(matrices)
         weights = [self._ops.weights(matrix) for matrix in matrices] if x.shape[1] == 1 else [None]
         if None not in weights:
@@ -125,7 +133,7 @@ class GPULayers:
         return results if base is None else [results[0].view(base.shape)]
 
     def _product(self, matrix: Any, x: Tensor) -> Tensor:
-        """`x` [rows, in] times the matrix, in float32 whatever the type of both."""
+        """Return `x` [rows, in] times the transposed matrix: float32 [rows, out]."""
         if x.dtype == torch.float32:
             return self._ops.matmul(matrix, x[None])[0]
         if x.is_cuda:
@@ -152,7 +160,10 @@ class GPULayers:
 def products_of_a_row(
     weights: list[Weights], x: Tensor, finishes: list[str], base: Tensor | None, gate: Tensor | None
 ) -> list[Tensor]:
-    """Up to three matrices, each with its row of `x` [n, 1, in], finished: float32 [1, out]."""
+    """Multiply up to three matrices, each with its row of `x` [n, 1, in], in one launch.
+
+    Applies each one's finish. Returns float32 arrays [1, out].
+    """
     n_in = weights[0].shape[1]
     results = [x.new_empty(1, one.shape[0], dtype=torch.float32) for one in weights]
     blocks = sum(triton.cdiv(one.shape[0], _BLOCK_OUT) for one in weights)

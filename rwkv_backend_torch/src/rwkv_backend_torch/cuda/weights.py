@@ -1,4 +1,4 @@
-"""The form of a matrix for the GPU's kernels, which need Triton."""
+"""A matrix in the form that the GPU kernels read. The kernels need Triton."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """A matrix [out, in] as the kernels read it: values of a float type, or codes in groups."""
+    """A matrix [out, in]: values of a float type, or codes with a scale and offset per group."""
 
     codes: Tensor
     scales: Tensor | None
@@ -22,6 +22,7 @@ class Weights(NamedTuple):
 
 
 def plain_weights(matrix: Tensor) -> Weights | None:
+    """Return a matrix of a float type as Weights; None for float64, which has no kernel."""
     if matrix.dtype == torch.float64:
         return None
     return Weights(matrix, None, None, tuple(matrix.shape), 8 * matrix.itemsize, 1)

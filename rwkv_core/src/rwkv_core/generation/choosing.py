@@ -1,4 +1,4 @@
-"""Chooses one generation's tokens: the sampling chain, with what one generation remembers."""
+"""Draws the tokens of one generation: the sampling chain with its random generator and counts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TokenChooser:
         ignore_eos: bool,
         seed: Seed,
     ) -> None:
-        """See `GenerationStream` for the arguments. Raises OptionError for one."""
+        """See `GenerationStream` for the arguments. Raises OptionError for a wrong one."""
         self._processors = started(processors)
         if not isinstance(ignore_eos, bool):
             raise OptionError(f"ignore_eos: found {ignore_eos!r}, expected True or False")
@@ -49,16 +49,16 @@ class TokenChooser:
         if tokenizer.end_of_text is not None and not ignore_eos:
             self.stop_tokens |= {tokenizer.end_of_text}
         self._rng = _generator(model, seed)
-        # Tokens without bytes say nothing: never sampled, unless they are asked for as a stop.
+        # Tokens without bytes are never sampled, unless they are stop tokens.
         padding = range(tokenizer.n_vocab, model.n_vocab)
         silent = [t for t in (*tokenizer.holes, *padding) if t not in self.stop_tokens]
         self._sampling = replace(sampling, banned_tokens=(*sampling.banned_tokens, *silent))
         self._counts = TokenCounts()
 
     def choose(self, logits: NDArray[Any], history: Sequence[int]) -> int:
-        """Return the next token after `history`, all tokens of this generation.
+        """Return the next token, drawn from `logits` [V]; `history` are the generation's tokens.
 
-        Raises what `sample` raises, and what a processor does.
+        Raises what `sample` or a processor raises.
         """
         return sample(logits, self._sampling, history, self._rng, self._processors, self._counts)
 

@@ -1,4 +1,5 @@
 """HTTP server with OpenAI's endpoints, on FastAPI and uvicorn: `rwkv-core serve`.
 
-It needs the extra `[serve]`. `service` is what runs behind it, `app` puts the endpoints together.
+It needs the extra `[serve]`. `service` holds the model and its engine; `app` assembles the
+endpoints.
 """

@@ -1,4 +1,4 @@
-"""How endpoints reach what runs behind them."""
+"""The dependency through which endpoints get the model and its engine."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ def _running(request: Request) -> Running:
 
 
 Served = Annotated[Running, Depends(_running)]
-"""What is served. While the model is being loaded, an endpoint with it answers 503."""
+"""The loaded model. An endpoint that depends on it answers 503 while the model loads."""

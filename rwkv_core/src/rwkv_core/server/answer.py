@@ -1,4 +1,4 @@
-"""A generated text as an answer: its thought and its content, and the tokens of the content."""
+"""Splits a generated text into its thought and its content, with the content's tokens."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rwkv_core.serving import TokenLogprob
 
 
 class Answer:
-    """Takes a text as it grows.
+    """An answer that grows as text is generated.
 
     Attributes:
-        raw: all of it.
-        content, thought: its two parts, without the spaces before each.
-        n_thought: tokens of the thought.
+        raw: the generated text.
+        content, thought: its two parts, without the whitespace before each.
+        n_thought: number of tokens in the thought.
     """
 
     def __init__(self, prompt: Prompt) -> None:
@@ -27,14 +27,14 @@ class Answer:
         self._held = ""
         self._texts = TokenTexts()
         self._tokens: list[TokenText] = []
-        # Where, in characters of `raw`, the content begins, and where the tokens taken end.
+        # Offsets in characters of `raw`: where the content begins, and where the taken tokens end.
         self._begin: int | None = None
         self._place = 0
 
     def add(
         self, text: str, logprobs: Sequence[TokenLogprob] = (), n_tokens: int = 0, end: bool = False
     ) -> Delta:
-        """Add text, at the `end` with nothing more to come. Returns what is new."""
+        """Add text; `end` says that no more will come. Returns the new thought and content."""
         self.raw += text
         self._held += text
         self._tokens += self._texts.of(logprobs)
@@ -55,7 +55,7 @@ class Answer:
             found, self._held = self._held[:place], self._held[place + len(THOUGHT_END) :]
             self._in_thought = False
         if not self.thought:
-            # The prompt ends within the tag, so that its last character may come first.
+            # The prompt ends with an incomplete tag, whose ">" may be generated first.
             found = found.removeprefix(">").lstrip()
         return found
 
@@ -69,7 +69,7 @@ class Answer:
         return found
 
     def _take_tokens(self) -> list[TokenText]:
-        """The tokens of the content that have come. One that reaches into it is cut."""
+        """Return the new tokens of the content; cut one that begins before the content."""
         if self._begin is None:
             return []
         found = []
@@ -86,7 +86,7 @@ class Answer:
 
 
 def _n_begun(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`."""
+    """Return the number of characters at the end of `text` that may begin `tag`."""
     for n in range(min(len(text), len(tag) - 1), 0, -1):
         if tag.startswith(text[-n:]):
             return n

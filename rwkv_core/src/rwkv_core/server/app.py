@@ -1,4 +1,4 @@
-"""The application: the endpoints, what stands around them, and the model's coming and going."""
+"""The application: the endpoints, the middleware, and the loading and closing of the model."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def create_app(
     on_ready: Callable[[Running], None] = lambda running: None,
     on_error: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """The application of a service, which loads its model when the application starts.
+    """Return the application of a service. The model loads when the application starts.
 
-    One of the two functions is called when that is done.
+    `on_ready` is called once the model is loaded; `on_error` if that fails.
     """
 
     @asynccontextmanager
@@ -50,7 +50,7 @@ def create_app(
         summary="OpenAI's endpoints for an RWKV model, and its states as resources.",
         lifespan=lifespan,
         responses=errors.RESPONSES,
-        # Their pages load scripts from elsewhere. The description itself is at /openapi.json.
+        # FastAPI's documentation pages load scripts from other sites. /openapi.json is served.
         docs_url=None,
         redoc_url=None,
     )
@@ -60,7 +60,7 @@ def create_app(
     app.mount("/page", StaticFiles(directory=FOLDER))
     errors.install(app)
     settings = service.settings
-    # The last one added is the first to see a request.
+    # The middleware added last sees a request first.
     app.add_middleware(BodyGuard, max_bytes=settings.max_body, seconds=settings.body_seconds)
     app.add_middleware(KeyGuard, keys=settings.api_keys)
     if settings.cors_origins:

@@ -32,14 +32,14 @@ router = APIRouter()
 
 
 class _Job:
-    """One request: its prompt, and the choices that are made for it."""
+    """One request: its prompt and its choices."""
 
     def __init__(self, body: ChatBody, served: Running) -> None:
         body.check()
         served.check_model(body.model)
         self.body, self.served = body, served
         self.n = body.n or 1
-        # Only with them is an answer looked through for calls.
+        # Answers are searched for calls only if there are tools.
         self.has_tools = bool(body.tools) and body.tool_choice != "none"
         self.id = f"chatcmpl-{secrets.token_hex(14)}"
         self.created = int(time.time())
@@ -54,14 +54,14 @@ class _Job:
         }
 
     async def submit(self) -> list[Handle]:
-        """Write the prompt, and queue a request for each choice."""
+        """Render the prompt, and queue one request of the engine for each choice."""
         body, served, settings = self.body, self.served, self.served.settings
         limit = body.max_completion_tokens or body.max_tokens or settings.max_tokens
         if limit > settings.max_tokens:
             name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
             raise invalid(f"{name}: found {limit}, expected at most {settings.max_tokens}", name)
         make_constraint = await run_in_threadpool(chat_constraint, served, body)
-        # What must have a form from its first character on has no room for a thought.
+        # A constraint applies from the first character, so it leaves no room for a thought.
         thinks = body.wants_thought and make_constraint() is None
         tools = [tool.function.model_dump(exclude_none=True) for tool in body.tools or ()]
         messages = [message.as_message() for message in body.messages]
@@ -94,19 +94,19 @@ class _Job:
         )
 
     def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """The prompt's, and the place in them where the system prompt ends."""
+        """Return the prompt's tokens, and the number of them in the system prompt."""
         tokenizer = self.served.engine.tokenizer
         tokens = tokenizer.encode(self.prompt.text)
         common = system_text(self.served.template, conversation)
         return tokens, [tokens_within(tokenizer, tokens, common)] if common else []
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """The answer as one object."""
+        """Return the complete answer as one object."""
         choices, n_thought = [], 0
         for number, completion in enumerate(completions):
             answer = Answer(self.prompt)
             delta = answer.add(completion.text, completion.logprobs, end=True)
-            # The thought is a share of the text, and so about that share of the tokens.
+            # Estimate: the thought has the same share of the tokens as of the characters.
             share = len(answer.thought) / max(1, len(answer.raw))
             n_thought += round(share * completion.usage.completion_tokens)
             choices.append(self._whole_choice(number, completion, answer, delta))
@@ -132,7 +132,7 @@ class _Job:
         }
 
     def _calls(self, content: str) -> tuple[str | None, list[dict[str, Any]]]:
-        """The content, and the calls in it; None for the content of an answer of calls alone."""
+        """Return the content and the calls; the content is None if there are only calls."""
         if not self.has_tools:
             return content, []
         rest, calls = calls_of(content)
@@ -144,7 +144,7 @@ class _Job:
         return chat_logprobs(self.served.engine.tokenizer, delta.logprobs)
 
     async def events(self, handles: Sequence[Handle]) -> AsyncIterator[bytes]:
-        """The answer in chunks."""
+        """Yield the answer as events, each a chunk."""
         answers = [Answer(self.prompt) for _ in handles]
         ended: dict[int, Completion] = {}
         for number in range(len(handles)):
@@ -167,7 +167,7 @@ class _Job:
             yield sse.event(head | {"choices": [], "usage": counts})
 
     def _chunks(self, number: int, delta: Delta) -> list[bytes]:
-        """What a part of a text adds to a stream. Text that may hold calls waits for the end."""
+        """Return the chunks for a new part of a text. With tools, content waits for the end."""
         found = []
         if delta.thought:
             found.append(self._chunk(number, {"reasoning_content": delta.thought}))

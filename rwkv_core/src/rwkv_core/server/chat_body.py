@@ -1,4 +1,4 @@
-"""The request of `POST /v1/chat/completions`."""
+"""The request body of `POST /v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rwkv_core.server.templates.base import Message
 
 
 class ContentPart(Body):
-    """A part of a message's content, of which only text is understood."""
+    """A part of a message's content; only text is supported."""
 
     type: str
     text: str | None = None
@@ -21,14 +21,14 @@ class ContentPart(Body):
 
 
 class CalledFunction(Body):
-    """A call that an assistant made: `arguments` is JSON."""
+    """The function of an earlier call, with its `arguments` as JSON."""
 
     name: str
     arguments: str = "{}"
 
 
 class ToolCall(Body):
-    """A call that an assistant made."""
+    """An earlier call by the assistant."""
 
     id: str = ""
     type: Literal["function"] = "function"
@@ -36,7 +36,7 @@ class ToolCall(Body):
 
 
 class ChatMessage(Body):
-    """One message."""
+    """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
@@ -44,14 +44,14 @@ class ChatMessage(Body):
     tool_call_id: str | None = None
 
     def as_message(self) -> Message:
-        """The message for a template. Raises ApiError for content that is not text."""
+        """Return the message for a template. Raises ApiError for content that is not text."""
         role = "system" if self.role == "developer" else self.role
         calls = tuple(_call(one) for one in self.tool_calls or ())
         return Message(role, text_of(self.content), calls, self.tool_call_id or "")
 
 
 def text_of(content: str | list[ContentPart] | None) -> str:
-    """The text of a message's content. Raises ApiError for a part that is not text."""
+    """Return the text of a message's content. Raises ApiError for a part that is not text."""
     if content is None or isinstance(content, str):
         return content or ""
     for part in content:
@@ -71,7 +71,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 class FunctionDefinition(Body):
-    """A function that may be called."""
+    """A function that the model may call."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
@@ -79,7 +79,7 @@ class FunctionDefinition(Body):
 
 
 class Tool(Body):
-    """A tool that may be used: a function."""
+    """A tool that the model may use; only functions are supported."""
 
     type: Literal["function"]
     function: FunctionDefinition
@@ -92,21 +92,21 @@ class NamedFunction(Body):
 
 
 class ToolChoice(Body):
-    """The function that must be called."""
+    """The function that the model must call."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
 class JsonSchema(Body):
-    """A schema with its name."""
+    """A JSON schema with its name."""
 
     name: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
 class ResponseFormat(Body):
-    """The form that an answer has."""
+    """The required format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -130,15 +130,15 @@ class ChatBody(SamplingFields):
     modalities: list[str] | None = None
 
     def check(self) -> None:
-        """Raise ApiError for what does not go together, or is not there."""
+        """Raise ApiError for fields that contradict each other or are not supported."""
         if self.top_logprobs is not None and not self.logprobs:
-            raise invalid("top_logprobs: expected logprobs to be true with it", "top_logprobs")
+            raise invalid("top_logprobs: needs logprobs=true", "top_logprobs")
         if self.functions:
-            raise invalid("functions: no longer part of this endpoint; use tools", "functions")
+            raise invalid("functions: not supported; use tools instead", "functions")
         if self.modalities and self.modalities != ["text"]:
-            raise invalid("modalities: this model writes text alone", "modalities")
+            raise invalid("modalities: this model generates only text", "modalities")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
-            raise invalid("tool_choice: expected tools with it", "tool_choice")
+            raise invalid("tool_choice: needs tools, found none", "tool_choice")
 
     @property
     def n_top(self) -> int | None:
@@ -146,7 +146,7 @@ class ChatBody(SamplingFields):
 
     @property
     def wants_thought(self) -> bool:
-        """Whether an answer may begin with a thought, where the model knows them."""
+        """Whether the answer may begin with a thought, if the template supports it."""
         given = (self.chat_template_kwargs or {}).get("enable_thinking")
         return (
             bool(given) if given is not None else self.reasoning_effort not in ("none", "minimal")

@@ -1,4 +1,4 @@
-"""The chat page at `/`, three files of this package."""
+"""The chat page at `/`, from three files in the folder `page`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
-# Nothing from elsewhere, nothing inline, no framing by other pages.
+# The page loads nothing from other sites, has no inline code, and cannot be framed.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -19,5 +19,5 @@ router = APIRouter()
 
 @router.get("/", include_in_schema=False)
 async def chat_page() -> FileResponse:
-    """The page."""
+    """The chat page."""
     return FileResponse(FOLDER / "index.html", headers=_HEADERS)

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: texts continued as they are."""
+"""`POST /v1/completions`: continues texts without a chat template."""
 
 from __future__ import annotations
 
@@ -46,19 +46,21 @@ class CompletionBody(SamplingFields):
         return found
 
     def check(self) -> None:
-        """Raise ApiError for what does not go together."""
+        """Raise ApiError for fields that contradict each other or are not supported."""
         if self.suffix:
-            raise invalid("suffix: this model only continues texts", "suffix")
+            raise invalid("suffix: not supported, this model only continues texts", "suffix")
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise invalid(f"best_of: found {self.best_of}, expected at least n", "best_of")
         if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
-            raise invalid("best_of: cannot be chosen from in a stream", "best_of")
+            raise invalid("best_of: more than n is not possible in a stream", "best_of")
         if len(self.prompts) * (self.best_of or self.n or 1) > MAX_CHOICES:
-            raise invalid(f"prompt: expected at most {MAX_CHOICES} choices in all", "prompt")
+            raise invalid(
+                f"prompt: expected at most {MAX_CHOICES} choices for all prompts together", "prompt"
+            )
 
 
 class _Job:
-    """One request's prompts, and the choices that are made for each."""
+    """One request: its prompts, and the choices for each."""
 
     def __init__(self, body: CompletionBody, served: Running) -> None:
         body.check()
@@ -76,7 +78,7 @@ class _Job:
         }
 
     async def submit(self) -> list[Handle]:
-        """Queue `best_of` requests for each prompt."""
+        """Queue `best_of` requests of the engine for each prompt."""
         body, served, settings = self.body, self.served, self.served.settings
         max_tokens = 16 if body.max_tokens is None else body.max_tokens
         if max_tokens > settings.max_tokens:
@@ -115,7 +117,7 @@ class _Job:
         )
 
     def echo_of(self, number: int) -> str:
-        """What choice `number` begins with."""
+        """Return the prompt of choice `number` if `echo` is set, else ""."""
         return self._prompt_text(number) if self.body.echo else ""
 
     def _prompt_text(self, number: int) -> str:
@@ -127,9 +129,9 @@ class _Job:
         return tokenizer.decode(known)
 
     def choice(self, number: int, completion: Completion) -> dict[str, Any]:
-        """A choice as a whole."""
+        """Return a complete choice."""
         logprobs = list(completion.logprobs)
-        # An empty prompt is read as the token that begins a document, which is no text.
+        # For an empty prompt, the engine reads the token that begins a document; it has no text.
         if self.body.echo and self.prompts[number // self.n]:
             logprobs = [*completion.prompt_logprobs, *logprobs]
         found = self.logprobs(number, TokenTexts(), logprobs, 0)
@@ -139,7 +141,7 @@ class _Job:
     def logprobs(
         self, number: int, texts: TokenTexts, logprobs: Sequence[TokenLogprob], offset: int
     ) -> dict[str, Any] | None:
-        """Those of tokens that begin `offset` characters into what a choice gives out."""
+        """Return the `logprobs` of tokens that begin at character `offset` of a choice's text."""
         if self.body.logprobs is None:
             return None
         if not self.body.echo:
@@ -151,7 +153,7 @@ class _Job:
         return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def best(self, completions: Sequence[Completion]) -> list[Completion]:
-        """Of each prompt's completions the `n` with the highest logprob of a token."""
+        """Return each prompt's `n` completions with the highest mean logprob per token."""
         chosen: list[Completion] = []
         for start in range(0, len(completions), self.best_of):
             group = list(completions[start : start + self.best_of])
@@ -161,9 +163,9 @@ class _Job:
         return chosen
 
     async def events(self, handles: Sequence[Handle]) -> AsyncIterator[bytes]:
-        """The answer in chunks."""
+        """Yield the answer as events, each a chunk."""
         body = self.body
-        # Only at the end are those of the prompt known: such an answer comes in one chunk.
+        # The prompt's logprobs are known only at the end, so each choice is sent as one chunk.
         whole = bool(body.echo and body.logprobs is not None)
         texts = [TokenTexts() for _ in handles]
         lengths = [0] * len(handles)
@@ -203,7 +205,7 @@ def _mean_logprob(completion: Completion) -> float:
 
 @router.post("/v1/completions", responses=sse.STREAMS)
 async def create_completion(body: CompletionBody, request: Request, served: Served) -> Response:
-    """Continue one or several texts."""
+    """Continue one or more texts."""
     body.check_stream_options()
     job = _Job(body, served)
     handles = await job.submit()

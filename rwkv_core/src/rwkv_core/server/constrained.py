@@ -1,4 +1,4 @@
-"""Constraints of requests: a grammar, a form of answer, calls of functions."""
+"""Makes the constraints of requests: a grammar, a response format, or calls of functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rwkv_core.server.service import Running
 from rwkv_core.server.templates.base import CALL_BEGIN, CALL_END
 from rwkv_core.serving import Constraint
 
-# Each request of the engine needs an object of its own.
+# Each request of the engine needs its own constraint, so these functions return a maker.
 MakeConstraint = Callable[[], Constraint | None]
 
 
@@ -29,16 +29,19 @@ def _none() -> None:
 
 
 def grammar_constraint(served: Running, grammar: str | None) -> MakeConstraint:
-    """What makes constraints by a grammar in Lark. Raises OptionError."""
+    """Return a maker of constraints for a Lark grammar. Raises OptionError for a wrong grammar."""
     return _none if grammar is None else _maker(served, lark_grammar(grammar))
 
 
 def chat_constraint(served: Running, body: ChatBody) -> MakeConstraint:
-    """What makes constraints by what a chat's answer must be. Raises ApiError and OptionError."""
+    """Return a maker of constraints for a chat's answer.
+
+    Raises ApiError and OptionError for fields that are wrong or contradict each other.
+    """
     form = format_grammar(body.response_format)
     tools = body.tools if body.tool_choice != "none" else None
     if (form is not None) + (body.grammar is not None) > 1:
-        raise invalid("grammar: cannot go with response_format", "grammar")
+        raise invalid("grammar: cannot be combined with response_format", "grammar")
     if form is not None and not (tools and body.tool_choice not in (None, "auto")):
         return _maker(served, form)
     if body.grammar is not None:
@@ -54,7 +57,10 @@ def chat_constraint(served: Running, body: ChatBody) -> MakeConstraint:
 
 
 def format_grammar(form: ResponseFormat | None) -> str | None:
-    """The grammar of a response format; None for any text. Raises ApiError and OptionError."""
+    """Return the grammar of a response format; None for any text.
+
+    Raises ApiError and OptionError for a schema that is missing or wrong.
+    """
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
@@ -81,7 +87,7 @@ def _named(tools: Sequence[Tool], choice: Any) -> Sequence[Tool]:
 
 
 def _calls(tools: Sequence[Tool], must: bool, one_call: bool) -> str:
-    """The grammar of calls of these functions, and unless there `must` be one, of other text."""
+    """Return the grammar of calls of these functions; without `must`, also of other text."""
     kinds = [
         {
             "type": "object",
@@ -103,7 +109,7 @@ def _calls(tools: Sequence[Tool], must: bool, one_call: bool) -> str:
             f"start: {calls}" if must else f'start: TEXT | " "? {calls}',
             f'call: "{CALL_BEGIN}" ({some_call}) "{CALL_END}"',
             *lines,
-            # Text that is no call: it does not begin as one.
+            # Text that is not a call must not begin like one.
             r"TEXT: / ?[^ <](?s:.)*/",
         ]
     )

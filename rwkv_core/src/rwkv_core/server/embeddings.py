@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: the last hidden state of a text, of unit norm."""
+"""`POST /v1/embeddings`: the last hidden state of each text, scaled to unit norm."""
 
 from __future__ import annotations
 
@@ -32,27 +32,29 @@ class EmbeddingBody(Body):
         return texts_or_tokens(self.input)
 
     def check(self, n_embd: int) -> None:
-        """Raise ApiError for what has no embedding."""
+        """Raise ApiError for inputs that have no embedding, or for other `dimensions`."""
         inputs = self.inputs
         if not 1 <= len(inputs) <= MAX_INPUTS:
-            raise invalid(f"input: expected 1 to {MAX_INPUTS} texts, found {len(inputs)}", "input")
+            raise invalid(f"input: found {len(inputs)} texts, expected 1 to {MAX_INPUTS}", "input")
         if not all(inputs):
             raise invalid("input: found an empty text, which has no embedding", "input")
         if self.dimensions not in (None, n_embd):
-            raise invalid(f"dimensions: this model's embeddings have {n_embd}", "dimensions")
+            raise invalid(
+                f"dimensions: found {self.dimensions}, this model has {n_embd}", "dimensions"
+            )
 
 
 @router.post("/v1/embeddings")
 async def create_embeddings(
     body: EmbeddingBody, request: Request, served: Served
 ) -> dict[str, Any]:
-    """Embed one or several texts."""
+    """Embed one or more texts."""
     served.check_model(body.model)
     body.check(served.engine.model.n_embd)
     seconds = served.settings.max_seconds
     embed = partial(served.engine.embed, max_seconds=seconds)
     found = []
-    # Not more in the queue than run together: many texts must not keep others out.
+    # Submit one batch at a time, so that many texts do not fill the queue.
     inputs, n_together = body.inputs, served.settings.max_batch
     for start in range(0, len(inputs), n_together):
         some = inputs[start : start + n_together]
@@ -61,7 +63,7 @@ async def create_embeddings(
     n_tokens = sum(one.usage.prompt_tokens for one in found)
     data = []
     for place, one in enumerate(found):
-        if one.embedding is None:  # over time
+        if one.embedding is None:  # out of time
             raise invalid("input: it took too long to read", "input")
         embedding = _encoded(_unit(one.embedding), body.encoding_format)
         data.append({"object": "embedding", "index": place, "embedding": embedding})

@@ -29,7 +29,7 @@ _TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 class ErrorDetails(BaseModel):
-    """What is wrong, and with which parameter."""
+    """The message, and the parameter at fault."""
 
     message: str
     type: str
@@ -38,25 +38,25 @@ class ErrorDetails(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is an error."""
+    """The body of every error answer."""
 
     error: ErrorDetails
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "The request is at fault", "model": ErrorBody},
-    "5XX": {"description": "The server is at fault, or not ready", "model": ErrorBody},
+    "4XX": {"description": "The request is wrong", "model": ErrorBody},
+    "5XX": {"description": "The server failed or is not ready", "model": ErrorBody},
 }
-"""For the description of the endpoints."""
+"""The error answers in the endpoints' OpenAPI description."""
 
 
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error that is sent as an answer.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         body: the error object.
-        headers: of the answer.
+        headers: the answer's HTTP headers.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """The error for a request that cannot be served as it is."""
+    """Return the error for a wrong request, with status 400."""
     return ApiError(400, message, param=param, code=code)
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """The answer to an error that a request ended with."""
+    """Return the error answer for an exception."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, PromptTooLongError):
@@ -110,7 +110,7 @@ async def _answer(_: Request, error: Exception) -> JSONResponse:
 
 async def _answer_http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    message = {404: "Unknown request URL.", 405: "This URL has no such method."}
+    message = {404: "Unknown request URL.", 405: "This URL does not support this method."}
     found = ApiError(error.status_code, message.get(error.status_code, str(error.detail)))
     found.headers |= dict(error.headers or {})
     return found.response()
@@ -122,11 +122,11 @@ async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 def _first_mistake(mistakes: Any) -> ApiError:
-    """The error for the first of a body's mistakes, by the name of its field."""
+    """Return the error for the first mistake in a body, with the name of its field."""
     first = mistakes[0]
     if first["type"] in ("json_invalid", "json_type"):
         return invalid("The body is not valid JSON.", code="invalid_json")
-    # Numbers are places in lists; the others may be names of a union's kinds, of no use to users.
+    # Name only the first part: the others are list indices or names of a union's types.
     place = [part for part in first["loc"] if part != "body"]
     param = printable(str(place[0]), 80) if place else None
     if not place:
@@ -137,7 +137,7 @@ def _first_mistake(mistakes: Any) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Have `app` answer every error in this form."""
+    """Make `app` answer every error in OpenAI's form."""
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     for kind in (ApiError, RWKVError, Exception):

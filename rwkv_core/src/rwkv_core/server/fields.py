@@ -1,4 +1,4 @@
-"""Fields that several requests share: how tokens are chosen, where a text stops."""
+"""Fields that several request bodies share: sampling and stop strings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_CHOICES = 128
 
 
 class Body(BaseModel):
-    """A request's body. Fields that it does not know are ignored; types are not converted."""
+    """A request's body. Unknown fields are ignored; types are not converted."""
 
     model_config = ConfigDict(extra="ignore", strict=True, protected_namespaces=())
 
 
 class StreamOptions(Body):
-    """What a stream holds beside the text."""
+    """What a stream contains besides the text."""
 
     include_usage: bool | None = None
 
@@ -30,11 +30,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SamplingFields(Body):
-    """How tokens are chosen. Beyond OpenAI's: top_k to the end.
+    """Sampling parameters. Those from `top_k` on are not in OpenAI's API.
 
     Attributes:
-        state: the name of a stored state to begin from.
-        grammar: a grammar in llguidance's Lark, that the text follows.
+        state: the name of a stored state, from which the prompt continues.
+        grammar: a grammar in llguidance's Lark syntax, which the text must match.
     """
 
     model: str | None = None
@@ -74,12 +74,12 @@ class SamplingFields(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def check_stream_options(self) -> None:
-        """Raise ApiError if there are options for a stream that the request does not ask for."""
+        """Raise ApiError for `stream_options` without `stream`."""
         if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options is for requests with stream true.", "stream_options")
+            raise invalid("stream_options: needs stream=true", "stream_options")
 
     def sampling(self) -> Sampling:
-        """The Sampling that the request asks for. Raises ApiError and OptionError."""
+        """Return the request's Sampling. Raises ApiError and OptionError for a wrong value."""
         given: dict[str, Any] = {
             name: value
             for name in (
@@ -89,16 +89,16 @@ class SamplingFields(Body):
             if (value := getattr(self, name)) is not None
         }  # fmt: skip
         if self.top_p is not None:
-            # To keep nothing but the likeliest token is what 0 means to OpenAI.
+            # OpenAI's 0 keeps only the likeliest token.
             given["top_p"] = max(self.top_p, math.ulp(0.0))
         if self.top_k is not None:
-            given["top_k"] = max(self.top_k, 0)  # vLLM's -1 keeps all too
+            given["top_k"] = max(self.top_k, 0)  # vLLM's -1 means the same as 0: all tokens
         if self.logit_bias:
             given["logit_bias"] = {_token(key): value for key, value in self.logit_bias.items()}
         return Sampling(**given)
 
     def processors(self) -> list[str]:
-        """The samplers by name, with their options, that the request asks for."""
+        """Return the request's samplers, each as its name with options: "dry:multiplier=0.8"."""
         found = []
         if self.mirostat:
             options = {"tau": self.mirostat_tau, "eta": self.mirostat_eta}
@@ -113,12 +113,12 @@ class SamplingFields(Body):
         return found
 
     def seed_of(self, choice: int) -> int | None:
-        """The seed of the request's choice number `choice`: each draws its own."""
+        """Return the seed of choice number `choice`; each choice has a different one."""
         return None if self.seed is None else (self.seed + choice) % 2**63
 
 
 def texts_or_tokens(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """The prompts that are given: one, or several."""
+    """Return one or more prompts as a list."""
     if isinstance(given, str):
         return [given]
     tokens = [one for one in given if isinstance(one, int)]

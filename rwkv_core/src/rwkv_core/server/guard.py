@@ -1,4 +1,4 @@
-"""Around all endpoints: API keys, and bounds on the size and slowness of a request's body."""
+"""Middleware for all endpoints: checks API keys, and bounds the size and time of a body."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rwkv_core.server.errors import ApiError
 
-# Without a key: that it lives, and the chat page, which asks for the key.
+# Paths that need no key: the health check, and the chat page, which asks for the key.
 OPEN_PATHS = ("/health", "/")
 OPEN_FOLDER = "/page/"
-# Bytes of a body that is too large are read up to here: a client that still sends when the
-# connection is closed does not see the answer.
+# Up to so many bytes beyond the limit are read and discarded: a client that is still sending when
+# the connection closes does not see the answer.
 _MAX_DISCARDED = 2**26
 
 
 class KeyGuard:
-    """Lets requests through that carry one of the keys."""
+    """Refuses requests without a valid API key. If `keys` is empty, refuses none."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app, self._keys = app, [key.encode() for key in keys]
@@ -29,7 +29,7 @@ class KeyGuard:
         if scope["type"] == "http" and self._keys and not self._may_pass(scope):
             given = Headers(scope=scope).get("authorization")
             message = (
-                "You didn't provide an API key: put it in an Authorization header, as Bearer KEY."
+                "You did not provide an API key. Send the header Authorization: Bearer KEY."
                 if given is None
                 else "Incorrect API key provided."
             )
@@ -40,18 +40,18 @@ class KeyGuard:
     def _may_pass(self, scope: Scope) -> bool:
         if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER):
             return True
-        # What a browser asks before a request has no key.
+        # A browser's preflight request (CORS) has no key.
         if scope["method"] == "OPTIONS":
             return True
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         found = given.strip().encode("latin-1", "replace")
-        # All of them, so that the time does not tell which is near.
+        # Compare with every key, so that the time does not reveal which one is close.
         same = [hmac.compare_digest(found, key) for key in self._keys]
         return any(same) and scheme.lower() == "bearer"
 
 
 class BodyGuard:
-    """Refuses bodies of more than `max_bytes`, and those that take longer than `seconds`."""
+    """Refuses bodies larger than `max_bytes`, and those that take longer than `seconds`."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
@@ -65,7 +65,7 @@ class BodyGuard:
                 raise self._too_large()
             body = await self._read(receive)
         except ApiError as error:
-            error.headers["Connection"] = "close"  # what is left of the body is not read
+            error.headers["Connection"] = "close"  # the rest of the body is not read
             return await error.response()(scope, receive, send)
         if body is None:
             return
@@ -81,7 +81,10 @@ class BodyGuard:
         await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body; None if the client went away."""
+        """Return the whole body; None if the client disconnected.
+
+        Raises ApiError for a body that is too large or too slow.
+        """
         body, n_bytes = bytearray(), 0
         try:
             async with asyncio.timeout(self._seconds):
@@ -97,7 +100,8 @@ class BodyGuard:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            raise ApiError(408, "The body took too long to come.", code="timeout") from None
+            message = f"The body took more than {self._seconds:g} seconds to arrive."
+            raise ApiError(408, message, code="timeout") from None
         if n_bytes > self._max_bytes:
             raise self._too_large()
         return bytes(body)

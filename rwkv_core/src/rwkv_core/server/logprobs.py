@@ -1,4 +1,4 @@
-"""Logprobs in OpenAI's two forms. The texts of tokens join to the text that they stand in."""
+"""Logprobs in OpenAI's two formats. The tokens' texts, joined, are the generated text."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from rwkv_core.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TokenText:
-    """A token and the text that it adds: a character belongs to the token that ends it."""
+    """A token and the text that it adds. A character belongs to the token with its last byte."""
 
     text: str
     found: TokenLogprob
 
 
 class TokenTexts:
-    """Splits a growing text into that of its tokens."""
+    """Splits a growing text into the texts of its tokens."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def of(self, logprobs: Iterable[TokenLogprob]) -> list[TokenText]:
-        """Those of the next tokens."""
+        """Return the texts of the next tokens."""
         return [TokenText(self._decoder.decode(one.bytes), one) for one in logprobs]
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenText]) -> dict[str, Any]:
-    """The `logprobs` of a choice of a chat."""
+    """Return the `logprobs` of a choice of `/v1/chat/completions`."""
     return {"content": [_chat_entry(tokenizer, one) for one in tokens], "refusal": None}
 
 
@@ -55,7 +55,10 @@ def _chat_entry(tokenizer: Tokenizer, one: TokenText) -> dict[str, Any]:
 def text_logprobs(
     tokenizer: Tokenizer, tokens: Sequence[TokenText], n_top: int, offset: int
 ) -> dict[str, Any]:
-    """The `logprobs` of a choice of a completion; `offset` is where in the text it begins."""
+    """Return the `logprobs` of a choice of `/v1/completions`.
+
+    `offset` is the character of the choice's text at which the first token begins.
+    """
     offsets = []
     for one in tokens:
         offsets.append(offset)
@@ -73,7 +76,7 @@ def _top(tokenizer: Tokenizer, one: TokenText) -> dict[str, float] | None:
         return None
     found: dict[str, float] = {}
     for token, logprob in one.found.top:
-        # Of two tokens with one text, such as parts of characters, the likelier one.
+        # Tokens may have the same text, for example parts of characters: keep the likeliest.
         found.setdefault(bytes_of(tokenizer, token).decode("utf-8", "replace"), logprob)
     found.setdefault(one.text, one.found.logprob)
     return found

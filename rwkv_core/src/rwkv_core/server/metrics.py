@@ -1,4 +1,4 @@
-"""Counts for Prometheus, with names in the style of vLLM's."""
+"""Metrics for Prometheus, with names like vLLM's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LABEL = "model_name"
 
 
 class _EngineCollector(Collector):
-    """An engine's own counts, read when they are asked for."""
+    """Reads an engine's counters at each scrape."""
 
     def __init__(self, engine: Engine, model_id: str) -> None:
         self._engine, self._model_id = engine, model_id
@@ -24,21 +24,21 @@ class _EngineCollector(Collector):
         stats = self._engine.stats()
         gauges = {
             "num_requests_running": (
-                "Requests that are read or continued",
+                "Requests in prefill or decode",
                 stats.running + stats.reading,
             ),
             "num_requests_waiting": ("Requests in the queue", stats.waiting),
-            "prefix_cache_bytes": ("Bytes of states that are kept", stats.cache_bytes),
-            "prefix_cache_entries": ("States that are kept", stats.cache_entries),
+            "prefix_cache_bytes": ("Bytes in the prefix cache", stats.cache_bytes),
+            "prefix_cache_entries": ("States in the prefix cache", stats.cache_entries),
         }
         counters = {
             "prompt_tokens": ("Tokens of prompts", stats.prompt_tokens),
-            "prompt_tokens_cached": ("Those that were not read again", stats.cached_tokens),
+            "prompt_tokens_cached": ("Prompt tokens with a cached state", stats.cached_tokens),
             "generation_tokens": ("Tokens generated", stats.completion_tokens),
-            "prefix_cache_queries": ("Prompts looked up", stats.cache_lookups),
-            "prefix_cache_hits": ("Prompts of which a beginning was known", stats.cache_hits),
-            "engine_steps": ("Steps of the batch", stats.steps),
-            "engine_step_rows": ("Requests in these steps", stats.step_rows),
+            "prefix_cache_queries": ("Lookups in the prefix cache", stats.cache_lookups),
+            "prefix_cache_hits": ("Lookups that found a prefix", stats.cache_hits),
+            "engine_steps": ("Decode steps of the batch", stats.steps),
+            "engine_step_rows": ("Sum of the batch sizes of all decode steps", stats.step_rows),
         }
         for name, (help, value) in gauges.items():
             gauge = GaugeMetricFamily(f"rwkv:{name}", help, labels=[_LABEL])
@@ -49,7 +49,7 @@ class _EngineCollector(Collector):
             counter.add_metric([self._model_id], value)
             yield counter
         ended = CounterMetricFamily(
-            "rwkv:request_success", "Requests by how they ended", labels=[_LABEL, "finished_reason"]
+            "rwkv:request_success", "Requests by finish reason", labels=[_LABEL, "finished_reason"]
         )
         for reason, count in stats.finished.items():
             ended.add_metric([self._model_id, reason], count)
@@ -57,7 +57,7 @@ class _EngineCollector(Collector):
 
 
 class Metrics:
-    """The counts of one server."""
+    """The metrics of one server."""
 
     def __init__(self, engine: Engine, model_id: str) -> None:
         self._registry = CollectorRegistry()
@@ -67,14 +67,14 @@ class Metrics:
                 f"rwkv:{name}", help, [_LABEL], buckets=_SECONDS, registry=self._registry
             ).labels(model_id)
             for name, help in (
-                ("time_to_first_token_seconds", "From a request to its first token"),
-                ("e2e_request_latency_seconds", "From a request to its end"),
-                ("request_queue_time_seconds", "From a request to its beginning"),
+                ("time_to_first_token_seconds", "Time from a request to its first token"),
+                ("e2e_request_latency_seconds", "Time from a request to its end"),
+                ("request_queue_time_seconds", "Time of a request in the queue"),
             )
         )
 
     def note(self, completion: Completion) -> None:
-        """Count a request that has ended."""
+        """Record the times of a completed request."""
         times = completion.times
         self._queued.observe(times.queued)
         self._total.observe(times.total)
@@ -82,5 +82,5 @@ class Metrics:
             self._first.observe(times.first_token)
 
     def text(self) -> bytes:
-        """All counts in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

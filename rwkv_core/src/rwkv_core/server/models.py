@@ -1,4 +1,4 @@
-"""`/health`, `/metrics` and `/v1/models`: what is served, and how it does."""
+"""`/health`, `/metrics` and `/v1/models`: the state of the server, and its model."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ router = APIRouter()
 
 @router.get("/health")
 async def health(served: Served) -> dict[str, str]:
-    """200 once a request can be served; 503 while the model is being loaded."""
+    """Return 200 once requests can be served, and 503 while the model loads."""
     return {"status": "ok"}
 
 
 @router.get("/metrics")
 def metrics(served: Served) -> Response:
-    """Counts, for Prometheus."""
+    """Return metrics for Prometheus."""
     return Response(served.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
 async def list_models(served: Served) -> dict[str, Any]:
-    """The one model there is."""
+    """List the one model that is served."""
     return {"object": "list", "data": [_described(served)]}
 
 
 @router.get("/v1/models/{model_id}")
 async def get_model(model_id: str, served: Served) -> dict[str, Any]:
-    """The model of this name; 404 for another."""
+    """Return the model of this name; 404 for any other name."""
     served.check_model(model_id)
     return _described(served)
 

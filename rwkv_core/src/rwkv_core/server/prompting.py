@@ -1,4 +1,4 @@
-"""A conversation as tokens, and the place in them up to which others will begin alike."""
+"""Finds the prefix of a chat prompt that other conversations share: its system prompt."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from itertools import takewhile
 from rwkv_core.server.templates.base import Conversation, Message, Template
 from rwkv_core.tokenizer import Tokenizer
 
-# Users' texts that have nothing in common.
+# Two user messages without a common prefix.
 _ONE, _OTHER = "0", "x"
 
 
 def system_text(template: Template, conversation: Conversation) -> str:
-    """What the prompt begins with whatever the user says: the system prompt and the tools."""
+    """Return the prefix of the prompt that does not depend on what the user says.
+
+    It holds the system prompt and the tools; it is "" if there are neither.
+    """
     systems = list(takewhile(lambda message: message.role == "system", conversation.messages))
     if not systems and not conversation.tools:
         return ""
@@ -27,7 +30,7 @@ def system_text(template: Template, conversation: Conversation) -> str:
 
 
 def tokens_within(tokenizer: Tokenizer, tokens: Iterable[int], text: str) -> int:
-    """How many of `tokens` end within `text`, with which theirs begins."""
+    """Return how many of `tokens` end within `text`, which is a prefix of the tokens' text."""
     n_bytes, n_tokens = len(text.encode()), 0
     for token in tokens:
         n_bytes -= len(tokenizer.token_bytes(token))

@@ -1,4 +1,4 @@
-"""`/v1/responses`: answers that are stored as states, to go on from at no cost."""
+"""`/v1/responses`: answers that are stored with their state, to continue without prefill."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ router = APIRouter()
 
 
 class _Job:
-    """One request: the conversation that it goes on with, and the answer."""
+    """One request: the conversation so far, and the answer to it."""
 
     def __init__(self, body: ResponsesBody, served: Running) -> None:
         served.check_model(body.model)
         if body.n not in (None, 1):
-            raise invalid("n: this endpoint gives one answer", "n")
+            raise invalid(f"n: found {body.n}, expected 1 at this endpoint", "n")
         self.body, self.served = body, served
         try:
             self.chat = body.as_chat()
@@ -56,7 +56,7 @@ class _Job:
         self.messages = [*earlier, *body.new_messages()]
 
     async def submit(self) -> Handle:
-        """Queue the request, from the state of the answer before where that has read the text."""
+        """Queue the request; start from the previous answer's state if its text is a prefix."""
         body, served, settings = self.body, self.served, self.served.settings
         limit = body.max_output_tokens or settings.max_tokens
         if limit > settings.max_tokens:
@@ -103,7 +103,7 @@ class _Job:
         return self.previous.start if self.previous else None
 
     def ended(self, completion: Completion, answer: Answer, output: list[dict[str, Any]]) -> Any:
-        """The answer as an object, which is stored."""
+        """Return the answer as an object; store it if the request has a state."""
         used, n_before = completion.usage, self.n_before
         share = len(answer.thought) / max(1, len(answer.raw))
         n_input, n_output = n_before + used.prompt_tokens, used.completion_tokens
@@ -128,11 +128,11 @@ class _Job:
         return body
 
     def parts(self, answer: Answer) -> tuple[str, list[dict[str, Any]]]:
-        """An answer's content, and the calls in it."""
+        """Return an answer's content, and the calls in it."""
         return calls_of(answer.content) if self.has_tools else (answer.content, [])
 
     def described(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
-        """The response's object, as far as the request tells."""
+        """Return the response object, with the fields that follow from the request."""
         body = self.body
         return {
             "id": self.id,
@@ -160,7 +160,7 @@ class _Job:
         }
 
     async def events(self, handle: Handle) -> AsyncIterator[bytes]:
-        """The answer as events."""
+        """Yield the answer as events."""
         answer, events = Answer(self.prompt), ResponseEvents()
         for kind in ("created", "in_progress"):
             yield events.of(f"response.{kind}", response=self.described("in_progress", []))
@@ -168,7 +168,7 @@ class _Job:
             async for _, found in pieces:
                 is_last = isinstance(found, Completion)
                 delta = answer.add("" if isinstance(found, Completion) else found.text, end=is_last)
-                # What may be a call is told at the end.
+                # With tools, the content may be a call: it is sent at the end.
                 if delta.content and not self.has_tools:
                     for one in events.text(delta.content, answer.thought):
                         yield one
@@ -188,7 +188,8 @@ def _stored(served: Running, response_id: str, param: str | None = None) -> Stor
     found = served.responses.get(response_id)
     if found is None:
         message = (
-            f"Response with id {response_id!r:.80} not found: it may have made room for others."
+            f"Response with id {response_id!r:.80} not found. It may have been dropped to make "
+            "room for newer ones."
         )
         raise ApiError(404, message, code="response_not_found", param=param)
     return found
@@ -196,7 +197,7 @@ def _stored(served: Running, response_id: str, param: str | None = None) -> Stor
 
 @router.post("/v1/responses", responses=sse.STREAMS)
 async def create_response(body: ResponsesBody, request: Request, served: Served) -> Response:
-    """Answer, and keep the state after the answer."""
+    """Answer, and store the answer with the state after it."""
     job = _Job(body, served)
     handle = await job.submit()
     if body.stream:
@@ -210,13 +211,13 @@ async def create_response(body: ResponsesBody, request: Request, served: Served)
 
 @router.get("/v1/responses/{response_id}")
 async def get_response(response_id: str, served: Served) -> dict[str, Any]:
-    """A stored answer."""
+    """Return a stored answer."""
     return _stored(served, response_id).body
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(response_id: str, served: Served) -> dict[str, Any]:
-    """Forget a stored answer."""
+    """Delete a stored answer."""
     _stored(served, response_id)
     served.responses.remove(response_id)
     return {"id": response_id, "object": "response", "deleted": True}

@@ -1,4 +1,4 @@
-"""The request of `POST /v1/responses`."""
+"""The request body of `POST /v1/responses`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rwkv_core.server.templates.base import Message
 
 
 class Item(Body):
-    """A message, a call of a function, or what it returned."""
+    """A message, a function call, or a function's result."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
@@ -31,7 +31,7 @@ class Item(Body):
     output: str | list[ContentPart] | None = None
 
     def as_message(self) -> Message:
-        """The message for a template. Raises ApiError."""
+        """Return the message for a template. Raises ApiError if it has no role or is not text."""
         if self.type == "function_call_output":
             return Message("tool", text_of(self.output), call_id=self.call_id or "")
         if self.type == "function_call":
@@ -44,13 +44,13 @@ class Item(Body):
 
 
 class TextOptions(Body):
-    """The form of the text."""
+    """The required format of the text."""
 
     format: dict[str, Any] | None = None
 
 
 class ReasoningOptions(Body):
-    """How much thought goes before an answer."""
+    """How much the model thinks before an answer."""
 
     effort: str | None = None
 
@@ -73,19 +73,24 @@ class ResponsesBody(SamplingFields):
     background: bool | None = None
 
     def new_messages(self) -> list[Message]:
-        """What is said now. Raises ApiError."""
+        """Return the messages of this request. Raises ApiError if there are none."""
         if isinstance(self.input, str):
             return [Message("user", self.input)]
-        # The model does not read its thoughts again.
+        # Earlier thoughts are not part of the prompt.
         found = [item.as_message() for item in self.input if item.type != "reasoning"]
         if not found:
             raise invalid("input: found no message", "input")
         return found
 
     def as_chat(self) -> ChatBody:
-        """The same wishes as a chat's, without its messages. Raises ApiError."""
+        """Return the options in the form of a chat's body, without the messages.
+
+        Raises ApiError, or pydantic's ValidationError, for wrong options.
+        """
         if self.conversation is not None or self.background:
-            raise invalid("conversation, background: use previous_response_id", "conversation")
+            raise invalid(
+                "conversation, background: not supported; use previous_response_id", "conversation"
+            )
         given: dict[str, Any] = {"messages": [{"role": "user", "content": ""}]}
         form = (self.text and self.text.format) or {}
         if form:

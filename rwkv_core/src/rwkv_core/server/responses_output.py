@@ -14,7 +14,7 @@ _NO_LOGPROBS: list[Any] = []
 def output_items(
     content: str, calls: Sequence[dict[str, Any]], thought: str
 ) -> list[dict[str, Any]]:
-    """The items of an answer."""
+    """Return the items of a complete answer."""
     found = [_thought(thought)] if thought else []
     if content or not calls:
         found.append(_message(f"msg_{secrets.token_hex(16)}", "completed", [_text(content)]))
@@ -47,10 +47,10 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class ResponseEvents:
-    """Numbers the events of one answer, and keeps the items that they have built.
+    """Numbers the events of one answer, and keeps its items.
 
     Attributes:
-        output: these items.
+        output: the complete items.
     """
 
     def __init__(self) -> None:
@@ -60,13 +60,13 @@ class ResponseEvents:
         self._content = ""
 
     def of(self, kind: str, **fields: Any) -> bytes:
-        """The next event."""
+        """Return the next event."""
         self._n_events += 1
         data = {"type": kind, "sequence_number": self._n_events - 1} | fields
         return sse.event(data, kind)
 
     def text(self, delta: str, thought: str) -> Iterator[bytes]:
-        """Text of the message that is written, after the `thought`."""
+        """Yield the events for new text of the message. `thought` is sent before the first text."""
         if not self._message_id:
             if thought:
                 yield from self._whole(_thought(thought))
@@ -78,7 +78,7 @@ class ResponseEvents:
         yield self._of_part("response.output_text.delta", delta=delta, logprobs=_NO_LOGPROBS)
 
     def end(self, content: str, calls: Sequence[dict[str, Any]], thought: str) -> Iterator[bytes]:
-        """What is left of the items."""
+        """Yield the events that complete the message and add the calls."""
         rest = content.removeprefix(self._content)
         if rest or not (self._message_id or calls):
             yield from self.text(rest, thought)
@@ -101,7 +101,7 @@ class ResponseEvents:
         return self.of(kind, **place, **fields)
 
     def _whole(self, item: dict[str, Any]) -> Iterator[bytes]:
-        """An item that comes at once."""
+        """Yield the events of an item that is sent in one piece."""
         yield self.of("response.output_item.added", output_index=self._place, item=item)
         if item["type"] == "function_call":
             place = {"item_id": item["id"], "output_index": self._place}

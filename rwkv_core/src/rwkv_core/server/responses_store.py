@@ -1,4 +1,4 @@
-"""Answers of `/v1/responses` that can be gone on from: their states, bounded in bytes."""
+"""Stores answers of `/v1/responses` with their states, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class Stored:
     """One answer.
 
     Attributes:
-        body: as it was sent.
-        messages: the conversation up to it, with it, without instructions.
-        text, n_tokens: all that `state` has read since `start`.
-        start: the state that the conversation began from.
+        body: the response object that was sent.
+        messages: the conversation with the answer, without instructions.
+        text, n_tokens: text and number of tokens that `state` has read since `start`.
+        state: the state after the answer.
+        start: the state before the conversation; None for the empty state.
     """
 
     body: dict[str, Any]
@@ -33,7 +34,7 @@ class Stored:
     def nbytes(self) -> int:
         arrays = [one for one in (self.state.array, self.state.logits) if one is not None]
         n_values = sum(_n_values(array.shape) for array in arrays)
-        # The text about twice, in its parts and as a whole.
+        # `text` holds the conversation as a whole, `messages` in parts: 3 bytes are an estimate.
         return 4 * n_values + 3 * len(self.text)
 
 
@@ -45,28 +46,28 @@ def _n_values(shape: Sequence[int]) -> int:
 
 
 class ResponsesStore:
-    """Answers by id; the one used least recently goes first. Used in one thread."""
+    """Answers by id. The least recently used is dropped first. Not thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._nbytes = max_bytes, 0
         self._stored: OrderedDict[str, Stored] = OrderedDict()
 
     def get(self, response_id: str) -> Stored | None:
-        """The answer, which counts as used; None if it is not there."""
+        """Return an answer, which counts as used; None if it is not stored."""
         found = self._stored.get(response_id)
         if found is not None:
             self._stored.move_to_end(response_id)
         return found
 
     def add(self, response_id: str, stored: Stored) -> None:
-        """Store an answer. Others go to make room for it."""
+        """Store an answer. Drops others if all exceed the bound in bytes."""
         self._stored[response_id] = stored
         self._nbytes += stored.nbytes
         while self._nbytes > self._max_bytes and self._stored:
             self._nbytes -= self._stored.popitem(last=False)[1].nbytes
 
     def remove(self, response_id: str) -> bool:
-        """Delete an answer. Returns whether it was there."""
+        """Delete an answer. Returns whether it was stored."""
         found = self._stored.pop(response_id, None)
         self._nbytes -= 0 if found is None else found.nbytes
         return found is not None

@@ -1,4 +1,4 @@
-"""From a request to the engine and back: submit, follow, and cancel when the client goes away."""
+"""Submits requests to the engine, follows them, and cancels them if the client disconnects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Submit = Callable[[], Handle]
 
 
 async def submit_all(submits: Iterable[Submit]) -> list[Handle]:
-    """Call each in a thread: a long prompt takes a while to encode. All or none are queued."""
+    """Call each of `submits` in a thread, since a long prompt takes a while to encode.
+
+    If one raises, those before it are cancelled, and its error is raised.
+    """
     handles: list[Handle] = []
     try:
         for submit in submits:
@@ -28,7 +31,7 @@ async def submit_all(submits: Iterable[Submit]) -> list[Handle]:
 
 
 def cancel(handles: Iterable[Handle]) -> None:
-    """End those that run."""
+    """Cancel the requests that have not ended."""
     for handle in handles:
         if not handle.done:
             handle.cancel()
@@ -38,7 +41,7 @@ def cancel(handles: Iterable[Handle]) -> None:
 async def cancelled_without_client(
     request: Request, handles: Sequence[Handle]
 ) -> AsyncIterator[None]:
-    """Cancel `handles` when the client goes away, and at the end."""
+    """Cancel `handles` when the client disconnects, and on leaving the context."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -56,7 +59,7 @@ async def cancelled_without_client(
 async def completions_of(
     served: Running, request: Request, handles: Sequence[Handle]
 ) -> list[Completion]:
-    """Wait for all. Raises the error of the first that has one."""
+    """Wait for all completions. Raises the error of the first handle that has one."""
     async with cancelled_without_client(request, handles):
         found = [await handle for handle in handles]
     for completion in found:
@@ -67,9 +70,9 @@ async def completions_of(
 async def pieces_of(
     served: Running, handles: Sequence[Handle]
 ) -> AsyncGenerator[tuple[int, Piece | Completion], None]:
-    """The pieces of all as they come, each with its handle's number, and each one's completion.
+    """Yield (number of the handle, piece) as pieces come, and for each handle its completion last.
 
-    Cancels what still runs when it is closed. Raises the first error.
+    Raises the first error. Cancels the remaining requests when it is closed.
     """
     queue: asyncio.Queue[tuple[int, Piece | Completion | Exception]] = asyncio.Queue()
 

@@ -1,4 +1,4 @@
-"""What runs behind the endpoints: the model, its engine, its template, and stored states."""
+"""The service behind the endpoints: the model, its engine, its template and stored states."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Running:
-    """A model that is loaded and served.
+    """A loaded model, and all that serves it.
 
     Attributes:
-        model_id: what the endpoints call it.
-        created: when it was loaded, in seconds since 1970.
-        states, responses: what is stored.
+        model_id: the model's name at the endpoints.
+        created: time of loading, in seconds since 1970.
+        states, responses: the stored states and answers.
     """
 
     settings: Settings
@@ -47,7 +47,7 @@ class Running:
         if name is not None and name not in (self.model_id, self.engine.model.path.name):
             raise ApiError(
                 404,
-                f"The model {printable(name, 80)!r} does not exist: this server has "
+                f"The model {printable(name, 80)!r} does not exist. This server has only "
                 f"{self.model_id!r}.",
                 code="model_not_found",
                 param="model",
@@ -55,14 +55,14 @@ class Running:
 
 
 class Service:
-    """Loads a model in a thread, and holds what runs then.
+    """Loads a model in a thread, and holds it while it is served.
 
     Attributes:
-        error: why it could not be loaded.
+        error: the error that ended loading, if one did.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], RWKV]) -> None:
-        """Check the settings. Raises OptionError and StateError."""
+        """Check the chat template. Raises OptionError if it is wrong."""
         self.settings = settings
         self._load = load
         self._template = check_template(settings.chat_template)
@@ -70,7 +70,7 @@ class Service:
         self._running: Running | None = None
 
     def start(self, on_ready: Callable[[Running], None], on_error: Callable[[], None]) -> None:
-        """Load the model in a thread, then call one of the two."""
+        """Load the model in a thread; then call `on_ready`, or `on_error` if that failed."""
 
         def work() -> None:
             try:
@@ -84,13 +84,13 @@ class Service:
         threading.Thread(target=work, name="rwkv-core loading", daemon=True).start()
 
     def running(self) -> Running:
-        """What runs. Raises ApiError while the model is being loaded."""
+        """Return the loaded model. Raises ApiError while it loads."""
         if self._running is None:
-            raise ApiError(503, "The model is being loaded.", code="loading")
+            raise ApiError(503, "The model is still loading.", code="loading")
         return self._running
 
     def close(self) -> None:
-        """End what runs; requests that are left end at once."""
+        """Close the engine. Remaining requests are cancelled."""
         if self._running is not None:
             self._running.engine.close()
 
@@ -109,7 +109,7 @@ class Service:
             max_prompt=settings.max_prompt,
         )
         try:
-            # A first token: what compiles or is set up on first use is done then.
+            # Generate one token, so that compilation and other setup is done before requests come.
             engine.submit("", 1, sampling=None).result  # noqa: B018
             return Running(
                 settings=settings,

@@ -1,4 +1,4 @@
-"""What an operator decides about a server: its bounds, its keys, its template."""
+"""The settings of a server: its bounds, its API keys and its chat template."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from pathlib import Path
 
 from rwkv_core.errors import OptionError
 
-# The environment's name for API keys, several between commas.
+# Environment variable with API keys, separated by commas.
 KEY_VARIABLE = "RWKV_API_KEY"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Bounds and choices; requests change none of them.
+    """The operator's settings. Requests cannot change them.
 
     Attributes:
         max_batch, cache_bytes: see `Engine`.
-        max_waiting: the most requests that wait; more get a 429.
-        max_prompt, max_tokens: the most tokens of a prompt and of an answer.
-        max_seconds: until a request ends with what there is.
-        max_body: the most bytes of a request.
-        body_seconds: how long a request's body may take to come.
-        ping_seconds: how long a stream is silent before a comment keeps it open.
+        max_waiting: largest number of waiting requests; more are refused with status 429.
+        max_prompt, max_tokens: largest number of tokens in a prompt and in an answer.
+        max_seconds: time limit of a request in seconds; it then ends with the text so far.
+        max_body: largest size of a request's body in bytes.
+        body_seconds: time limit in seconds for receiving a request's body.
+        ping_seconds: seconds of silence in a stream before a comment is sent to keep it open.
         chat_template: a template's name or a Jinja file; None chooses by the model.
-        api_keys: any of them opens the server; none of them leaves it open.
-        state_folder: where named states are kept; None keeps them in memory.
-        state_bytes: the most bytes of states kept in memory.
-        cors_origins: origins whose pages may call the server.
+        api_keys: a request needs one of these keys; if empty, requests need no key.
+        state_folder: folder for named states; None keeps them in memory.
+        state_bytes: largest total size in bytes of named states in memory, and of stored answers.
+        cors_origins: origins of web pages that may call the server.
     """
 
     max_batch: int = 16
@@ -51,9 +51,10 @@ class Settings:
 def read_api_keys(
     path: Path | None, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
-    """Return the keys of a file, one a line, and those of the environment.
+    """Return the keys in the environment and in a file with one key per line.
 
-    Lines that begin with # are comments. Raises OptionError for a file without a key.
+    Lines that begin with # are comments. Raises OptionError for a file that cannot be read or has
+    no key.
     """
     keys = [key.strip() for key in environment.get(KEY_VARIABLE, "").split(",")]
     if path is not None:
@@ -63,6 +64,6 @@ def read_api_keys(
             raise OptionError(f"{path}: cannot be read: {error}") from None
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
-            raise OptionError(f"{path}: found no key, expected one on each line")
+            raise OptionError(f"{path}: found no key, expected one key per line")
         keys += found
     return tuple(filter(None, keys))

@@ -1,4 +1,4 @@
-"""Server-sent events: data as JSON, a comment in long silences, and an error as an event."""
+"""Server-sent events: data as JSON, comments that keep a silent stream open, errors as events."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from rwkv_core.server.errors import as_api_error
 
 DONE = format_sse_event(data_str="[DONE]")
 STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-"""For the description of an endpoint that may answer with a stream."""
-# Proxies must hand on each event as it comes.
+"""The OpenAPI description of a streamed answer."""
+# Tell proxies to forward each event at once.
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
-    """One event with `data` as JSON."""
+    """Return one event with `data` as JSON."""
     return format_sse_event(data_str=json.dumps(data, ensure_ascii=False), event=name)
 
 
 def response(events: AsyncIterator[bytes], ping_seconds: float) -> EventSourceResponse:
-    """The answer that sends `events`."""
+    """Return an answer that streams `events`, with a comment after `ping_seconds` of silence."""
     return EventSourceResponse(_kept_open(events, ping_seconds), headers=_HEADERS)
 
 
 async def with_errors(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """`events`, and then what went wrong, if something did: the status is sent already."""
+    """Yield `events`, then an error as an event if one was raised, then "[DONE]".
+
+    The HTTP status has already been sent when an error occurs.
+    """
     try:
         async for one in events:
             yield one
@@ -39,7 +42,7 @@ async def with_errors(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _kept_open(events: AsyncIterator[bytes], ping_seconds: float) -> AsyncIterator[bytes]:
-    """`events`, with a comment whenever there was none for `ping_seconds`."""
+    """Yield `events`, and a comment after each `ping_seconds` without an event."""
     following: asyncio.Future[bytes] | None = None
     try:
         while True:

@@ -1,4 +1,4 @@
-"""`/v1/states`: named states, that requests begin from with `"state": "NAME"`."""
+"""`/v1/states`: named states. A request with `"state": "NAME"` continues from one."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ router = APIRouter()
 
 
 class StateBody(Body):
-    """What a new state has read: text, tokens or messages, or what an answer's has.
+    """The contents of a new state: one of `prompt`, `messages` and `response_id`.
 
     Attributes:
-        state: the name of one to begin from.
-        response_id: of an answer of `/v1/responses`.
+        prompt: text or tokens that the state reads.
+        messages: a conversation that the state reads.
+        response_id: an answer of `/v1/responses`, whose state is stored.
+        state: the name of a stored state, from which `prompt` or `messages` continue.
     """
 
     name: str
@@ -41,7 +43,7 @@ class StateBody(Body):
 
 @router.post("/v1/states")
 async def save_state(body: StateBody, request: Request, served: Served) -> dict[str, Any]:
-    """Store a state under a name, in place of the one that had it."""
+    """Store a state under a name. Replaces a state of the same name."""
     served.states.check_name(body.name)
     state = await _state(body, request, served)
     info = await run_in_threadpool(served.states.save, body.name, state, int(time.time()))
@@ -50,19 +52,19 @@ async def save_state(body: StateBody, request: Request, served: Served) -> dict[
 
 @router.get("/v1/states")
 def list_states(served: Served) -> dict[str, Any]:
-    """All states that are stored."""
+    """List all stored states."""
     return {"object": "list", "data": [_described(info) for info in served.states.infos()]}
 
 
 @router.get("/v1/states/{name}")
 def get_state(name: str, served: Served) -> dict[str, Any]:
-    """One of them."""
+    """Describe one state."""
     return _described(served.states.info(name))
 
 
 @router.delete("/v1/states/{name}")
 def delete_state(name: str, served: Served) -> dict[str, Any]:
-    """Delete one of them."""
+    """Delete one state."""
     served.states.delete(name)
     return {"id": name, "object": "state.deleted", "deleted": True}
 
@@ -70,16 +72,17 @@ def delete_state(name: str, served: Served) -> dict[str, Any]:
 async def _state(body: StateBody, request: Request, served: Running) -> State:
     given = [one for one in (body.prompt, body.messages, body.response_id) if one is not None]
     if len(given) != 1:
-        raise invalid("expected one of prompt, messages and response_id", "prompt")
+        raise invalid("expected exactly one of prompt, messages and response_id", "prompt")
     if body.response_id is not None:
         stored = served.responses.get(body.response_id)
         if stored is None:
-            raise ApiError(404, "There is no such response.", param="response_id")
+            message = f"Response with id {body.response_id!r:.80} not found."
+            raise ApiError(404, message, param="response_id")
         return stored.state
     prompt: str | list[int] = body.prompt or ""
     if body.messages is not None:
         if not body.messages:
-            raise invalid("messages: found none", "messages")
+            raise invalid("messages: found an empty list, expected messages", "messages")
         messages = [message.as_message() for message in body.messages]
         prompt = served.template.render(Conversation(messages)).text
     start = None if body.state is None else await run_in_threadpool(served.states.get, body.state)

@@ -1,4 +1,4 @@
-"""Named states, in a folder or in memory. A name is a plain word: no request chooses a path."""
+"""Stores named states in a folder or in memory. A name cannot contain a path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ _TUNED = (".pth", ".safetensors")
 
 @dataclass(frozen=True)
 class StateInfo:
-    """What is told of a stored state: `created` is in seconds since 1970."""
+    """A description of a stored state.
+
+    Attributes:
+        nbytes: size of the state or its file in bytes.
+        created: time of storing, in seconds since 1970.
+        is_tuned: whether it is a state-tuned file that the operator put into the folder.
+    """
 
     name: str
     nbytes: int
@@ -34,10 +40,13 @@ class StateInfo:
 
 
 class StatesStore:
-    """Used from several threads."""
+    """Named states. Thread-safe."""
 
     def __init__(self, model: Model, folder: Path | None, max_bytes: int) -> None:
-        """Raises OptionError for a folder that cannot be used."""
+        """Store states in `folder`, or if it is None, up to `max_bytes` in memory.
+
+        Raises OptionError if the folder cannot be made.
+        """
         self._model, self._folder, self._max_bytes = model, folder, max_bytes
         self._lock = threading.Lock()
         self._held: dict[str, tuple[State, StateInfo]] = {}
@@ -48,27 +57,27 @@ class StatesStore:
                 raise OptionError(f"--state-folder {folder}: {error.strerror}") from None
 
     def infos(self) -> list[StateInfo]:
-        """All states that there are, by name."""
+        """Return descriptions of all states, sorted by name."""
         with self._lock:
             held = [info for _, info in self._held.values()]
             return sorted([*held, *self._files()], key=lambda info: info.name)
 
     def get(self, name: str) -> State:
-        """Raises ApiError if there is none of that name, StateError if it is damaged."""
+        """Return a state. Raises ApiError if there is none, StateError if it is damaged."""
         with self._lock:
             if name in self._held:
                 return self._held[name][0]
             return self._model.load_state(self._path(name))
 
     def info(self, name: str) -> StateInfo:
-        """Raises ApiError if there is none of that name."""
+        """Return a state's description. Raises ApiError if the state does not exist."""
         found = [info for info in self.infos() if info.name == name]
         if not found:
             raise missing(name)
         return found[0]
 
     def check_name(self, name: str) -> None:
-        """Raise ApiError for a name that no state can have."""
+        """Raise ApiError for a name that is not allowed."""
         if not _NAME.fullmatch(name):
             raise invalid(
                 f"name: found {printable(name, 80)!r}, expected 1 to 64 letters, digits, - and _",
@@ -76,7 +85,10 @@ class StatesStore:
             )
 
     def save(self, name: str, state: State, created: int) -> StateInfo:
-        """Store a state, in place of the one of that name. Raises ApiError and StateError."""
+        """Store a state; replaces one of the same name. `created` is in seconds since 1970.
+
+        Raises ApiError for a wrong name or for lack of memory, StateError if it cannot be written.
+        """
         self.check_name(name)
         nbytes = int(self._model.to_numpy(state).nbytes)
         with self._lock:
@@ -85,19 +97,19 @@ class StatesStore:
                 return StateInfo(name, nbytes, created)
             others = sum(info.nbytes for _, info in self._held.values() if info.name != name)
             if others + nbytes > self._max_bytes:
-                raise ApiError(413, "There is no more room for states: delete one first.")
+                raise ApiError(413, "There is no room for another state. Delete one first.")
             info = StateInfo(name, nbytes, created)
             self._held[name] = state, info
             return info
 
     def delete(self, name: str) -> None:
-        """Raises ApiError if there is none of that name, or the operator put it there."""
+        """Delete a state. Raises ApiError if there is none, or it is a state-tuned file."""
         with self._lock:
             if self._held.pop(name, None) is not None:
                 return
             path = self._path(name)
             if path.suffix != _SUFFIX:
-                raise ApiError(403, f"The state {name!r} is a file of the operator's.")
+                raise ApiError(403, f"The state {name!r} is a state-tuned file: not deleted.")
             path.unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
@@ -120,13 +132,13 @@ class StatesStore:
                 try:
                     found = path.stat()
                 except OSError:
-                    continue  # deleted just now
+                    continue  # deleted in the meantime
                 tuned = suffix != _SUFFIX
                 yield StateInfo(path.stem, found.st_size, int(found.st_mtime), tuned)
 
 
 def missing(name: str) -> ApiError:
-    """The error for a state that is not there."""
+    """Return the error for a state that does not exist."""
     return ApiError(
         404, f"There is no state {printable(name, 80)!r}.", code="state_not_found", param="state"
     )

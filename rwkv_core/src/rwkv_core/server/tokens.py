@@ -1,4 +1,4 @@
-"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in the forms of vLLM and of llama.cpp."""
+"""`/tokenize`, `/detokenize` and `/tokenizer_info`, in the formats of vLLM and llama.cpp."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter()
 
 
 class TokenizeBody(Body):
-    """Text as `prompt` (vLLM) or `content` (llama.cpp), or a conversation."""
+    """The text as `prompt` (vLLM) or `content` (llama.cpp), or a conversation as `messages`."""
 
     model: str | None = None
     prompt: str | None = None
@@ -30,7 +30,7 @@ class TokenizeBody(Body):
 
 
 class DetokenizeBody(Body):
-    """Tokens."""
+    """The tokens to decode to text."""
 
     model: str | None = None
     tokens: list[int]
@@ -38,7 +38,7 @@ class DetokenizeBody(Body):
 
 @router.post("/tokenize")
 def tokenize(body: TokenizeBody, served: Served) -> dict[str, Any]:
-    """The tokens of a text."""
+    """Return the tokens of a text."""
     served.check_model(body.model)
     tokenizer = served.engine.tokenizer
     tokens = tokenizer.encode(_text(body, served))
@@ -58,7 +58,7 @@ def tokenize(body: TokenizeBody, served: Served) -> dict[str, Any]:
 
 @router.post("/detokenize")
 def detokenize(body: DetokenizeBody, served: Served) -> dict[str, str]:
-    """The text of tokens."""
+    """Return the text of tokens."""
     served.check_model(body.model)
     n_vocab = served.engine.model.n_vocab
     for token in body.tokens:
@@ -71,7 +71,7 @@ def detokenize(body: DetokenizeBody, served: Served) -> dict[str, str]:
 
 @router.get("/tokenizer_info")
 def tokenizer_info(served: Served) -> dict[str, Any]:
-    """What the tokenizer and the chat template are."""
+    """Describe the tokenizer and the chat template."""
     tokenizer, template = served.engine.tokenizer, served.template
     return {
         "tokenizer_class": type(tokenizer).__name__,
@@ -86,16 +86,16 @@ def tokenizer_info(served: Served) -> dict[str, Any]:
 def _text(body: TokenizeBody, served: Running) -> str:
     given = [one for one in (body.prompt, body.content, body.messages) if one is not None]
     if len(given) != 1:
-        raise invalid("expected one of prompt, content and messages", "prompt")
+        raise invalid("expected exactly one of prompt, content and messages", "prompt")
     if body.messages is None:
         return given[0]  # type: ignore[return-value]
     if not body.messages:
-        raise invalid("messages: found none", "messages")
+        raise invalid("messages: found an empty list, expected messages", "messages")
     messages = [message.as_message() for message in body.messages]
     return served.template.render(Conversation(messages)).text
 
 
 def _text_or_bytes(data: bytes) -> tuple[str, str | list[int]]:
-    """A token as text, and as llama.cpp has it: bytes where it is no text alone."""
+    """Return a token's text, and its piece in llama.cpp's format: bytes if not valid UTF-8."""
     text = data.decode("utf-8", "replace")
     return text, text if text.encode() == data else list(data)

@@ -1,4 +1,4 @@
-"""Calls of functions in a text."""
+"""Finds function calls in a generated text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _CALL = re.compile(f"{CALL_BEGIN}(.*?){CALL_END}", re.S)
 
 
 def calls_of(text: str) -> tuple[str, list[dict[str, Any]]]:
-    """The text without calls, and the calls in OpenAI's form. What is no call stays text."""
+    """Return the text without calls, and the calls in OpenAI's format.
+
+    If no call is valid, the text is returned unchanged.
+    """
     calls = []
     for found in _CALL.finditer(text):
         try:

@@ -1,4 +1,4 @@
-"""Counts of tokens, and why a text ended, as OpenAI says them."""
+"""Token counts and finish reasons in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ _REASONS = {"stop": "stop", "length": "length", "time": "length", "cancelled": "
 
 
 def finish_reason(completion: Completion) -> str:
-    """ "stop" or "length"."""
+    """Return OpenAI's finish reason: "stop" or "length"."""
     return _REASONS[completion.finish_reason]
 
 
 def usage(
     completions: Sequence[Completion], n_per_prompt: int = 1, n_thought: int = 0
 ) -> dict[str, Any]:
-    """The `usage` of `completions`, `n_per_prompt` of them for each prompt, one after the other."""
+    """Return the `usage` of `completions`, of which each prompt has `n_per_prompt` in a row.
+
+    `n_thought` is the number of tokens in thoughts.
+    """
     firsts = [one.usage for one in completions[::n_per_prompt]]
     n_prompt = sum(one.prompt_tokens for one in firsts)
     n_completion = sum(one.usage.completion_tokens for one in completions)

@@ -1,4 +1,4 @@
-"""Many requests, one model: continuous batching and a prefix cache. Knows no HTTP."""
+"""Runs many requests on one model: continuous batching and a prefix cache, without HTTP."""
 
 from rwkv_core.serving.constraint import Constraint
 from rwkv_core.serving.engine import Engine

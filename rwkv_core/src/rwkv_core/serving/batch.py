@@ -1,4 +1,4 @@
-"""The running sequences' states in one array, of which rows come and go."""
+"""The states of the running requests in one array; requests join and leave between steps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 Member = TypeVar("Member")
 
-# Steps with a smaller array that would do before rows move into one: moving back costs as much.
+# The array shrinks only after so many steps with too many rows: growing it again copies all rows.
 _STEPS_BEFORE_SHRINKING = 16
 
 
 class Batch(Generic[Member]):
-    """Members, each with a row of one array [C, L, R, D].
+    """Members that are decoded together, each with a row of one state array [C, L, R, D].
 
-    C is 1, 2, 4, 8, ... or `max_rows`, so that a backend that compiles for shapes sees few. A row
-    that no member has is computed too and its result is dropped.
+    C is 1, 2, 4, 8, ... or `max_rows`, so that a backend that compiles for each shape compiles few
+    times. Rows without a member are computed too, and their results are dropped.
     """
 
     def __init__(self, model: Model, max_rows: int) -> None:
@@ -45,7 +45,7 @@ class Batch(Generic[Member]):
         return [member for member in self._members if member is not None]
 
     def add(self, member: Member, row: Any) -> None:
-        """Give `member` a row, which begins as `row` [L, R, D]."""
+        """Give `member` a row that holds the state `row` [L, R, D]."""
         if None not in self._members:
             self._resize(self._size_for(len(self) + 1), row)
         place = self._members.index(None)
@@ -53,7 +53,7 @@ class Batch(Generic[Member]):
         self._places[member] = place
         try:
             self._array[place, ...] = row
-        except TypeError:  # a library whose arrays never change
+        except TypeError:  # the library's arrays are immutable
             rows = self._rows()
             rows[place] = row
             self._array = self._model.ops.xp.stack(rows)
@@ -65,12 +65,12 @@ class Batch(Generic[Member]):
             self._members, self._array = [], None
 
     def row(self, member: Member) -> Any:
-        """A copy of a member's row [L, R, D]."""
+        """Return a copy of a member's row [L, R, D]."""
         place = self._places[member]
         return self._model.ops.xp.asarray(self._array[place, ...], copy=True)
 
     def step(self, tokens: dict[Member, int]) -> NDArray[np.float32]:
-        """Read a token for each member. Returns logits [n, V] in the order of `members`."""
+        """Decode one token for each member. Returns logits [n, V] in the order of `members`."""
         self._shrink_if_long_enough()
         column = [[0 if member is None else tokens[member]] for member in self._members]
         batch = State(self._array, model=self._model.fingerprint)
@@ -94,7 +94,7 @@ class Batch(Generic[Member]):
             self._surplus_steps = 0
 
     def _resize(self, size: int, filling: Any) -> None:
-        """Move the members' rows into an array of `size` rows; `filling` is for the others."""
+        """Copy the members' rows into an array of `size` rows; free rows get `filling`."""
         rows = [
             row
             for member, row in zip(self._members, self._rows(), strict=True)

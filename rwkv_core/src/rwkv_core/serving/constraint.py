@@ -1,4 +1,4 @@
-"""What may restrict the next token, such as a grammar."""
+"""The protocol of objects that restrict the next token, for example to a grammar."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 
 
 class Constraint(Protocol):
-    """Restricts the tokens of one request. Each request needs an object of its own.
+    """Restricts the tokens of one request. Each request needs its own object.
 
-    The engine calls it in its own thread. What it raises ends that request alone.
+    The engine calls its methods in the engine's threads. An exception ends only that request.
     """
 
     def mask(self) -> NDArray[np.bool] | None:
-        """Which tokens may come next: [V] or fewer, tokens beyond its end being forbidden.
+        """Return which tokens may come next: bool [n], n <= V; tokens from n on are forbidden.
 
-        None allows all. A mask that allows none ends the text with finish reason "stop". To end
-        where the model chooses to, allow the tokenizer's `end_of_text` there.
+        None allows all tokens. A mask that allows none ends the text with finish reason "stop". To
+        let the model decide where to end, allow the tokenizer's `end_of_text`.
         """
 
     def accept(self, token: int) -> None:
-        """`token` has come next, one that was drawn or one that `forced` returned."""
+        """Advance by `token`, which was drawn or was returned by `forced`."""
 
     def forced(self) -> Sequence[int]:
-        """The tokens that must come next, in order; empty where there is a choice.
+        """Return the tokens that must come next, in order; empty where there is a choice.
 
-        They belong to the text. Several are read at once, as a prompt is.
+        They become part of the text. Several of them are prefilled together, like a prompt.
         """
 
 

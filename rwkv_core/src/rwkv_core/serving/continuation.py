@@ -1,4 +1,4 @@
-"""One request's text: the tokens drawn, and what of their text has been given out."""
+"""One request's text: its tokens, and how much of the text has been given out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from rwkv_core.serving.results import Piece, TokenLogprob
 
 
 class Continuation:
-    """Grows by tokens, is given out in pieces, and may end within a token.
+    """A text that grows by tokens, is given out in pieces, and may end inside a token.
 
     Attributes:
         text: the bytes.
-        tokens: all of them.
-        ends: where in the bytes each ends.
+        tokens: all tokens.
+        ends: for each token, the byte offset at which it ends.
+        logprobs: for each token, if asked for.
     """
 
     def __init__(self, pending: bytes, stops: Sequence[bytes]) -> None:
@@ -27,7 +28,7 @@ class Continuation:
         self._n_given_out = 0
 
     def add(self, token: int, data: bytes, logprob: TokenLogprob | None) -> None:
-        """Add a token, which stands for `data`."""
+        """Add a token, whose bytes are `data`."""
         self.text.data += data
         self.tokens.append(token)
         self.ends.append(len(self.text.data))
@@ -36,18 +37,18 @@ class Continuation:
 
     @property
     def holds_back(self) -> bool:
-        """Whether bytes are there that are not given out yet."""
+        """Whether some bytes have not been given out yet."""
         return self.text.given_out < len(self.text.data)
 
     def next_piece(self) -> Piece | None:
-        """Give out what is certain; None if that is nothing."""
+        """Give out the text that is certain. Returns None if there is none."""
         place = self.text.certain()
         return self._give_out(place, self._n_ended_at(place))
 
     def last_piece(self, place: int | None) -> Piece | None:
         """Give out all text up to byte `place`, by default up to the last whole character.
 
-        With a place, the tokens end with the one that it is in.
+        If `place` is given, the token that contains it is the last one.
         """
         if place is None:
             return self._give_out(self.text.end(), len(self.tokens))
@@ -64,14 +65,14 @@ class Continuation:
         return self._give_out(place, n_tokens)
 
     def tokens_up_to(self, place: int) -> int:
-        """How many tokens stand for whole characters and end at byte `place` or before it."""
+        """Return how many tokens end at or before byte `place`, and at a whole character."""
         n_tokens = self._n_ended_at(place)
         while n_tokens and self.text.whole(self.ends[n_tokens - 1]) < self.ends[n_tokens - 1]:
             n_tokens -= 1
         return n_tokens
 
     def bytes_of(self, n_tokens: int) -> int:
-        """Where the bytes of the first `n_tokens` end."""
+        """Return the byte offset at which the first `n_tokens` tokens end."""
         return self._end_of(n_tokens)
 
     def _end_of(self, n_tokens: int) -> int:

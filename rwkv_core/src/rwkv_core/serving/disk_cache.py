@@ -1,7 +1,7 @@
-"""The prefix cache's entries in files, for the next run.
+"""Keeps the prefix cache's entries in files, for the next run.
 
-Each entry is a safetensors file, written beside its place and renamed, with a checksum over its
-values. A file that is damaged, or of another model, is not used. A thread of its own writes them.
+Each entry is a safetensors file with a checksum over its values, written atomically. A file that is
+damaged, or of another model, is not used. A separate thread writes the files.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ _SUFFIX = ".prefix"
 
 
 class DiskCache:
-    """Entries of one model and tokenizer in a folder of their own below `folder`."""
+    """The entries of one model and tokenizer, in a subfolder of `folder`."""
 
     def __init__(
         self, folder: str | os.PathLike[str], model: Model, tokenizer: Tokenizer, max_bytes: int
     ) -> None:
-        """Make the folder. Raises StateError if that cannot be done."""
+        """Make the subfolder and start the thread. Raises StateError if that folder cannot be made.
+
+        `max_bytes` bounds what `load` reads.
+        """
         self._key = _key_of(model, tokenizer)
         self._folder = Path(folder) / self._key[:32]
         self._max_bytes, self._n_vocab = max_bytes, model.n_vocab
@@ -54,9 +57,9 @@ class DiskCache:
         self._thread.start()
 
     def load(self) -> list[Entry]:
-        """Read the entries, the least recently written first, as many as `max_bytes` hold.
+        """Read the most recently written entries, up to `max_bytes`; return the oldest first.
 
-        Files that cannot be used, or that are too many, are removed.
+        Files that cannot be used, and those beyond `max_bytes`, are removed.
         """
         found: list[Entry] = []
         n_bytes = 0
@@ -71,21 +74,21 @@ class DiskCache:
         return found[::-1]
 
     def save(self, entry: Entry) -> None:
-        """Write an entry soon. A disk that is full is no error: the entry is not there then."""
+        """Queue an entry to be written. If that fails, as on a full disk, it is left out."""
         self._jobs.put(("save", entry))
 
     def remove(self, entry: Entry) -> None:
-        """Remove an entry's file soon."""
+        """Queue the removal of an entry's file."""
         self._jobs.put(("remove", entry))
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Wait until the queue is done, and end the thread."""
         self._jobs.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        # One temporary folder for all entries: making one looks through the whole cache for those
-        # of killed processes.
+        # One temporary folder for all entries: making one searches the whole cache for the
+        # temporary folders of killed processes.
         with ExitStack() as until_closed:
             temporary = None
             while (job := self._jobs.get()) is not None:
@@ -99,7 +102,7 @@ class DiskCache:
                     self._write(entry, temporary / "new")
 
     def _paths(self) -> Iterator[Path]:
-        """The files, the most recently written first."""
+        """Return the files, the most recently written first."""
         dated = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             with suppress(OSError):
@@ -124,7 +127,7 @@ class DiskCache:
         beside.replace(self._path_of(entry))
 
     def _read(self, path: Path) -> Entry | None:
-        """The entry in a file; None if it is damaged or not of this model."""
+        """Return the entry in a file; None if the file is damaged or of another model."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -156,7 +159,7 @@ def _checksum(root: bytes, tensors: dict[str, NDArray[Any]]) -> str:
 
 
 def _key_of(model: Model, tokenizer: Tokenizer) -> str:
-    """What tells a model's states apart from another's, and one's tokens."""
+    """Return a digest of the model, how the backend computes it, and the tokenizer's vocabulary."""
     ops = model.ops
     sizes = sorted(model.config.sizes.items())
     about = [model.fingerprint, model.architecture, model.backend, ops.dtype, ops.runtime_dtype]

@@ -1,4 +1,4 @@
-"""From a request's logits to its next token, and to what that means: go on, read more, or end."""
+"""Draws a request's next token, and decides whether the request continues, prefills or ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rwkv_core.serving.constraint import restricted
 from rwkv_core.serving.logprobs import token_logprob
 from rwkv_core.serving.results import FinishReason, TokenLogprob
 
-# Forced tokens that are read at once: the batch reads one each step, at no cost to the others.
+# Forced tokens are prefilled if there are at least 6. Fewer go through the batch, one per step,
+# where they delay no other request.
 MIN_READ_AHEAD = 6
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class End:
     """How a request ends.
 
     Attributes:
-        place: the byte up to which its text goes; None for all of it.
+        place: the byte at which its text ends; None for the end of all bytes.
         stop: see `Completion`.
     """
 
@@ -40,12 +41,12 @@ class End:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token that is drawn.
+    """A drawn token.
 
     Attributes:
-        token: None where the constraint allows none.
-        data: the token's bytes.
-        logprob: if asked for.
+        token: its number; None if the constraint allows no token.
+        data: its bytes.
+        logprob: its logprob, if asked for.
     """
 
     token: int | None
@@ -56,8 +57,8 @@ class Drawn:
 def draw(tokenizer: Tokenizer, request: Request, logits: NDArray[Any]) -> Drawn:
     """Draw the next token of a request from `logits` [V].
 
-    It uses nothing but the request, so that it may run in any thread. Raises what the request's
-    processors or constraint raise.
+    Changes only the request, so that threads may draw for different requests at the same time.
+    Raises what the request's processors or constraint raise.
     """
     request.logits = logits
     token = request.forced.pop(0) if request.forced else _drawn(request, logits)
@@ -79,9 +80,9 @@ def _drawn(request: Request, logits: NDArray[Any]) -> int | None:
 
 
 def grow(request: Request, drawn: Drawn) -> End | None:
-    """Let a request's text grow by what was drawn.
+    """Add the drawn token to a request's text.
 
-    Returns how the request ends; None where it goes on. Raises what its constraint raises.
+    Returns how the request ends; None if it goes on. Raises what its constraint raises.
     """
     asked, token = request.asked, drawn.token
     if token is None:
@@ -100,17 +101,20 @@ def grow(request: Request, drawn: Drawn) -> End | None:
 
 
 def _checked(tokens: Sequence[int], n_vocab: int) -> list[int]:
-    """Tokens that a constraint forces. A wrong one would be an error of the whole batch."""
+    """Check the tokens that a constraint forces. Raises OptionError.
+
+    In the batch, a wrong token would fail every request.
+    """
     check_tokens("constraint: forced", tokens)
     check_vocabulary("constraint: forced", tokens, n_vocab)
     return [int(token) for token in tokens]
 
 
 def take_forced(tokenizer: Tokenizer, request: Request) -> End | None:
-    """Let a request's text grow by all tokens that its constraint forces, if they are many.
+    """Add all forced tokens to a request's text and to its `unread`, if they are many.
 
-    They are then to be read as a prompt is. Fewer go through the batch one by one, as those do
-    whose logprobs are wanted.
+    Does nothing if they are few, or if their logprobs are asked for: `draw` then takes them one by
+    one. Returns how the request ends; None if it goes on.
     """
     if len(request.forced) < MIN_READ_AHEAD or request.asked.top_logprobs is not None:
         return None
@@ -135,7 +139,7 @@ def _end_after_token(request: Request) -> End | None:
 
 
 def end_of_all(request: Request, reason: FinishReason) -> End:
-    """The end after all that was drawn, or before a stop string in it."""
+    """Return an end with `reason` after all tokens, or before a stop string if there is one."""
     stop = request.text.text.first_stop()
     return End(reason) if stop is None else end_at_stop(request, stop)
 

@@ -1,4 +1,4 @@
-"""Engine: many requests, one model."""
+"""Engine: runs many requests on one model."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ Prompt = str | Sequence[str] | Sequence[int]
 
 
 class Engine:
-    """Runs requests on one model, many at the same time, in a thread of its own.
+    """Runs many requests at the same time on one model, in its own thread.
 
-    A request joins the running ones at the next token and leaves when it is done. What a request
-    gives does not depend on the others, but for rounding. Close it at the end, or use `with`.
+    A request joins the batch at the next token and leaves when it is done. Except for rounding, a
+    request's result does not depend on the other requests. Call `close` at the end, or use `with`.
 
     Attributes:
-        model, tokenizer: the given ones.
+        model, tokenizer: those given to the constructor.
     """
 
     def __init__(
@@ -65,14 +65,15 @@ class Engine:
         """Start the thread.
 
         Arguments:
-            max_batch: the most requests that run at the same time; more wait.
-            cache_bytes: the most memory for states of prompts, 0 for none.
-            cache_folder: where these states are kept for the next run too; None for nowhere.
-            max_waiting: the most requests that wait.
-            max_prompt: the most tokens of a prompt; None for no limit.
+            max_batch: largest number of requests that run at the same time; others wait.
+            cache_bytes: largest size of the prefix cache in bytes; 0 for no cache.
+            cache_folder: folder in which the cache is also kept for the next run; None for memory
+                only.
+            max_waiting: largest number of waiting requests.
+            max_prompt: largest number of tokens in a prompt; None for no limit.
 
-        Raises OptionError for an argument, TokenizerError for a tokenizer that does not fit, and
-        StateError for a folder that cannot be written to.
+        Raises OptionError for a wrong argument, TokenizerError if the tokenizer does not fit the
+        model, and StateError if the folder cannot be written to.
         """
         _check_whole("max_batch", max_batch, 1)
         _check_whole("cache_bytes", cache_bytes, 0)
@@ -93,7 +94,7 @@ class Engine:
             target=self._scheduler.run, name="rwkv-core engine", daemon=True
         )
         self._thread.start()
-        # At the interpreter's end too: a thread in a library's code then could crash it.
+        # Also runs when the interpreter exits: a thread inside a library's code could crash it.
         self._end = weakref.finalize(self, _end, self._scheduler, self._thread, self._disk)
 
     def submit(
@@ -119,23 +120,26 @@ class Engine:
         """Queue a request. Returns at once.
 
         Arguments:
-            prompt: text, or tokens, or parts of a text, such as messages: each is encoded by
-                itself, and its end is a mark. An empty prompt continues `state`, or begins as a
-                document does.
-            max_tokens: the most tokens to continue by. 0 only reads the prompt.
+            prompt: text, tokens, or a list of texts, such as messages. Each text of a list is
+                encoded separately, and the cache also keeps the state at its end. An empty prompt
+                continues `state`; without a state it begins a document.
+            max_tokens: largest number of tokens to generate. 0 only prefills the prompt.
             stop_strings, stop_tokens, ignore_eos, seed, processors: as for `RWKV.generate`.
-            sampling, sampling_options: a Sampling, and parameters that change it by name.
-            state: a single state of this model, which the prompt continues.
-            top_logprobs: give each token's logprob, and those of so many likeliest tokens.
-            prompt_logprobs: the same of each token of the prompt, which then is read whole.
-            constraint: restricts the tokens; an object of this request alone.
-            keep_state: give the state after the text.
-            max_seconds: end after so many seconds, waiting included, with what there is.
-            marks: numbers of tokens of the prompt after which the cache keeps the state too, such
-                as those of a system prompt. Without them it finds out where prompts part.
+            sampling, sampling_options: a Sampling, and parameters by name that override it.
+            state: a single state of this model, from which the prompt continues.
+            top_logprobs: return each token's logprob, and those of so many likeliest tokens.
+            prompt_logprobs: the same for each token of the prompt, which is then prefilled in full.
+            constraint: restricts the tokens; must not be shared with another request.
+            keep_state: return the state after the text.
+            max_seconds: end the request after so many seconds, including the time in the queue,
+                with the text so far.
+            marks: numbers of prompt tokens after which the cache also keeps the state, for example
+                at the end of a system prompt. Without marks, the cache detects where prompts
+                diverge.
 
-        Raises OptionError, TokenizerError and StateError for an argument, PromptTooLongError,
-        QueueFullError and EngineClosedError.
+        Raises OptionError, TokenizerError and StateError for a wrong argument, PromptTooLongError
+        for a prompt of more than `max_prompt` tokens, QueueFullError if `max_waiting` requests
+        wait, and EngineClosedError after `close`.
         """
         chosen = sampling_with(sampling, sampling_options)
         _check_whole("max_tokens", max_tokens, 0)
@@ -176,10 +180,11 @@ class Engine:
         state: State | None = None,
         max_seconds: float | None = None,
     ) -> Handle:
-        """Queue the reading of a prompt for its embedding: see `Model.embed`.
+        """Queue a prompt whose embedding is computed: see `Model.embed`.
 
-        The handle's result has `embedding`, and no text. Arguments and errors are those of
-        `submit`; an empty prompt is that of a document's beginning.
+        The result has `embedding`, float32 [D], and no text; after `max_seconds` the embedding is
+        None. Arguments and errors are those of `submit`. An empty prompt is read as the token that
+        begins a document.
         """
         _check_seconds(max_seconds)
         if state is not None:
@@ -207,8 +212,9 @@ class Engine:
     ) -> list[Completion]:
         """Continue each of `prompts`, many at the same time. Returns completions in their order.
 
-        `max_tokens` and `options` are those of `submit`; each prompt has the same seed, if one is
-        given. There may be more of them than the queue takes. An error of one of them ends all.
+        `max_tokens` and `options` are those of `submit`; a given seed is used for every prompt.
+        There may be more prompts than the queue takes. An error of one request cancels all and is
+        raised.
         """
         handles: list[Handle] = []
         try:
@@ -230,20 +236,20 @@ class Engine:
                 self._scheduler.wait_for_room()
 
     def stats(self) -> Stats:
-        """Return counts of what the engine does and has done."""
+        """Return the engine's counters."""
         return self._scheduler.stats()
 
     def close(self, grace: float = 0.0) -> None:
-        """Take no more requests, and wait until those there are have ended.
+        """Refuse new requests, and wait until the present ones have ended.
 
-        After `grace` seconds those that are left are cancelled.
+        After `grace` seconds the remaining requests are cancelled.
         """
         self._scheduler.close(grace)
         self._thread.join()
         self._end()
 
     def _wake(self) -> None:
-        # A method of this object, so that it lives as long as a handle of it does.
+        # Handles hold this bound method, which keeps the engine alive.
         self._scheduler.wake()
 
     def __enter__(self) -> Engine:
@@ -255,7 +261,7 @@ class Engine:
     def _prompt_tokens(
         self, prompt: Prompt, state: State | None
     ) -> tuple[list[int], bytes, list[int]]:
-        """The tokens, the bytes of a character that they leave unfinished, and ends of parts."""
+        """Return the tokens, the bytes of an unfinished last character, and the ends of parts."""
         if isinstance(prompt, str):
             tokens, ends = self.tokenizer.encode(prompt), list[int]()
         elif isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
@@ -277,7 +283,7 @@ class Engine:
         return tokens, unfinished_character(begun + self.tokenizer.to_bytes(known)), ends
 
     def _encoded_parts(self, parts: list[Any]) -> tuple[list[int], list[int]]:
-        """The tokens of `parts`, which are text or tokens, and where each text ends in them."""
+        """Return the tokens of `parts`, all texts or all tokens, and where each text ends."""
         if not any(isinstance(part, str) for part in parts):
             check_tokens("prompt", parts)
             return [int(part) for part in parts], []

@@ -1,4 +1,4 @@
-"""A request's handle: its pieces as they come, its completion, from threads and from asyncio."""
+"""A request's handle: yields its pieces and its completion, in threads and in asyncio."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rwkv_core.serving.results import Completion, Piece
 
 
 class Handle:
-    """Iterate over it, with `for` or `async for`, for its pieces; each is given once.
+    """A submitted request. `for` and `async for` yield its pieces, each piece once.
 
-    `await handle` and `handle.result` wait for the end. An error that ended the request is raised
-    by all of them.
+    `await handle` and `handle.result` wait for the completion. All four raise the error that ended
+    the request, if one did.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -30,12 +30,12 @@ class Handle:
 
     @property
     def done(self) -> bool:
-        """Whether the request has ended; pieces may be left to take."""
+        """Whether the request has ended; some pieces may not have been taken yet."""
         return self._completion is not None or self._error is not None
 
     @property
     def result(self) -> Completion:
-        """The completion; waits for it. Raises the error that ended the request."""
+        """Wait for the completion, and return it. Raises the error that ended the request."""
         self.wait()
         return self._ended()
 
@@ -45,7 +45,7 @@ class Handle:
         return self._is_cancelled
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the end, at most `timeout` seconds. Returns whether it has ended."""
+        """Wait for the end, at most `timeout` seconds. Returns whether the request has ended."""
         with self._changed:
             return self._changed.wait_for(lambda: self.done, timeout)
 
@@ -99,7 +99,7 @@ class Handle:
         return self._completion
 
     def _listen(self) -> asyncio.Future[None]:
-        """A future of the running loop that is done at the next change. Called with the lock."""
+        """Return a future that the next `put` sets. The caller holds the lock."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._listeners.append((loop, future))
@@ -111,7 +111,7 @@ class Handle:
         completion: Completion | None = None,
         error: BaseException | None = None,
     ) -> None:
-        """Add a piece, or end it, and wake who waits. The engine calls this."""
+        """Add a piece, or end the request, and wake all waiters. Only the engine calls this."""
         with self._changed:
             if piece is not None:
                 self._pieces.append(piece)
@@ -119,7 +119,7 @@ class Handle:
             self._changed.notify_all()
             listeners, self._listeners = self._listeners, []
         for loop, future in listeners:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
+            with suppress(RuntimeError):  # a closed loop has no waiters
                 loop.call_soon_threadsafe(_set, future)
 
 

@@ -1,4 +1,4 @@
-"""Logarithms of probabilities of tokens, for those who ask for them."""
+"""Logprobs: natural logarithms of token probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from rwkv_core.serving.results import TokenLogprob
 
 
 def token_logprob(logits: NDArray[Any], token: int, data: bytes, n_top: int) -> TokenLogprob:
-    """Return `token`'s of `logits` [V], and the `n_top` likeliest ones; `data` is its bytes."""
+    """Return the logprob of `token` by `logits` [V], with the `n_top` likeliest tokens.
+
+    `data` is the token's bytes.
+    """
     top = float(logits.max())
     total = top + float(np.log(np.exp(logits - top, dtype=np.float64).sum()))
     n_top = min(n_top, len(logits))

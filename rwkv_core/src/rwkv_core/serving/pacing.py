@@ -1,31 +1,32 @@
-"""How many tokens of a prompt are read between two steps of the batch."""
+"""Decides how many prompt tokens are prefilled between two decode steps of the batch."""
 
 from __future__ import annotations
 
-# Running texts may wait for prompts so many times as long as one of their steps takes.
+# Prefill between two decode steps takes at most 1.8 times as long as a step.
 _SHARE = 1.8
 _MIN_TOKENS, MAX_TOKENS = 16, 512
-# Of a new measurement in the average.
+# Weight of a new measurement in the running average.
 _WEIGHT = 0.3
-# Twice as many tokens take so many times as long, at best: then they are tried.
+# Estimate for a chunk size that was never measured: twice the tokens take 1.3 times as long. It is
+# optimistic, so that larger sizes are tried.
 _GROWTH = 1.3
-# Of what is known of other sizes at each read, so that they are tried again.
+# Each measurement multiplies the averages of all other sizes by this, so that they are tried again.
 _FORGETTING = 0.998
 
 
 class Pace:
-    """Measures steps and reads, so that running texts flow while prompts are read."""
+    """Measures decode steps and prefill chunks, and bounds the chunks by the steps' duration."""
 
     def __init__(self) -> None:
         self._step = _Average()
         self._reads: dict[int, _Average] = {}
 
     def note_step(self, seconds: float) -> None:
-        """A step of the batch took so long."""
+        """Record the duration of a decode step."""
         self._step.add(seconds)
 
     def note_read(self, n_tokens: int, seconds: float) -> None:
-        """Reading `n_tokens` tokens of a prompt took so long."""
+        """Record the duration of prefilling `n_tokens` tokens."""
         size = _size_of(n_tokens)
         self._reads.setdefault(size, _Average()).add(seconds)
         for other, average in self._reads.items():
@@ -34,22 +35,22 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """For how long prompts may be read before the next step."""
+        """The time for prefill before the next decode step."""
         return _SHARE * (self._step.value or 0.0)
 
     def n_tokens(self) -> int:
-        """The tokens to read of a prompt before the next step."""
+        """Return the largest chunk size that is estimated to fit in `seconds`."""
         size = _MIN_TOKENS
         while size < MAX_TOKENS and self._estimate(2 * size) <= self.seconds:
             size *= 2
         return size
 
     def fits(self, n_tokens: int, seconds: float) -> bool:
-        """Whether there is time to read so many tokens after `seconds` of reading."""
+        """Whether `n_tokens` more tokens fit after `seconds` of prefill."""
         return seconds + self._estimate(_size_of(n_tokens)) <= self.seconds
 
     def _estimate(self, size: int) -> float:
-        """How long reading `size` tokens takes; of a size not measured, what it may take."""
+        """Return the seconds for `size` tokens; from a smaller size if it was never measured."""
         smaller, factor = size, 1.0
         while smaller > 1 and not self._known(smaller):
             smaller, factor = smaller // 2, factor * _GROWTH
@@ -60,7 +61,7 @@ class Pace:
 
 
 class _Average:
-    """A running average, without the first time: that may be compiling."""
+    """A running average that ignores the first measurement, which may include compilation."""
 
     def __init__(self) -> None:
         self.value: float | None = None
@@ -72,7 +73,7 @@ class _Average:
         elif self.value is None:
             self.value = seconds
         else:
-            # One slow time, when the machine was busy, must not count for many.
+            # Cap outliers: one slow measurement on a busy machine must not dominate.
             self.value += _WEIGHT * (min(seconds, 2 * self.value) - self.value)
 
 

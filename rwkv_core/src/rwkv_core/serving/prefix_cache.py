@@ -1,6 +1,7 @@
-"""Cache of the states after prompts: a trie over tokens, bounded in bytes.
+"""Cache of the states after prefixes of prompts: a trie over tokens, bounded in bytes.
 
-It holds NumPy arrays and knows no model. The one that was used least recently goes first.
+It holds NumPy arrays and does not depend on a model. The least recently used entry is dropped
+first.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ Tokens = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """The state after some tokens.
+    """The state after a sequence of tokens.
 
     Attributes:
-        root: what the tokens were read after; b"" where that is the empty state.
+        root: digest of the state before the tokens; b"" for the empty state.
         tokens: int64 [n].
         state: the state's array [L, R, D].
-        logits: float32 [V].
+        logits: the logits after the last token, float32 [V].
     """
 
     root: bytes
@@ -34,16 +35,16 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        # Tokens twice: the trie has them too, but where it shares them.
+        # Tokens count twice: the trie's edges hold them too, except where entries share edges.
         return self.state.nbytes + self.logits.nbytes + 2 * self.tokens.nbytes
 
 
 class Found(NamedTuple):
-    """What the cache knows of some tokens.
+    """The result of a lookup.
 
     Attributes:
-        entry: the one of the longest beginning of them; None if there is none.
-        n_shared: how many of them, from the first, are the beginning of any entry's tokens.
+        entry: the entry of the longest cached prefix; None if there is none.
+        n_shared: length of the longest prefix that the tokens share with any entry's tokens.
     """
 
     entry: Entry | None
@@ -52,7 +53,7 @@ class Found(NamedTuple):
 
 @dataclass(eq=False)
 class _Node:
-    """A place in the trie: `edge` are the tokens from its parent to it."""
+    """A node of the trie: `edge` holds the tokens between its parent and it."""
 
     edge: Tokens
     parent: _Node | None
@@ -61,12 +62,12 @@ class _Node:
 
 
 class PrefixCache:
-    """Entries by the tokens that lead to them.
+    """Entries by root and tokens.
 
     Attributes:
-        max_bytes: the most that entries take together.
-        nbytes: what they take.
-        lookups, hits: calls of `find`, and those that found an entry.
+        max_bytes: largest total size of the entries in bytes.
+        nbytes: their present total size in bytes.
+        lookups, hits: number of calls of `find`, and of calls that found an entry.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -84,7 +85,7 @@ class PrefixCache:
         return iter([node.entry for node in self._used if node.entry is not None])
 
     def find(self, root: bytes, tokens: Sequence[int]) -> Found:
-        """Look up the longest beginning of `tokens` whose state is known."""
+        """Find the entry of the longest cached prefix of `tokens`. It counts as used."""
         self.lookups += 1
         wanted = np.asarray(tokens, np.int64)
         best, n_shared, node = None, 0, self._roots.get(root)
@@ -102,7 +103,7 @@ class PrefixCache:
         return Found(best.entry, n_shared)
 
     def has(self, root: bytes, tokens: Sequence[int]) -> bool:
-        """Whether there is an entry of exactly these tokens. It counts as used."""
+        """Whether there is an entry for exactly these tokens. It counts as used."""
         node, rest = self._roots.get(root), np.asarray(tokens, np.int64)
         while node is not None and n_same(node.edge, rest) == len(node.edge):
             rest = rest[len(node.edge) :]
@@ -114,9 +115,9 @@ class PrefixCache:
         return False
 
     def add(self, entry: Entry) -> list[Entry]:
-        """Add an entry, or replace that of the same tokens. Returns those that had to go.
+        """Add an entry, or replace the entry of the same tokens. Returns the dropped entries.
 
-        One that is larger than the cache is not added.
+        An entry larger than `max_bytes` is not added, and is returned.
         """
         if entry.nbytes > self.max_bytes:
             return [entry]
@@ -133,7 +134,7 @@ class PrefixCache:
         return dropped
 
     def _node(self, root: bytes, tokens: Tokens) -> _Node:
-        """The place of `tokens`, made if it is not there."""
+        """Return the node of `tokens`; make it if there is none."""
         node = self._roots.setdefault(root, _Node(tokens[:0], None))
         while len(tokens):
             child = node.children.get(int(tokens[0]))
@@ -156,7 +157,7 @@ class PrefixCache:
         return entry
 
     def _prune(self, root: bytes, node: _Node) -> None:
-        """Remove places that lead nowhere, and join one that has a single child with it."""
+        """Remove nodes that lead to no entry, from `node` up; merge a node with its only child."""
         while node.entry is None and not node.children:
             if node.parent is None:
                 del self._roots[root]
@@ -171,14 +172,14 @@ class PrefixCache:
 
 
 def n_same(one: Tokens, other: Tokens) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Return the length of the longest common prefix of two sequences of tokens."""
     n_tokens = min(len(one), len(other))
     different = np.flatnonzero(one[:n_tokens] != other[:n_tokens])
     return int(different[0]) if len(different) else n_tokens
 
 
 def _split(node: _Node, n_tokens: int) -> _Node:
-    """Put a place `n_tokens` along the way to `node`; returns it."""
+    """Split the edge of `node` after `n_tokens` tokens. Returns the new node between."""
     assert node.parent is not None
     middle = _Node(node.edge[:n_tokens].copy(), node.parent)
     node.parent.children[int(node.edge[0])] = middle

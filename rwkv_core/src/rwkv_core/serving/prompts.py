@@ -1,4 +1,4 @@
-"""Reads prompts: from a state that is known, once for all that begin alike, part by part."""
+"""Prefills prompts in chunks, from the longest cached prefix; shared prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from rwkv_core.serving.request import Request
     from rwkv_core.tokenizer import Tokenizer
 
-# States are kept after each so many tokens of a prompt; after more where the cache holds fewer
-# states than the minimum, which one long prompt would fill.
+# Prompt tokens between two cached states. The interval is longer if the cache has room for fewer
+# than _MIN_STATES states: otherwise one long prompt would fill it.
 _KEEP_EVERY, _MIN_STATES = 256, 64
-# To share fewer tokens is not worth an entry of its own or a wait.
+# A shorter shared prefix is not worth an entry of its own or a wait.
 _MIN_SHARED = 16
-# Tokens that are read at once where the logits after each are wanted: 17 MB of World's vocabulary.
+# Largest chunk if the logits after each token are needed: 17 MB for World's vocabulary.
 _MAX_LOGITS = 64
 
 
 class Prompts:
-    """The requests that have tokens to read, in their order.
+    """The requests that have tokens to prefill.
 
     Attributes:
-        requests: these.
-        cache: the states of prompts and their beginnings.
-        pace: how long reads and steps take.
-        n_tokens, n_cached: tokens of all prompts so far, and those of them that were not read.
+        requests: the requests, in the order in which they came.
+        cache: the states after prompts and their prefixes.
+        pace: the measured durations of prefill chunks and decode steps.
+        n_tokens, n_cached: number of prompt tokens so far, and of those taken from the cache.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Prompts:
         self._roots: WeakKeyDictionary[State, bytes] = WeakKeyDictionary()
 
     def begin(self, request: Request) -> None:
-        """Take up a request, whose prompt is to be read."""
+        """Add a request, and look up its prompt in the cache."""
         request.started = time.monotonic()
         self.n_tokens += request.n_prompt
         start = request.asked.start
@@ -66,7 +66,7 @@ class Prompts:
         self.requests.append(request)
 
     def remove(self, request: Request) -> None:
-        """Forget a request that has ended or goes on in the batch."""
+        """Remove a request that has ended or joins the batch."""
         self.requests.remove(request)
         left = [other for other in self.requests if other.leader is request]
         for other in left:
@@ -75,7 +75,7 @@ class Prompts:
             self._find_beginning(other)
 
     def next_tokens(self, request: Request, n_tokens: int) -> int:
-        """How many tokens of at most `n_tokens` are to be read next; 0 for one that waits."""
+        """Return the size of a request's next chunk, at most `n_tokens`; 0 if it waits."""
         if request.leader is not None:
             return 0
         n_tokens = min(n_tokens, len(request.unread))
@@ -88,7 +88,7 @@ class Prompts:
         return min(n_tokens, min(stops) - request.n_read)
 
     def read(self, request: Request, n_tokens: int) -> None:
-        """Read the next `n_tokens` tokens of a request. Raises what the model does."""
+        """Prefill the next `n_tokens` tokens of a request. Raises what `Model.forward` raises."""
         if n_tokens == 0:
             return
         begin = time.monotonic()
@@ -105,7 +105,7 @@ class Prompts:
             self._share(request)
 
     def keep(self, request: Request, array: Any) -> None:
-        """Keep `array`, the state after all tokens that a request has read, in the cache."""
+        """Cache `array` [L, R, D], the state after all tokens that a request has read."""
         tokens = [*request.asked.prompt, *request.text.tokens][: request.n_read]
         if not self.cache.max_bytes or request.logits is None or not tokens:
             return
@@ -132,7 +132,7 @@ class Prompts:
     def _note_logprobs(
         self, request: Request, tokens: list[int], rows: NDArray[Any], n_top: int
     ) -> None:
-        """Note those of each of `tokens`; `rows` [n, V] are the logits after it."""
+        """Record the logprob of each of `tokens`; `rows` [n, V] are the logits after each."""
         before = [request.logits, *rows[:-1]]
         for token, logits in zip(tokens, before, strict=True):
             data = bytes_of(self._tokenizer, token)
@@ -143,7 +143,7 @@ class Prompts:
             )
 
     def _find_beginning(self, request: Request) -> None:
-        """Take over the longest beginning that is known, or wait for a request that reads it."""
+        """Start from the longest cached prefix, or wait for a request that prefills more."""
         asked = request.asked
         # Logprobs need all logits, an embedding the last token's hidden state.
         usable = request.n_prompt - asked.embeds
@@ -161,11 +161,11 @@ class Prompts:
             state = State(self._model.ops.vector(found.entry.state), model=self._model.fingerprint)
             self._take_over(request, n_known, state, found.entry.logits)
         if found.n_shared >= n_known + _MIN_SHARED:
-            # Where prompts part: the next one may part from them there too.
+            # Two prompts diverge here; a third prompt may diverge at the same token.
             request.marks.add(found.n_shared)
 
     def _leader_of(self, request: Request, usable: int) -> tuple[Request | None, int]:
-        """The request whose reading comes by the end of the longest beginning in common."""
+        """Return the request that will prefill the longest shared prefix, and that length."""
         best, best_shared = None, 0
         wanted = np.array(request.asked.prompt[:usable], np.int64)
         for other in self.requests:
@@ -178,7 +178,7 @@ class Prompts:
         return best, best_shared
 
     def _share(self, request: Request) -> None:
-        """Keep the state where a request has come to, and give it to those who wait for it."""
+        """Cache a request's state if it is at a mark, and pass it to the requests that wait."""
         state, place = request.state, request.n_read
         assert state is not None and request.logits is not None
         if place in (request.n_prompt, *request.marks) or place % self._keep_every == 0:
@@ -197,7 +197,7 @@ class Prompts:
         request.unread = request.asked.prompt[place:]
 
     def _root_of(self, start: State) -> bytes:
-        """What tells a state to begin from apart from others: its values."""
+        """Return the digest of a start state's values, the `Entry.root` of what follows it."""
         found = self._roots.get(start)
         if found is None:
             values = self._model.to_numpy(start).tobytes()

@@ -1,4 +1,4 @@
-"""A request as the engine sees it: what was asked for, and how far it has come."""
+"""A request inside the engine: its checked arguments, and its progress."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Asked:
-    """What a request asks for, checked.
+    """A request's arguments, checked.
 
     Attributes:
-        prompt: the tokens to read first.
-        start: the state to begin from; None for the empty one.
-        chooser: draws its tokens.
+        prompt: the prompt's tokens.
+        start: the state before the prompt; None for the empty state.
+        chooser: draws the tokens.
         n_vocab: the size of the model's vocabulary.
-        stop_strings, stops: what ends the text, and the same in UTF-8.
+        stop_strings, stops: the stop strings, and the same in UTF-8.
         pending: the bytes of a character that the prompt leaves unfinished.
-        top_logprobs: how many of the likeliest tokens are wanted with each; None for no logprobs.
-        prompt_logprobs: the same of each token of the prompt.
-        seconds: until it ends with finish reason "time"; None for no limit.
-        marks: numbers of tokens of the prompt after which the state is kept.
-        embeds: whether the last hidden state of the prompt is wanted, and no text.
+        top_logprobs: number of likeliest tokens to return with each token; None for no logprobs.
+        prompt_logprobs: the same for each token of the prompt.
+        seconds: time limit, after which the request ends with finish reason "time"; None for none.
+        marks: numbers of prompt tokens after which the state is cached.
+        embeds: whether to compute the prompt's embedding instead of a text.
     """
 
     prompt: list[int]
@@ -63,22 +63,23 @@ class Mark:
 
 
 class Request:
-    """One request on its way through the engine, whose thread alone changes it.
+    """One request in the engine. Only the engine changes it.
 
     Attributes:
-        asked, handle: what it asks for, and where its results go.
+        asked, handle: its arguments, and the handle that receives its results.
         text: its continuation.
-        unread: tokens that are still to be read before the next one is drawn.
-        n_read: tokens read so far of the prompt and the continuation.
-        state: the state after these, while the request is not in the batch.
-        logits: the last ones [V], on the host.
-        next_token: drawn and not read, while the request is in the batch.
-        root: what the prompt is read after: the `Entry.root` of its states.
-        marks: numbers of tokens of the prompt after which its state is kept.
-        leader, awaited: a request that reads the same tokens, and after how many of them this one
-            takes its state over.
-        forced: tokens of the continuation that come next by its constraint.
-        mark: the state before text that is held back, for requests whose state is wanted.
+        unread: tokens to prefill before the next token is drawn.
+        n_read: number of tokens read so far, of the prompt and the continuation.
+        n_cached: number of prompt tokens whose state came from the cache or from another request.
+        state: the state after the tokens read, while the request is not in the batch.
+        logits: the last logits [V], on the host.
+        next_token: the token to decode next, while the request is in the batch.
+        root: the `Entry.root` of its states.
+        marks: numbers of prompt tokens after which its state is cached.
+        leader, awaited: a request that prefills the same tokens, and the number of tokens after
+            which this request takes over its state.
+        forced: the next tokens of the continuation, which the constraint forces.
+        mark: the state before text that is held back, for requests with `keep_state`.
     """
 
     def __init__(self, asked: Asked, handle: Handle) -> None:
@@ -108,7 +109,7 @@ class Request:
 
     @property
     def n_fed(self) -> int:
-        """How many tokens of the continuation its state has read."""
+        """Number of tokens of the continuation that its state has read."""
         return max(0, self.n_read - self.n_prompt)
 
     @property

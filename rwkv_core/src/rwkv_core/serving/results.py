@@ -1,4 +1,4 @@
-"""What a request gives: pieces while it runs, a completion at its end."""
+"""The results of a request: pieces while it runs, and a completion at its end."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FinishReason = Literal["stop", "length", "cancelled", "time"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's logarithm of probability, and those of the likeliest tokens at its place.
+    """A token's logprob (natural logarithm), and those of the likeliest tokens at its position.
 
-    They are the model's own: before penalties, temperature and a constraint.
+    Logprobs are computed from the model's logits, before penalties, temperature and constraints.
 
     Attributes:
         token: its number.
-        bytes: what it stands for; of a token in which a stop string begins, what comes before that.
-        logprob: None for the first token of a prompt, which follows nothing.
-        top: (token, logprob) of the likeliest, the likeliest first.
+        bytes: its bytes; if a stop string begins inside the token, only those before it.
+        logprob: None for the first token of a prompt, before which there are no logits.
+        top: (token, logprob) pairs, the likeliest first.
     """
 
     token: int
@@ -34,12 +34,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that has become certain.
+    """A part of the text that will not change any more.
 
     Attributes:
-        text: it may be empty in a last piece.
-        tokens: those whose bytes end in this piece.
-        logprobs: of each of `tokens`, if asked for.
+        text: the new text; may be empty in the last piece.
+        tokens: the tokens whose bytes end in this piece.
+        logprobs: one for each of `tokens`, if asked for.
     """
 
     text: str
@@ -49,12 +49,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of tokens.
+    """Token counts.
 
     Attributes:
-        prompt_tokens: of the prompt.
-        cached_tokens: those of them that were not read, as their state was in the cache.
-        completion_tokens: those generated, the ones of a stop string too, without a stop token.
+        prompt_tokens: number of tokens in the prompt.
+        cached_tokens: number of prompt tokens that were not prefilled, because their state was
+            cached.
+        completion_tokens: number of generated tokens, with those of a stop string but without a
+            stop token.
     """
 
     prompt_tokens: int
@@ -64,11 +66,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds since the request was submitted.
+    """Durations in seconds, from the submission of the request.
 
     Attributes:
-        queued: until its prompt began to be read.
-        first_token: until the first token was drawn; None without one.
+        queued: until it left the queue.
+        first_token: until the first token was drawn; None if none was.
         total: until its end.
     """
 
@@ -79,18 +81,18 @@ class Times:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """What a request gave.
+    """The result of a request.
 
     Attributes:
-        text: the text, up to a stop string; without a character that is unfinished at its end.
-        tokens: those that were drawn or forced, up to that in which a stop string begins.
+        text: the generated text before any stop string, without an unfinished last character.
+        tokens: the drawn and forced tokens, up to the one in which a stop string begins.
         finish_reason: "stop", "length", "cancelled" or "time".
-        stop: what it stopped at: the number of a stop token, a stop string, or None.
-        usage, times: counts of tokens, and seconds.
-        logprobs: of each of `tokens`, if asked for.
-        prompt_logprobs: of each token of the prompt, if asked for.
-        state: the state after exactly `text`, to go on from, if asked for.
-        embedding: of `Engine.embed`: the prompt's last hidden state, float32 [D].
+        stop: the number of the stop token, or the stop string, that ended the text; else None.
+        usage, times: token counts, and durations in seconds.
+        logprobs: one for each of `tokens`, if asked for.
+        prompt_logprobs: one for each token of the prompt, if asked for.
+        state: the state after exactly `text`, if asked for.
+        embedding: the prompt's last hidden state, float32 [D], for `Engine.embed`.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""The one thread that runs the model: a token for each running request, then a part of a prompt."""
+"""Runs the model in one thread: in turn, a decode step of the batch and chunks of prefill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Scheduler:
-    """Holds the requests, and runs them in `run`, which one thread calls."""
+    """Holds the requests, and runs them in `run`, which must be called in one thread only."""
 
     def __init__(
         self,
@@ -51,14 +51,16 @@ class Scheduler:
         self._finished: Counter[str] = Counter()
 
     def submit(self, request: Request) -> None:
-        """Put a request into the queue. Raises QueueFullError and EngineClosedError."""
+        """Put a request into the queue.
+
+        Raises QueueFullError if `max_waiting` requests wait, and EngineClosedError after `close`.
+        """
         with self._changed:
             if self._closing is not None:
                 raise EngineClosedError("the engine is closed: it takes no more requests")
             if len(self._waiting) >= self._max_waiting:
                 raise QueueFullError(
-                    f"{len(self._waiting)} requests wait already, which is the most: try again "
-                    "later"
+                    f"the queue is full: {len(self._waiting)} requests wait; try again later"
                 )
             self._waiting.append(request)
             self._changed.notify_all()
@@ -71,12 +73,15 @@ class Scheduler:
             )
 
     def wake(self) -> None:
-        """Have the thread look at its requests again."""
+        """Wake the thread, so that it sees cancelled requests."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self, grace: float) -> None:
-        """Take no more requests, and end when these have ended, or in `grace` seconds."""
+        """Refuse new requests; `run` returns when the others have ended.
+
+        Those that still run after `grace` seconds are cancelled.
+        """
         with self._changed:
             end = time.monotonic() + grace
             self._closing = end if self._closing is None else min(self._closing, end)
@@ -102,7 +107,7 @@ class Scheduler:
             )
 
     def run(self) -> None:
-        """Run requests until the engine is closed and they have ended."""
+        """Run requests until `close` was called and all have ended."""
         with self._pool:
             self._run()
 
@@ -113,12 +118,12 @@ class Scheduler:
                 self._admit()
                 self._decode()
                 self._read_prompts()
-            except Exception as error:  # a fault of the engine: nobody must wait for ever
+            except Exception as error:  # a bug in the engine: no handle may wait for ever
                 for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
                     self._fail(request, error)
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is something to do; False if the engine is closed and all is done."""
+        """Wait for a request. Returns False if the engine is closed and no request is left."""
         with self._changed:
             while not (self._waiting or self._prompts.requests or len(self._batch)):
                 if self._closing is not None:
@@ -127,7 +132,7 @@ class Scheduler:
         return True
 
     def _drop_ended(self) -> None:
-        """End requests that were cancelled or are late; all of them once the engine must close."""
+        """End requests that were cancelled or are late, and all once the grace period is over."""
         over = self._closing is not None and time.monotonic() >= self._closing
         for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
             if over or request.handle.is_cancelled:
@@ -146,7 +151,7 @@ class Scheduler:
                 self._changed.notify_all()
 
     def _decode(self) -> None:
-        """One token on for each running request."""
+        """Decode one token for each request in the batch, and draw its next token."""
         members = self._batch.members
         if not members:
             return
@@ -161,16 +166,16 @@ class Scheduler:
         self._counts["step_rows"] += len(members)
         for member in members:
             member.n_read += 1
-        # NumPy computes without Python's lock, so that threads draw at the same time.
+        # NumPy releases the GIL, so threads draw in parallel.
         draws = (map if len(members) == 1 else self._pool.map)(self._draw, members, rows)
         for member, drawn in zip(members, draws, strict=True):
             self._go_on(member, drawn)
         self._prompts.pace.note_step(time.monotonic() - begin)
 
     def _read_prompts(self) -> None:
-        """Read parts of prompts, for as long as the running requests may wait.
+        """Prefill chunks of prompts, for as long as the batch may wait; one chunk if it is empty.
 
-        Where none runs, of one. The shortest and the one that came first have their turns.
+        Alternates between the order of arrival and the shortest prompt first.
         """
         begin, pace, n_reads = time.monotonic(), self._prompts.pace, 0
         self._shortest_first = not self._shortest_first
@@ -188,7 +193,7 @@ class Scheduler:
             n_reads += 1
 
     def _read(self, request: Request, n_tokens: int) -> None:
-        """Read the next `n_tokens` tokens of a request that is not in the batch."""
+        """Prefill the next `n_tokens` tokens of a request, and draw a token after the last."""
         try:
             self._prompts.read(request, n_tokens)
         except Exception as error:
@@ -208,7 +213,10 @@ class Scheduler:
             return error
 
     def _go_on(self, request: Request, drawn: Drawn | Exception) -> None:
-        """Take a request's next token, give out its text, and put it where it goes on."""
+        """Add the drawn token to a request's text, give out a piece, and place or end it.
+
+        `drawn` is an exception if drawing failed.
+        """
         n_tokens = len(request.text.tokens)
         try:
             if isinstance(drawn, Exception):
@@ -229,7 +237,7 @@ class Scheduler:
             request.handle.put(piece)
 
     def _place(self, request: Request) -> None:
-        """Put a request where it goes on: into the batch, or among those that read."""
+        """Move a request into the batch, or back to prefill if it has tokens to read."""
         in_batch = request in self._batch
         with self._changed:
             if request.unread and in_batch:
@@ -243,7 +251,7 @@ class Scheduler:
                 request.state = None
 
     def _state_of(self, request: Request) -> State:
-        """The state after what a request has read, with its logits."""
+        """Return the state after the tokens that a request has read, with its logits."""
         if request in self._batch:
             array = self._batch.row(request)
         else:

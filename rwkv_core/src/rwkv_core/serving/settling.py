@@ -1,4 +1,4 @@
-"""The state after exactly the text of a request that has ended."""
+"""Computes the state after exactly the text of a request that has ended."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def mark_held_text(request: Request, state_of: Callable[[Request], State]) -> None:
-    """Keep the state after all tokens but the last, if text is held back from there on.
+    """Keep the state before text that is held back, since a stop string may end the text there.
 
-    A stop string may end the text there; the state would have read more than that.
+    Later states have read more than the text. `state_of` returns the request's present state, which
+    has read all tokens but the last.
     """
     if not request.text.holds_back:
         request.mark = None
@@ -31,9 +32,9 @@ def mark_held_text(request: Request, state_of: Callable[[Request], State]) -> No
 def settled(
     model: Model, tokenizer: Tokenizer, request: Request, state: State, place: int | None
 ) -> State:
-    """The state after the text up to byte `place`, by default after all tokens.
+    """Return the state after the text up to byte `place`, by default after all tokens.
 
-    `state` is that after the tokens that were read. Raises what `Model.forward` does.
+    `state` is the state after the tokens read so far. Raises what `Model.forward` raises.
     """
     text = request.text
     now = Mark(request.n_fed, replace(state, pending=b""))

@@ -1,4 +1,4 @@
-"""Counts of an engine, for its users' metrics."""
+"""An engine's counters, for metrics."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Stats:
-    """What an engine does and has done since it was made.
+    """An engine's counters. The first three and the cache's size are present values.
 
     Attributes:
-        waiting, reading, running: requests in the queue, with a prompt being read, being continued.
-        finished: requests by how they ended: a finish reason or "error".
-        prompt_tokens, cached_tokens: of prompts so far; those of them that were not read, as their
-            state was known.
-        completion_tokens: generated.
-        steps, step_rows: tokens computed for the batch, and the requests in them in all.
-        cache_bytes, cache_entries: what the prefix cache holds.
-        cache_lookups, cache_hits: prompts looked up, and those of which it had a beginning.
+        waiting, reading, running: number of requests in the queue, in prefill, and in the batch.
+        prompt_tokens, cached_tokens: number of prompt tokens since the start, and of those that
+            were not prefilled, because their state was cached.
+        completion_tokens: number of generated tokens since the start.
+        steps, step_rows: number of decode steps, and the sum of their batch sizes.
+        cache_bytes, cache_entries: size of the prefix cache in bytes and in entries.
+        cache_lookups, cache_hits: number of lookups in the cache, and of those that found a prefix.
+        finished: number of ended requests by finish reason; "error" for those that failed.
     """
 
     waiting: int

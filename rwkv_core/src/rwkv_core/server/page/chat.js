@@ -1,5 +1,5 @@
-// The chat page. A conversation is a tree: an edited message, or another answer, is a branch beside
-// the one before it. The server keeps the states of beginnings, so that a branch costs nothing.
+// The chat page. A conversation is a tree: an edited message or another answer adds a branch beside
+// the earlier one. The server caches the states of prefixes, so a branch needs little prefill.
 
 const $ = (id) => document.getElementById(id);
 let lastId = 0;
@@ -12,9 +12,9 @@ const newNode = (parent, role, text) => {
   return node;
 };
 let root = newNode(null, "root", "");
-let running = null; // the AbortController of the answer that is written
+let running = null; // the AbortController of the answer that is being generated
 
-/** The messages of the branch that is shown, from the first on. */
+/** Return the messages of the branch that is shown, in order. */
 function shown() {
   const path = [];
   for (let node = root.children[root.chosen]; node; node = node.children[node.chosen]) path.push(node);
@@ -42,7 +42,7 @@ function part(kind, name, text) {
   return made;
 }
 
-/** Write all messages. While one is streamed, only it changes: see `refresh`. */
+/** Draw all messages. `refresh` updates only the message that is being generated. */
 function draw() {
   const elements = shown().map((node) => {
     const article = document.createElement("article");
@@ -87,7 +87,7 @@ function tools(node) {
   return made;
 }
 
-/** Let a message be changed in its place; the change is a new branch. */
+/** Replace a message by a text area. Sending the changed message adds a branch. */
 function edit(node) {
   const article = $(`message-${node.id}`);
   const area = document.createElement("textarea");
@@ -121,14 +121,14 @@ function headers() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** What the server says is wrong. */
+/** Return the server's error message. */
 async function mistake(response) {
   const body = await response.json().catch(() => ({}));
   if (response.status === 401) $("settings").open = true;
   return body.error?.message ?? `The server answered ${response.status}.`;
 }
 
-/** The messages that lead to `node`. */
+/** Return the messages from the system prompt to `node`. */
 function conversation(node) {
   const messages = [];
   for (let one = node; one !== root; one = one.parent) {
@@ -138,7 +138,7 @@ function conversation(node) {
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }
 
-/** The objects of a stream of events, one by one. */
+/** Yield the JSON objects of a stream of events. */
 async function* events(response) {
   let held = "";
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -154,13 +154,13 @@ async function* events(response) {
   }
 }
 
-/** Have the model answer a user's message, in a new branch below it. */
+/** Request an answer to a user's message, and show it as a new branch below. */
 async function answer(question) {
   if (running) return;
   const node = newNode(question, "assistant", "");
   running = new AbortController();
   draw();
-  say("The model writes ...");
+  say("Generating ...");
   let usage = null;
   let begin = 0;
   try {
@@ -200,8 +200,8 @@ async function answer(question) {
     const rate = (Math.max(0, usage.completion_tokens - 1) / Math.max(seconds, 0.001)).toFixed(1);
     const { cached_tokens: cached } = usage.prompt_tokens_details;
     node.facts =
-      `${usage.completion_tokens} tokens, ${rate} a second; ` +
-      `of ${usage.prompt_tokens} read before, ${cached} from the cache`;
+      `${usage.completion_tokens} tokens, ${rate} tokens/s; ` +
+      `prompt: ${usage.prompt_tokens} tokens, ${cached} of them cached`;
   }
   running = null;
   draw();

@@ -1,1 +1,1 @@
-"""Chat templates: from messages to the text that a model continues."""
+"""Chat templates: they render messages as the text that a model continues."""

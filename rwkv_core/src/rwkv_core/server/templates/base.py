@@ -1,4 +1,4 @@
-"""What a chat template is."""
+"""The protocol of chat templates, and the types that they use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-# What a call of a function looks like in a text: the form that Hermes' models made usual.
+# Tags around a function call in a text, as in the Hermes models.
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
 
@@ -17,8 +17,9 @@ class Message:
 
     Attributes:
         role: "system", "user", "assistant" or "tool".
-        calls: of functions, as {"name": ..., "arguments": {...}}.
-        call_id: of a "tool" message: the call that it answers.
+        content: its text.
+        calls: function calls, each {"name": ..., "arguments": {...}}.
+        call_id: for a "tool" message, the id of the call that it answers.
     """
 
     role: str
@@ -29,12 +30,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is to be written as text.
+    """A conversation for a template to render.
 
     Attributes:
-        messages: the last one is continued if it is the assistant's.
-        tools: definitions of functions that may be called.
-        thinks: whether the answer begins with a thought, for templates that know one.
+        messages: the messages; the model continues the last one if its role is "assistant".
+        tools: definitions of functions that the model may call.
+        thinks: whether the answer begins with a thought, if the template supports it.
     """
 
     messages: Sequence[Message]
@@ -51,8 +52,8 @@ class Prompt:
     """The text that a model continues.
 
     Attributes:
-        in_thought: whether what it writes begins within a thought.
-        is_continued: whether it continues an answer: its first space then counts.
+        in_thought: whether the generated text begins inside a thought.
+        is_continued: whether the model continues an answer; leading whitespace is then kept.
     """
 
     text: str
@@ -61,11 +62,11 @@ class Prompt:
 
 
 class Template(Protocol):
-    """Writes conversations as text.
+    """Renders conversations as text.
 
     Attributes:
-        name: by which it was chosen.
-        stops: where an answer ends.
+        name: its name, or the path of its file.
+        stops: the stop strings that end an answer.
         has_thoughts: whether answers may begin with a thought.
     """
 
@@ -79,12 +80,12 @@ class Template(Protocol):
     def has_thoughts(self) -> bool: ...
 
     def render(self, conversation: Conversation) -> Prompt:
-        """Raises ApiError for messages that it cannot express."""
+        """Return the prompt. Raises ApiError for messages that the template does not support."""
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What a part of a generated text adds to an answer."""
+    """What a new part of a generated text adds to an answer."""
 
     content: str = ""
     thought: str = ""

@@ -1,4 +1,4 @@
-"""Which template a model has: the one named, or the one that its name and vocabulary tell."""
+"""Chooses a model's template: by the given name, or by the model's name and vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from rwkv_core.tokenizer.world import N_VOCAB as N_WORLD
 
 
 def check_template(named: str | None) -> Template | None:
-    """The template that is named; None for none. Raises OptionError."""
+    """Return the template of this name or Jinja file; None for None.
+
+    Raises OptionError if there is none, or the file is not a working template.
+    """
     if named is None:
         return None
     if named in DIALOGUES:
@@ -28,7 +31,7 @@ def check_template(named: str | None) -> Template | None:
 
 
 def template_of(model_name: str, n_vocab: int) -> Template:
-    """The template for a model of this file name and vocabulary."""
+    """Return the template for a model with this file name and vocabulary size."""
     name = model_name.lower()
     if "raven" in name:
         return DIALOGUES["raven"]

@@ -1,4 +1,4 @@
-"""The templates by name: turns that begin with a name, an empty line between them."""
+"""The named templates: turns begin with a speaker's name, with an empty line between them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _CALLING = (
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Text such as `User: a question`, an empty line, `Assistant: an answer`.
+    """A template that renders `User: a question`, an empty line, `Assistant: an answer`.
 
     Attributes:
-        user, bot: the names of the two.
+        user, bot: the names before a user's and an assistant's turn.
         system: the name before a system prompt; "" for none.
-        has_thoughts: see `Template`.
+        name, has_thoughts: see `Template`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Dialogue:
         if not self.has_thoughts:
             return Prompt(text)
         if conversation.thinks:
-            # Without its last character: with it, tokens differ from those it was trained on.
+            # Leave out the tag's ">": with it, the tokens differ from those of the training data.
             return Prompt(f"{text} {THOUGHT_BEGIN[:-1]}", in_thought=True)
         return Prompt(f"{text} {THOUGHT_BEGIN}\n{THOUGHT_END}")
 
@@ -75,7 +75,7 @@ class Dialogue:
 
 
 def _one_paragraph(text: str) -> str:
-    """`text` without empty lines, after which a model takes what comes for the next turn."""
+    """Return `text` without empty lines: for the model, an empty line begins the next turn."""
     return re.sub(r"\n\s*\n", "\n", re.sub(r"\r\n?", "\n", text)).strip()
 
 

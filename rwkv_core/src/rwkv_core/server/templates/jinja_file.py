@@ -1,4 +1,4 @@
-"""Chat templates of Jinja files, as `transformers` has them, run in a sandbox."""
+"""Chat templates from Jinja files, in the form used by `transformers`, run in a sandbox."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rwkv_core.server.errors import invalid
 from rwkv_core.server.templates.base import THOUGHT_BEGIN, Conversation, Message, Prompt
 from rwkv_core.util.printable import printable
 
-# Text that no template has.
+# Messages whose text does not occur in any template.
 _QUESTION, _ANSWER, _NEXT = "qUESTIONq", "aNSWERa", "nEXTn"
 
 
 class JinjaTemplate:
-    """A template file. Its stop strings are what it writes after an answer."""
+    """A template file. Its stop strings are the text that it renders after an answer."""
 
     def __init__(self, path: Path) -> None:
-        """Read a file, and try it. Raises OptionError."""
+        """Read the file, and render a test conversation. Raises OptionError if that fails."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -37,15 +37,15 @@ class JinjaTemplate:
         except (OSError, UnicodeDecodeError) as error:
             raise OptionError(f"{path}: cannot be read: {error}") from None
         except Exception as error:
-            raise OptionError(f"{path}: no chat template that works: {error}") from None
+            raise OptionError(f"{path}: not a working chat template: {error}") from None
         self.has_thoughts = THOUGHT_BEGIN in source
 
     def render(self, conversation: Conversation) -> Prompt:
         try:
             text = self._render(conversation)
-        except Exception as error:  # a template may do with messages what it likes
+        except Exception as error:  # a template's code may raise anything
             raise invalid(
-                f"messages: the template refuses them: {printable(error)}", "messages"
+                f"messages: refused by the chat template: {printable(error)}", "messages"
             ) from None
         if conversation.is_continued:
             content = conversation.messages[-1].content
@@ -64,7 +64,7 @@ class JinjaTemplate:
         )
 
     def _stops(self) -> tuple[str, ...]:
-        """What ends an answer: what comes after it, or for want of that the next turn's start."""
+        """Return the text after an answer; if there is none, the start of the next turn."""
         messages = [Message("user", _QUESTION), Message("assistant", _ANSWER)]
         after = self._render(Conversation(messages)).rpartition(_ANSWER)[2]
         if after.strip():
@@ -85,7 +85,7 @@ def _as_dict(message: Message) -> dict[str, Any]:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """Without Jinja's own escapes for HTML."""
+    """Return JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
