@@ -51,8 +51,8 @@ def install(session: nox.Session, *what: str) -> None:
 
 
 def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
-    # A file's tests stay together: they share compilations.
-    processes = ("-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+    # Neighbours stay together, as they share what is loaded and compiled.
+    processes = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
     session.run("python", "-m", "pytest", *processes, *arguments, env=ONE_THREAD | variables)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import rwkv_core
+from rwkv_core.backends.descriptor import Option
 from rwkv_core.backends.tensor_ops import TensorOps
 from rwkv_core.conformance.closeness import as_rounded
 from rwkv_core.conformance.plugin import build_ops, given_options
@@ -23,7 +23,6 @@ from rwkv_core.model import Model
 
 pytest.register_assert_rewrite("rwkv_core.conformance.closeness")
 
-VARIED = ("dtype", "runtime_dtype")
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
@@ -43,14 +42,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @lru_cache(maxsize=1)  # Needed for each test, and slow: it checks the status of every backend.
 def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
-    """Return all combinations of the descriptor's types; only the given ones, if any are."""
+    """Return each type of the matrices with the state's default one, and each other of the state.
+
+    That is with matrices of the same type, if they have it. A type that is given is the only one.
+    """
     rows = {row.name: row for row in rwkv_core.list_backends() if row.status == "ready"}
+    known = {option.name: option for option in rows[config.getoption("rwkv_backend")].options}
     given = given_options(config)
-    known = rows[config.getoption("rwkv_backend")].options
-    varied = [o for o in known if o.name in VARIED and o.choices and o.name not in given]
-    names = [option.name for option in varied]
-    choices = product(*(option.choices for option in varied))
-    return [dict(zip(names, values, strict=True)) for values in choices]
+    types = [_choices(known, given, name) for name in ("dtype", "runtime_dtype")]
+    (first, *_), (usual, *others) = types
+    pairs = [(dtype, usual) for dtype in types[0]]
+    pairs += [(other if other in types[0] else first, other) for other in others]
+    named = [{"dtype": dtype, "runtime_dtype": runtime} for dtype, runtime in pairs]
+    return [{name: value for name, value in one.items() if value is not None} for one in named]
+
+
+def _choices(known: Mapping[str, Option], given: Mapping[str, Any], name: str) -> list[Any]:
+    """Return an option's choices, its default first; [None] if it has none, or is given."""
+    if name in given or name not in known or not known[name].choices:
+        return [None]
+    return sorted(known[name].choices, key=lambda choice: choice != known[name].default)
 
 
 @pytest.fixture(scope="session")
