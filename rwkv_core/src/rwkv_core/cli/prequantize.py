@@ -16,8 +16,9 @@ from rwkv_core.util.printable import printable
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", type=filled, metavar="MODEL", help="a model file, its address, or the name of a model that ships"
-    )
+        "model", type=filled, metavar="MODEL",
+        help="a model file, its address, or the name of a model that ships",
+    )  # fmt: skip
     parser.add_argument("--bits", type=int, default=8, metavar="N", help="8 (default) or 4")
     parser.add_argument(
         "--group-size", type=int, default=GROUP_SIZE, metavar="N",
