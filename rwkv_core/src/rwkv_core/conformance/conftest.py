@@ -24,7 +24,6 @@ from rwkv_core.model import Model
 pytest.register_assert_rewrite("rwkv_core.conformance.closeness")
 
 
-
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
     if config.getoption("rwkv_backend") is None:
         raise pytest.UsageError(
