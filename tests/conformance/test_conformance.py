@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +20,7 @@ from rwkv_core.conformance.references import rwkv4 as reference
 from rwkv_core.dtypes import BYTES_PER_WEIGHT, tolerance_of
 from rwkv_core.evaluation.verify import deviation
 
+Outcome = Callable[[str], tuple[int, str]]
 RunSuite = Callable[..., subprocess.CompletedProcess[str]]
 
 # A backend of a few lines over NumPy whose device lacks float16.
@@ -51,18 +52,28 @@ def install(folder: Path, module: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
-    """The suite's exit status for each backend of conformance_faults, and its first failure."""
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    """The suite's exit status for a backend of conformance_faults, and its first failure."""
     folder = tmp_path_factory.mktemp("faults")
-    result = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "conformance_faults.run"],
         cwd=folder,
         env=install(folder, "conformance_faults.plugin"),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    ) as process:
+        lines, answers = process.stdin, process.stdout
+        assert lines is not None and answers is not None
+
+        def ask(name: str) -> tuple[int, str]:
+            print(json.dumps(name), file=lines, flush=True)
+            return json.loads(answers.readline())
+
+        try:
+            yield ask
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -85,14 +96,14 @@ def run_suite(tmp_path: Path) -> RunSuite:
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_right_backend_passes(outcomes: dict[str, tuple[int, str]], name: str) -> None:
-    status, first_failure = outcomes[name]
+def test_a_right_backend_passes(outcome: Outcome, name: str) -> None:
+    status, first_failure = outcome(name)
     assert status == pytest.ExitCode.OK, first_failure
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(outcomes: dict[str, tuple[int, str]], name: str) -> None:
-    status, first_failure = outcomes[name]
+def test_a_planted_fault_is_found(outcome: Outcome, name: str) -> None:
+    status, first_failure = outcome(name)
     assert status == pytest.ExitCode.TESTS_FAILED
     if name.endswith("works in place"):
         operation = name.partition(":")[0]
