@@ -146,14 +146,12 @@ class TFOps(TensorOps):
         n_time = k.shape[1]
         if n_time == 1:
             return super().wkv(k, v, decay, first, state)
-        one_step = super().wkv
         time_first = [1, 0, 2]
         keys, values = tf.transpose(k, time_first), tf.transpose(v, time_first)
 
         def step(t: tf.Tensor, means: tf.TensorArray, state: WKVState) -> tuple[Any, ...]:
-            kt, vt = keys[t][:, None, :], values[t][:, None, :]
-            mean, state = one_step(kt, vt, decay, first, state)
-            return t + 1, means.write(t, mean[:, 0, :]), state
+            mean, state = scans.wkv4_step(self.xp, state, keys[t], values[t], decay, first)
+            return t + 1, means.write(t, mean), state
 
         means = tf.TensorArray(k.dtype, n_time, element_shape=state[0].shape)
         _, means, state = tf.while_loop(

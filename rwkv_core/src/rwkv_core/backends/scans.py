@@ -1,7 +1,7 @@
-"""One token's step of the scans of RWKV-5 to 7, in functions of the array API standard.
+"""One token's step of the scans of RWKV-4 to 7, in functions of the array API standard.
 
-B batch, H heads of N channels. A head's matrix S has a row for each value channel and a column for
-each key channel: `s` [B, H, N, N]. All else that belongs to a token is [B, H, N].
+In RWKV-5 to 7: B batch, H heads of N channels. A head's matrix S has a row for each value channel
+and a column for each key channel: `s` [B, H, N, N]. All else that belongs to a token is [B, H, N].
 """
 
 from __future__ import annotations
@@ -9,6 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 Array = Any
+
+
+def wkv4_step(
+    xp: Any, state: tuple[Array, Array, Array], k: Array, v: Array, decay: Array, first: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """`TensorOps.wkv`, for k and v [B, D]: the mean [B, D] and the next state."""
+    aa, bb, pp = state
+    top = xp.maximum(pp, first + k)
+    before, now = xp.exp(pp - top), xp.exp(first + k - top)
+    mean = (before * aa + now * v) / (before * bb + now)
+    top = xp.maximum(pp + decay, k)
+    before, now = xp.exp(pp + decay - top), xp.exp(k - top)
+    return mean, (before * aa + now * v, before * bb + now, top)
 
 
 def apart(xp: Any, s: Array) -> Array:

@@ -184,18 +184,11 @@ class TensorOps(ABC):
 
         Returns the means [B, T, D] and the state after the last token.
         """
-        xp = self.xp
-        aa, bb, pp = state
         means = []
         for t in range(k.shape[1]):
-            kt, vt = k[:, t, :], v[:, t, :]
-            top = xp.maximum(pp, first + kt)
-            before, now = xp.exp(pp - top), xp.exp(first + kt - top)
-            means.append((before * aa + now * vt) / (before * bb + now))
-            top = xp.maximum(pp + decay, kt)
-            before, now = xp.exp(pp + decay - top), xp.exp(kt - top)
-            aa, bb, pp = before * aa + now * vt, before * bb + now, top
-        return xp.stack(means, axis=1), (aa, bb, pp)
+            mean, state = scans.wkv4_step(self.xp, state, k[:, t, :], v[:, t, :], decay, first)
+            means.append(mean)
+        return self.xp.stack(means, axis=1), state
 
     def head_sums(self, x: Array, head_size: int) -> Array:
         """Return `x` [B, T, D] with each number replaced by the sum over its head.
