@@ -108,3 +108,22 @@ def test_a_tool_that_is_not_there(http: httpx.Client) -> None:
     answer = http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "tool_choice"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_no_call_stays_as_text(client: openai.OpenAI, stream: bool) -> None:
+    call = '<tool_call>{\\"name\\": \\"hire\\", \\"arguments\\": {}}</tool_call>'
+    no_call = "Yes: <tool_call>hire them</tool_call>"
+    found = client.chat.completions.create(
+        model="prose", messages=ASK, tools=TOOLS, max_tokens=200, stream=stream,
+        extra_body={"grammar": f'start: "{no_call} {call}"'},
+    )  # fmt: skip
+    if stream:
+        deltas = [chunk.choices[0].delta for chunk in found]
+        content = "".join(delta.content or "" for delta in deltas)
+        calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    else:
+        message = found.choices[0].message
+        content, calls = message.content, message.tool_calls
+    assert content == no_call
+    assert [call.function.name for call in calls] == ["hire"]
