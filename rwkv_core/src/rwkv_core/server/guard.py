@@ -100,8 +100,9 @@ class BodyGuard:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
-            message = f"The body took more than {self._seconds:g} seconds to arrive."
-            raise ApiError(408, message, code="timeout") from None
+            raise ApiError(
+                408, f"The body took more than {self._seconds:g} seconds to arrive.", code="timeout"
+            ) from None
         if n_bytes > self._max_bytes:
             raise self._too_large()
         return bytes(body)
