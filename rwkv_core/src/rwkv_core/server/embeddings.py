@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rwkv_core.server.access import Served
 from rwkv_core.server.errors import invalid
 from rwkv_core.server.fields import Body, texts_or_tokens
-from rwkv_core.server.running import completions_of, submit_all
+from rwkv_core.server.running import check_was_read, completions_of, submit_all
 
 MAX_INPUTS = 2048
 router = APIRouter()
@@ -60,11 +60,12 @@ async def create_embeddings(
         some = inputs[start : start + n_together]
         handles = await submit_all(partial(embed, one) for one in some)
         found += await completions_of(served, request, handles)
+        for one in found[start:]:
+            check_was_read(one, "input")
     n_tokens = sum(one.usage.prompt_tokens for one in found)
     data = []
     for place, one in enumerate(found):
-        if one.embedding is None:  # out of time
-            raise invalid("input: it took too long to read", "input")
+        assert one.embedding is not None
         embedding = _encoded(_unit(one.embedding), body.encoding_format)
         data.append({"object": "embedding", "index": place, "embedding": embedding})
     counts = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}

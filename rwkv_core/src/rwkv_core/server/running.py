@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from rwkv_core.errors import EngineClosedError
+from rwkv_core.server.errors import invalid
 from rwkv_core.server.service import Running
 from rwkv_core.serving import Completion, Handle, Piece
 
@@ -65,6 +67,18 @@ async def completions_of(
     for completion in found:
         served.metrics.note(completion)
     return found
+
+
+def check_was_read(completion: Completion, param: str) -> None:
+    """Raise an error for a request that ended before its prompt was read.
+
+    `param` is the field that holds the prompt.
+    """
+    if completion.finish_reason == "time":
+        raise invalid(f"{param}: it took too long to read", param)
+    if completion.finish_reason == "cancelled":
+        # The client still waits, so the request was cancelled by `Engine.close`.
+        raise EngineClosedError("the engine was closed before the prompt was read")
 
 
 async def pieces_of(

@@ -13,7 +13,7 @@ from rwkv_core.server.access import Served
 from rwkv_core.server.chat_body import ChatMessage
 from rwkv_core.server.errors import ApiError, invalid
 from rwkv_core.server.fields import Body
-from rwkv_core.server.running import completions_of, submit_all
+from rwkv_core.server.running import check_was_read, completions_of, submit_all
 from rwkv_core.server.service import Running
 from rwkv_core.server.states_store import StateInfo
 from rwkv_core.server.templates.base import Conversation
@@ -91,10 +91,10 @@ async def _state(body: StateBody, request: Request, served: Running) -> State:
     def submit() -> Any:
         return served.engine.submit(prompt, 0, state=start, keep_state=True, max_seconds=seconds)
 
-    found = (await completions_of(served, request, await submit_all([submit])))[0].state
-    if found is None:
-        raise invalid("prompt: it took too long to read", "prompt")
-    return found
+    (found,) = await completions_of(served, request, await submit_all([submit]))
+    check_was_read(found, "prompt" if body.messages is None else "messages")
+    assert found.state is not None
+    return found.state
 
 
 def _described(info: StateInfo) -> dict[str, Any]:
