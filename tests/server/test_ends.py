@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import openai
 import pytest
 
 from rwkv_core.server.settings import Settings
@@ -29,3 +30,35 @@ def test_a_prompt_that_a_shutdown_cuts_off_is_a_503(path: str, body: dict[str, o
         service.close()
         assert answer.result().status_code == 503
         assert answer.result().json()["error"]["code"] == "shutting_down"
+
+
+def ask(address: str, stream: bool) -> tuple[str, object]:
+    """Ask for a long answer. Returns the type of the last event, and the response."""
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+        found = client.responses.create(
+            model="prose", input="Hello", max_output_tokens=10_000, stream=stream,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        last = list(found)[-1] if stream else None
+    return ("", found) if last is None else (last.type, last.response)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_says_why_it_is_incomplete(stream: bool) -> None:
+    with serving(Settings(max_seconds=0.5)) as (address, _):
+        kind, response = ask(address, stream)
+    assert kind == "response.incomplete" * stream
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_seconds"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_that_a_shutdown_cuts_off_is_cancelled(stream: bool) -> None:
+    with serving(Settings()) as (address, service), ThreadPoolExecutor() as pool:
+        answer = pool.submit(ask, address, stream)
+        wait_until(lambda: service.running().engine.stats().running)
+        service.close()
+        kind, response = answer.result()
+    assert kind == "response.incomplete" * stream
+    assert response.status == "cancelled"
+    assert response.incomplete_details is None

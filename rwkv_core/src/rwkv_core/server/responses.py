@@ -32,6 +32,12 @@ from rwkv_core.state import State
 
 router = APIRouter()
 
+_STATUS = {
+    "stop": "completed", "length": "incomplete", "time": "incomplete", "cancelled": "cancelled",
+}  # fmt: skip
+# OpenAI's API has no time limit, and so no name for it.
+_INCOMPLETE = {"length": "max_output_tokens", "time": "max_seconds"}
+
 
 class _Job:
     """One request: the conversation so far, and the answer to it."""
@@ -107,10 +113,9 @@ class _Job:
         used, n_before = completion.usage, self.n_before
         share = len(answer.thought) / max(1, len(answer.raw))
         n_input, n_output = n_before + used.prompt_tokens, used.completion_tokens
-        is_whole = completion.finish_reason == "stop"
-        body = self.described("completed" if is_whole else "incomplete", output)
-        if not is_whole:
-            body["incomplete_details"] = {"reason": "max_output_tokens"}
+        body = self.described(_STATUS[completion.finish_reason], output)
+        if body["status"] == "incomplete":
+            body["incomplete_details"] = {"reason": _INCOMPLETE[completion.finish_reason]}
         body["usage"] = {
             "input_tokens": n_input,
             "input_tokens_details": {"cached_tokens": n_before + used.cached_tokens},
@@ -176,7 +181,9 @@ class _Job:
                     for one in events.end(*self.parts(answer), answer.thought):
                         yield one
                     body = self.ended(found, answer, events.output)
-                    yield events.of(f"response.{body['status']}", response=body)
+                    # OpenAI's API has no event "response.cancelled".
+                    kind = "completed" if body["status"] == "completed" else "incomplete"
+                    yield events.of(f"response.{kind}", response=body)
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
