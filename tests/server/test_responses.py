@@ -1,7 +1,11 @@
 """`/v1/responses`, by OpenAI's own client."""
 
+import httpx
 import openai
 import pytest
+
+from rwkv_core.server.settings import Settings
+from server_thread import serving
 
 
 def test_an_answer_and_its_stream(client: openai.OpenAI) -> None:
@@ -55,6 +59,29 @@ def test_answers_are_stored_until_they_are_deleted(client: openai.OpenAI) -> Non
         with pytest.raises(openai.NotFoundError) as caught:
             client.responses.create(**options, previous_response_id=name)
         assert caught.value.param == "previous_response_id"
+
+
+@pytest.mark.parametrize("large", ["input", "metadata", "state"])
+def test_an_answer_that_is_too_large_to_store_evicts_no_other(large: str) -> None:
+    with (
+        serving(Settings(state_bytes=80_000)) as (address, _),
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        options = {"model": "prose", "input": "Hello", "max_output_tokens": 1}
+        small = client.responses.create(**options)
+        if large == "input":
+            options["input"] = "The sea. " * 3000
+        elif large == "metadata":
+            options["metadata"] = {"a": "b" * 80_000}
+        else:
+            # A state takes 46 kB, and this answer has two.
+            named = {"name": "begin", "prompt": "The"}
+            assert httpx.post(f"{address}/v1/states", json=named).is_success
+            options["extra_body"] = {"state": "begin"}
+        found = client.responses.create(**options)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(found.id)
+        assert client.responses.retrieve(small.id).output_text == small.output_text
 
 
 def test_a_call_of_a_function(client: openai.OpenAI) -> None:

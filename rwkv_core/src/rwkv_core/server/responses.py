@@ -25,6 +25,7 @@ from rwkv_core.server.responses_output import ResponseEvents, output_items
 from rwkv_core.server.responses_store import Stored
 from rwkv_core.server.running import completions_of, pieces_of, submit_all
 from rwkv_core.server.service import Running
+from rwkv_core.server.states_store import nbytes_of
 from rwkv_core.server.templates.base import Conversation, Message, Prompt
 from rwkv_core.server.tool_calls import calls_of
 from rwkv_core.serving import Completion, Handle
@@ -128,7 +129,11 @@ class _Job:
             functions = tuple(_call(call) for call in calls)
             messages = [*self.messages, Message("assistant", content, functions)]
             text = self.prompt.text + completion.text
-            stored = Stored(body, messages, text, n_input + n_output, completion.state, self.start)
+            model = self.served.engine.model
+            n_bytes = nbytes_of(model, completion.state) + nbytes_of(model, self.start)
+            stored = Stored(
+                body, messages, text, n_input + n_output, completion.state, self.start, n_bytes
+            )
             self.served.responses.add(self.id, stored)
         return body
 

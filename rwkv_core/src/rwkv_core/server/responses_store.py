@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rwkv_core.server.templates.base import Message
@@ -21,6 +23,7 @@ class Stored:
         text, n_tokens: text and number of tokens that `state` has read since `start`.
         state: the state after the answer.
         start: the state before the conversation; None for the empty state.
+        state_nbytes: size of `state` and `start` in bytes.
     """
 
     body: dict[str, Any]
@@ -29,20 +32,13 @@ class Stored:
     n_tokens: int
     state: State
     start: State | None
+    state_nbytes: int
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        arrays = [one for one in (self.state.array, self.state.logits) if one is not None]
-        n_values = sum(_n_values(array.shape) for array in arrays)
-        # `text` holds the conversation as a whole, `messages` in parts: 3 bytes are an estimate.
-        return 4 * n_values + 3 * len(self.text)
-
-
-def _n_values(shape: Sequence[int]) -> int:
-    found = 1
-    for length in shape:
-        found *= int(length)
-    return found
+        """Size in bytes. What several answers share, such as earlier messages, counts for each."""
+        texts = (self.text, str(self.messages), str(self.body))
+        return self.state_nbytes + sum(map(sys.getsizeof, texts))
 
 
 class ResponsesStore:
@@ -60,10 +56,15 @@ class ResponsesStore:
         return found
 
     def add(self, response_id: str, stored: Stored) -> None:
-        """Store an answer. Drops others if all exceed the bound in bytes."""
+        """Store an answer. Drops others if all exceed the bound in bytes.
+
+        An answer that alone exceeds the bound is not stored.
+        """
+        if stored.nbytes > self._max_bytes:
+            return
         self._stored[response_id] = stored
         self._nbytes += stored.nbytes
-        while self._nbytes > self._max_bytes and self._stored:
+        while self._nbytes > self._max_bytes:
             self._nbytes -= self._stored.popitem(last=False)[1].nbytes
 
     def remove(self, response_id: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from rwkv_core.errors import OptionError
 from rwkv_core.server.errors import ApiError, invalid
@@ -90,7 +93,7 @@ class StatesStore:
         Raises ApiError for a wrong name or for lack of memory, StateError if it cannot be written.
         """
         self.check_name(name)
-        nbytes = int(self._model.to_numpy(state).nbytes)
+        nbytes = nbytes_of(self._model, state)
         with self._lock:
             if self._folder is not None:
                 self._model.save_state(self._folder / f"{name}{_SUFFIX}", state)
@@ -135,6 +138,15 @@ class StatesStore:
                     continue  # deleted in the meantime
                 tuned = suffix != _SUFFIX
                 yield StateInfo(path.stem, found.st_size, int(found.st_mtime), tuned)
+
+
+def nbytes_of(model: Model, state: State | None) -> int:
+    """Return the size of a state's arrays in bytes; 0 for None."""
+    if state is None:
+        return 0
+    # By shape, since TensorFlow's arrays have no `nbytes`.
+    n_bytes = math.prod(state.array.shape) * np.dtype(model.ops.runtime_dtype).itemsize
+    return n_bytes + (0 if state.logits is None else 4 * math.prod(state.logits.shape))
 
 
 def missing(name: str) -> ApiError:
