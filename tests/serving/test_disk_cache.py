@@ -8,7 +8,7 @@ import pytest
 
 from pth_writer import write_pth
 from random_model import random_weights
-from rwkv_core import RWKV, StateError
+from rwkv_core import RWKV, StateError, prequantize
 from rwkv_core.serving import Engine
 from waiting import wait_until
 
@@ -45,6 +45,22 @@ def test_another_model_has_files_of_its_own(rwkv: RWKV, backend: str, tmp_path: 
     assert len({path.parent for path in files(tmp_path / "cache")}) == 2
 
 
+def test_each_quantization_has_files_of_its_own(rwkv: RWKV, backend: str, tmp_path: Path) -> None:
+    cached(rwkv, tmp_path / "cache")
+    for group_size in (64, 128):
+        file = prequantize("prose", tmp_path / f"{group_size}.pqth", 4, group_size)
+        quantized = RWKV(file, backend, tokenizer=rwkv.tokenizer)
+        assert cached(quantized, tmp_path / "cache") == 0
+        assert cached(quantized, tmp_path / "cache") == len(PROMPT)
+
+
+def test_each_group_size_of_an_option_has_files_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    for group_size in (64, 128):
+        rwkv = RWKV("prose", "numba", dtype="int4", group_size=group_size)
+        assert cached(rwkv, tmp_path) == 0
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "byte", "swapped", "random"])
 def test_a_damaged_file_is_not_read(rwkv: RWKV, tmp_path: Path, damage: str) -> None:
     cached(rwkv, tmp_path)
@@ -71,6 +87,31 @@ def test_it_stays_within_its_bytes(rwkv: RWKV, tmp_path: Path) -> None:
         cached(rwkv, tmp_path, [first, *PROMPT], cache_bytes=150_000)
     assert 0 < sum(path.stat().st_size for path in files(tmp_path)) < 160_000
     assert cached(rwkv, tmp_path, [4, *PROMPT], cache_bytes=150_000) == 1 + len(PROMPT)
+
+
+def test_a_smaller_bound_removes_only_what_it_needs_room_for(rwkv: RWKV, tmp_path: Path) -> None:
+    prompts = [[first, *PROMPT] for first in range(5)]
+    for prompt in prompts:
+        cached(rwkv, tmp_path, prompt)
+    before = files(tmp_path)
+    cached(rwkv, tmp_path, cache_bytes=0)
+    with Engine(rwkv.model, rwkv.tokenizer, cache_folder=tmp_path, cache_bytes=300_000) as engine:
+        assert 0 < engine.stats().cache_entries < len(before)
+        assert engine.stats().cache_bytes < 300_000
+    assert files(tmp_path) == before
+    # The first write goes beyond the bound: the oldest files make room.
+    assert cached(rwkv, tmp_path, [9, *PROMPT], cache_bytes=300_000) == 0
+    after = files(tmp_path)
+    assert sum(path.stat().st_size for path in after) < 310_000
+    assert cached(rwkv, tmp_path, prompts[-1], cache_bytes=300_000) == len(prompts[-1])
+    assert cached(rwkv, tmp_path, prompts[0], cache_bytes=300_000) == 0
+
+
+def test_an_entry_that_is_too_large_removes_no_file(rwkv: RWKV, tmp_path: Path) -> None:
+    cached(rwkv, tmp_path)
+    before = files(tmp_path)
+    cached(rwkv, tmp_path, [9, *PROMPT], cache_bytes=1000)
+    assert files(tmp_path) == before
 
 
 def test_a_folder_that_cannot_be_is_one_line(rwkv: RWKV, tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def _load(
             fingerprint=fingerprint_of(checkpoint, config),
             table=reader.read(config.architecture.embedding),
             parameters=config.parameters(reader.read),
+            quantization=", ".join(sorted(reader.quantizations)),
+            options=dict(options),
         )
 
 
@@ -100,13 +102,18 @@ def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 class _Reader:
-    """Reads the tensors of a checkpoint and gives them to a backend, one at a time."""
+    """Reads the tensors of a checkpoint and gives them to a backend, one at a time.
+
+    Attributes:
+        quantizations: dtype and group size of the quantized matrices read so far: "int4 of 64".
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, ops: TensorOps, on_progress: OnProgress | None, pool: Executor
     ) -> None:
         self._checkpoint, self._ops, self._on_progress = checkpoint, ops, on_progress
         self._pool = pool
+        self.quantizations: set[str] = set()
         self._sizes = _sizes(checkpoint)
         self._total, self._done = sum(self._sizes.values()), 0
 
@@ -149,6 +156,7 @@ class _Reader:
         quantized = self._checkpoint.read_quantized(name)
         if quantized is None:
             return self._made(name, self._ops.matrix, self._ops.dtype)
+        self.quantizations.add(f"{quantized.dtype} of {quantized.group_size}")
         for part in (quantized.scales, quantized.offsets, quantized.largest()):
             self._check(name, part, self._ops.dtype)
         self._count(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ class Model:
     Attributes:
         n_layer, n_embd, n_vocab: the model's sizes; `config` has all of them.
         backend, device: names of the backend and the device that it runs on.
+        options: the backend's options that were given to `load`.
         path: the file it was loaded from.
+        quantization: dtype and group size of the file's quantized matrices, such as "int4 of 64";
+            "" if it has none.
         fingerprint: 16 hex digits that identify the model, also in saved states; the same on every
             backend.
         ops: the backend's TensorOps.
@@ -46,10 +49,13 @@ class Model:
         fingerprint: str,
         table: Any,
         parameters: Any,
+        quantization: str,
+        options: Mapping[str, Any],
     ) -> None:
         self.path, self.backend, self.ops, self.fingerprint = path, backend, ops, fingerprint
         self.n_layer, self.n_embd, self.n_vocab = config.n_layer, config.n_embd, config.n_vocab
         self.config = config
+        self.quantization, self.options = quantization, options
         self.device = ops.device
         self._table, self.parameters = table, parameters
         empty = self.empty_state().array

@@ -11,7 +11,6 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,7 @@ class DiskCache:
     ) -> None:
         """Make the subfolder and start the thread. Raises StateError if that folder cannot be made.
 
-        `max_bytes` bounds what `load` reads.
+        `max_bytes` bounds what `load` reads, and the files once entries are written.
         """
         self._key = _key_of(model, tokenizer)
         self._folder = Path(folder) / self._key[:32]
@@ -50,6 +49,9 @@ class DiskCache:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        # The entries that the prefix cache holds too, and the files that `load` did not read, the
+        # oldest first. The cache bounds the former.
+        self._held_bytes, self._unread = 0, dict[Path, int]()
         self._jobs: queue.SimpleQueue[tuple[str, Entry] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._work, name="rwkv-core prefix files", daemon=True
@@ -59,22 +61,31 @@ class DiskCache:
     def load(self) -> list[Entry]:
         """Read the most recently written entries, up to `max_bytes`; return the oldest first.
 
-        Files that cannot be used, and those beyond `max_bytes`, are removed.
+        Damaged files among them are removed. The other files stay until entries are written.
         """
         found: list[Entry] = []
-        n_bytes = 0
-        for path in self._paths():
+        files = self._files()
+        while files and self._held_bytes + files[-1][1] <= self._max_bytes:
+            path, _ = files[-1]
             entry = self._read(path)
-            if entry is None or n_bytes + entry.nbytes > self._max_bytes:
+            if entry is None:
                 with suppress(OSError):
                     path.unlink()
-                continue
-            n_bytes += entry.nbytes
-            found.append(entry)
+            # An entry can be larger than its file.
+            elif self._held_bytes + entry.nbytes > self._max_bytes:
+                break
+            else:
+                self._held_bytes += entry.nbytes
+                found.append(entry)
+            files.pop()
+        self._unread = dict(files)
         return found[::-1]
 
     def save(self, entry: Entry) -> None:
-        """Queue an entry to be written. If that fails, as on a full disk, it is left out."""
+        """Queue an entry to be written. If that fails, as on a full disk, it is left out.
+
+        The oldest files that `load` did not read make room for it.
+        """
         self._jobs.put(("save", entry))
 
     def remove(self, entry: Entry) -> None:
@@ -95,19 +106,32 @@ class DiskCache:
                 action, entry = job
                 with suppress(OSError):
                     if action == "remove":
+                        self._held_bytes -= entry.nbytes
                         self._path_of(entry).unlink(missing_ok=True)
                         continue
+                    self._make_room(entry)
                     if temporary is None:
                         temporary = until_closed.enter_context(temporary_folder(self._folder))
                     self._write(entry, temporary / "new")
 
-    def _paths(self) -> Iterator[Path]:
-        """Return the files, the most recently written first."""
+    def _make_room(self, entry: Entry) -> None:
+        """Count an entry, and remove the oldest unread files beyond the bound."""
+        self._held_bytes += entry.nbytes
+        self._unread.pop(self._path_of(entry), None)
+        unread_bytes = sum(self._unread.values())
+        while self._unread and self._held_bytes + unread_bytes > self._max_bytes:
+            path = next(iter(self._unread))
+            unread_bytes -= self._unread.pop(path)
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[Path, int]]:
+        """Return the files and their sizes in bytes, the most recently written last."""
         dated = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             with suppress(OSError):
-                dated.append((path.stat().st_mtime_ns, path))
-        return (path for _, path in sorted(dated, reverse=True))
+                found = path.stat()
+                dated.append((found.st_mtime_ns, path, found.st_size))
+        return [(path, size) for _, path, size in sorted(dated)]
 
     def _path_of(self, entry: Entry) -> Path:
         name = hashlib.sha256(entry.root + entry.tokens.astype("<i8").tobytes()).hexdigest()[:40]
@@ -163,6 +187,8 @@ def _key_of(model: Model, tokenizer: Tokenizer) -> str:
     ops = model.ops
     sizes = sorted(model.config.sizes.items())
     about = [model.fingerprint, model.architecture, model.backend, ops.dtype, ops.runtime_dtype]
+    # The fingerprint of a quantized model is that of the original. An option may quantize too.
+    about += [model.quantization, repr(sorted(model.options.items()))]
     digest = hashlib.sha256(json.dumps([_FORMAT, about, sizes]).encode())
     for token in range(tokenizer.n_vocab):
         digest.update(len(tokenizer.token_bytes(token)).to_bytes(4, "little"))

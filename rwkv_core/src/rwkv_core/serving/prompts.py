@@ -114,10 +114,11 @@ class Prompts:
         state, logits = self._model.to_numpy(array), np.array(request.logits, np.float32)
         entry = Entry(request.root, np.array(tokens, np.int64), state, logits)
         dropped = self.cache.add(entry)
-        if self._disk is not None:
-            self._disk.save(entry)
+        # An entry that is too large for the cache is dropped at once.
+        if self._disk is not None and dropped != [entry]:
             for one in dropped:
                 self._disk.remove(one)
+            self._disk.save(entry)
 
     def _forward(self, request: Request, tokens: list[int]) -> None:
         wanted = request.asked.prompt_logprobs
