@@ -21,6 +21,7 @@ from rwkv_core.server.guard import BodyGuard
 from rwkv_core.server.service import Service
 from rwkv_core.server.settings import Settings
 from server_process import Server
+from server_thread import serving
 from waiting import wait_until
 
 LONG = {"prompt": "The sea", "max_tokens": 400, "ignore_eos": True}
@@ -129,6 +130,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_program(
         ["--chat-template", "none"],
         ["--port", "99999"],
         ["--max-batch", "0"],
+        ["--state-folder-bytes", "0"],
         ["--api-key-file", str(tmp_path / "none")],
     ):
         assert main(["serve", "--port", "0", *extra]) == 2
@@ -160,6 +162,25 @@ def test_a_server_that_is_killed_as_it_writes_leaves_whole_states(
     assert httpx.post(f"{again.address}/v1/states", json=body, timeout=60).is_success
     # What was half written went with the first write after it.
     assert {path.suffix for path in tmp_path.iterdir()} == {".state"}
+
+
+def test_named_states_fill_their_folder_up_to_a_bound(tmp_path: Path) -> None:
+    # A state takes 46 kB. One that the operator put there does not count.
+    (tmp_path / "tuned.pth").write_bytes(bytes(100_000))
+    settings = Settings(state_folder=tmp_path, state_folder_bytes=100_000)
+    with serving(settings) as (address, _), httpx.Client(base_url=address, timeout=60) as http:
+
+        def save(name: str) -> httpx.Response:
+            return http.post("/v1/states", json={"name": name, "prompt": "The sea"})
+
+        assert [save(name).status_code for name in ("a", "b", "c", "b")] == [200, 200, 413, 200]
+        assert "\n" not in save("c").json()["error"]["message"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "a.state", "b.state", "tuned.pth",
+        ]  # fmt: skip
+        assert save("a").json()["bytes"] == http.get("/v1/states/a").json()["bytes"]
+        http.delete("/v1/states/a")
+        assert save("c").is_success
 
 
 def test_cross_origin_requests_are_not_invited(http: httpx.Client) -> None:

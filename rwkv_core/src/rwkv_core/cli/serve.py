@@ -51,6 +51,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help="tokens of an answer (16384)")
     add("--max-seconds", type=float, metavar="S", help="until a request is cut off (600)")
     add("--max-body", type=int, metavar="N", help="bytes of a request (8388608)")
+    add("--state-folder-bytes", type=int, metavar="N", help="of states in --state-folder (2**32)")
     add(
         "--cors-origin", type=filled, action="append", metavar="ORIGIN",
         help="let web pages of this origin call the server; may be repeated",
@@ -66,7 +67,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         name: getattr(args, name)
         for name in (
             "max_batch", "cache_bytes", "chat_template", "max_waiting", "max_prompt",
-            "max_tokens", "max_seconds", "max_body",
+            "max_tokens", "max_seconds", "max_body", "state_folder_bytes",
         )
         if getattr(args, name) is not None
     }  # fmt: skip

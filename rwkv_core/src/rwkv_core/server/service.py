@@ -108,6 +108,9 @@ class Service:
             max_waiting=settings.max_waiting,
             max_prompt=settings.max_prompt,
         )
+        max_bytes = settings.state_bytes
+        if settings.state_folder is not None:
+            max_bytes = settings.state_folder_bytes
         try:
             # Generate one token, so that compilation and other setup is done before requests come.
             engine.submit("", 1, sampling=None).result  # noqa: B018
@@ -117,7 +120,7 @@ class Service:
                 template=self._template or template_of(model.path.name, model.n_vocab),
                 model_id=model_id,
                 created=int(time.time()),
-                states=StatesStore(model, settings.state_folder, settings.state_bytes),
+                states=StatesStore(model, settings.state_folder, max_bytes),
                 responses=ResponsesStore(settings.state_bytes),
                 metrics=Metrics(engine, model_id),
             )

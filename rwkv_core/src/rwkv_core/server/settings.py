@@ -28,6 +28,7 @@ class Settings:
         chat_template: a template's name or a Jinja file; None chooses by the model.
         api_keys: a request needs one of these keys; if empty, requests need no key.
         state_folder: folder for named states; None keeps them in memory.
+        state_folder_bytes: largest total size in bytes of named states in the folder.
         state_bytes: largest total size in bytes of named states in memory, and of stored answers.
         cors_origins: origins of web pages that may call the server.
     """
@@ -44,6 +45,7 @@ class Settings:
     chat_template: str | None = None
     api_keys: tuple[str, ...] = ()
     state_folder: Path | None = None
+    state_folder_bytes: int = 2**32
     state_bytes: int = 2**28
     cors_origins: tuple[str, ...] = ()
 

@@ -46,7 +46,7 @@ class StatesStore:
     """Named states. Thread-safe."""
 
     def __init__(self, model: Model, folder: Path | None, max_bytes: int) -> None:
-        """Store states in `folder`, or if it is None, up to `max_bytes` in memory.
+        """Store states of up to `max_bytes` in `folder`, or if it is None, in memory.
 
         Raises OptionError if the folder cannot be made.
         """
@@ -62,8 +62,7 @@ class StatesStore:
     def infos(self) -> list[StateInfo]:
         """Return descriptions of all states, sorted by name."""
         with self._lock:
-            held = [info for _, info in self._held.values()]
-            return sorted([*held, *self._files()], key=lambda info: info.name)
+            return sorted(self._infos(), key=lambda info: info.name)
 
     def get(self, name: str) -> State:
         """Return a state. Raises ApiError if there is none, StateError if it is damaged."""
@@ -90,17 +89,18 @@ class StatesStore:
     def save(self, name: str, state: State, created: int) -> StateInfo:
         """Store a state; replaces one of the same name. `created` is in seconds since 1970.
 
-        Raises ApiError for a wrong name or for lack of memory, StateError if it cannot be written.
+        Raises ApiError for a wrong name or for lack of room, StateError if it cannot be written.
         """
         self.check_name(name)
         nbytes = nbytes_of(self._model, state)
         with self._lock:
-            if self._folder is not None:
-                self._model.save_state(self._folder / f"{name}{_SUFFIX}", state)
-                return StateInfo(name, nbytes, created)
-            others = sum(info.nbytes for _, info in self._held.values() if info.name != name)
-            if others + nbytes > self._max_bytes:
+            others = [one for one in self._infos() if one.name != name and not one.is_tuned]
+            if sum(one.nbytes for one in others) + nbytes > self._max_bytes:
                 raise ApiError(413, "There is no room for another state. Delete one first.")
+            if self._folder is not None:
+                path = self._folder / f"{name}{_SUFFIX}"
+                self._model.save_state(path, state)
+                return StateInfo(name, path.stat().st_size, created)
             info = StateInfo(name, nbytes, created)
             self._held[name] = state, info
             return info
@@ -122,6 +122,9 @@ class StatesStore:
                 if path.is_file():
                     return path
         raise missing(name)
+
+    def _infos(self) -> list[StateInfo]:
+        return [*(info for _, info in self._held.values()), *self._files()]
 
     def _files(self) -> Iterator[StateInfo]:
         if self._folder is None:
