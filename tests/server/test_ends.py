@@ -1,11 +1,15 @@
 """Requests that end early: at the time limit, and when the server shuts down."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
 
+from rwkv_core import RWKV
+from rwkv_core.server.errors import ApiError
+from rwkv_core.server.service import Service
 from rwkv_core.server.settings import Settings
 from server_thread import serving
 from waiting import wait_until
@@ -62,3 +66,39 @@ def test_a_response_that_a_shutdown_cuts_off_is_cancelled(stream: bool) -> None:
     assert kind == "response.incomplete" * stream
     assert response.status == "cancelled"
     assert response.incomplete_details is None
+
+
+def test_a_service_that_is_closed_as_it_loads_starts_no_engine() -> None:
+    before, closed, called = set(threading.enumerate()), threading.Event(), list[object]()
+
+    def load() -> RWKV:
+        rwkv = RWKV("prose", backend="numpy")
+        assert closed.wait(60)
+        return rwkv
+
+    service = Service(Settings(), load)
+    service.start(called.append, lambda: called.append("error"))
+    service.close()
+    (loading,) = [one for one in threading.enumerate() if one.name == "rwkv-core loading"]
+    closed.set()
+    loading.join()
+    assert not called
+    assert not [one for one in set(threading.enumerate()) - before if "engine" in one.name]
+    with pytest.raises(ApiError):
+        service.running()
+
+
+def test_a_service_that_is_closed_as_its_engine_starts_closes_it() -> None:
+    before, called = set(threading.enumerate()), list[object]()
+    rwkv = RWKV("prose", backend="numpy")
+    forward = rwkv.model.forward
+
+    def closing(*arguments: object, **options: object) -> object:
+        service.close()
+        return forward(*arguments, **options)
+
+    rwkv.model.forward = closing  # the engine calls it first for the token before all requests
+    service = Service(Settings(), lambda: rwkv)
+    service.start(called.append, lambda: called.append("error"))
+    wait_until(lambda: set(threading.enumerate()) == before)
+    assert not called

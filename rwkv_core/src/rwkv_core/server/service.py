@@ -68,18 +68,24 @@ class Service:
         self._template = check_template(settings.chat_template)
         self.error: BaseException | None = None
         self._running: Running | None = None
+        self._lock = threading.Lock()  # of `_running` and `_is_closed`
+        self._is_closed = False
 
     def start(self, on_ready: Callable[[Running], None], on_error: Callable[[], None]) -> None:
-        """Load the model in a thread; then call `on_ready`, or `on_error` if that failed."""
+        """Load the model in a thread; then call `on_ready`, or `on_error` if that failed.
+
+        `on_ready` is not called after `close`.
+        """
 
         def work() -> None:
             try:
-                self._running = self._start()
+                running = self._start()
             except BaseException as error:
                 self.error = error
                 on_error()
             else:
-                on_ready(self._running)
+                if running is not None:
+                    on_ready(running)
 
         threading.Thread(target=work, name="rwkv-core loading", daemon=True).start()
 
@@ -90,13 +96,21 @@ class Service:
         return self._running
 
     def close(self) -> None:
-        """Close the engine. Remaining requests are cancelled."""
+        """Close the engine. Remaining requests are cancelled.
+
+        A model that still loads gets no engine.
+        """
+        with self._lock:
+            self._is_closed = True
         if self._running is not None:
             self._running.engine.close()
 
-    def _start(self) -> Running:
+    def _start(self) -> Running | None:
+        """Load the model and start its engine; None if the service was closed meanwhile."""
         settings = self.settings
         rwkv = self._load()
+        if self._is_closed:
+            return None
         model = rwkv.model
         shipped = {path: name for name, path in bundled.MODELS.items()}
         model_id = shipped.get(model.path, model.path.stem)
@@ -114,7 +128,7 @@ class Service:
         try:
             # Generate one token, so that compilation and other setup is done before requests come.
             engine.submit("", 1, sampling=None).result  # noqa: B018
-            return Running(
+            running = Running(
                 settings=settings,
                 engine=engine,
                 template=self._template or template_of(model.path.name, model.n_vocab),
@@ -127,3 +141,9 @@ class Service:
         except BaseException:
             engine.close()
             raise
+        with self._lock:
+            if not self._is_closed:
+                self._running = running
+                return running
+        engine.close()
+        return None
