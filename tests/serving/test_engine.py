@@ -163,7 +163,7 @@ async def wait_for(handle: Handle) -> None:
     [
         ({"prompt": [10**6]}, "found token 1000000"),
         ({"prompt": [-1]}, "token numbers >= 0"),
-        ({"prompt": b"A"}, "text or a list of tokens"),
+        ({"prompt": b"A"}, "text, or a list of texts or of tokens"),
         ({"prompt": ["A", 5]}, "expected a str"),
         ({"prompt": "A" * 9000}, "expected at most 50"),
         ({"max_tokens": -1}, "max_tokens"),
@@ -174,6 +174,8 @@ async def wait_for(handle: Handle) -> None:
         ({"seed": -1}, "seed"),
         ({"top_logprobs": -1}, "top_logprobs"),
         ({"max_seconds": 0}, "max_seconds"),
+        ({"max_seconds": True}, "max_seconds"),
+        ({"max_seconds": float("nan")}, "max_seconds"),
         ({"processors": ["nothing"]}, "no sampler 'nothing'"),
     ],
 )

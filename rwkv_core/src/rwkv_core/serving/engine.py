@@ -265,7 +265,9 @@ class Engine:
         if isinstance(prompt, str):
             tokens, ends = self.tokenizer.encode(prompt), list[int]()
         elif isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
-            raise OptionError(f"prompt: found {prompt!r:.40}, expected text or a list of tokens")
+            raise OptionError(
+                f"prompt: found {prompt!r:.40}, expected text, or a list of texts or of tokens"
+            )
         else:
             tokens, ends = self._encoded_parts(list(prompt))
         if self._max_prompt is not None and len(tokens) > self._max_prompt:
@@ -298,8 +300,10 @@ def _check_whole(name: str, value: object, least: int) -> None:
 
 
 def _check_seconds(seconds: object) -> None:
-    if seconds is not None and not (
-        isinstance(seconds, int | float) and math.isfinite(seconds) and seconds > 0
+    if seconds is not None and (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0 < seconds < math.inf
     ):
         raise OptionError(f"max_seconds: found {seconds!r}, expected a number > 0")
 
