@@ -6,6 +6,8 @@ import httpx
 import openai
 import pytest
 
+from rwkv_core.server.tool_calls import CallStream
+
 ASK = [{"role": "user", "content": "Who is the captain?"}]
 SCHEMA = {
     "type": "object",
@@ -63,10 +65,15 @@ def test_a_call_that_must_be_made(client: openai.OpenAI, choice: object, stream:
     if stream:
         chunks = list(found)
         deltas = [chunk.choices[0].delta for chunk in chunks]
-        (call,) = [call for delta in deltas for call in delta.tool_calls or ()]
+        call, *pieces = [call for delta in deltas for call in delta.tool_calls or ()]
         reason = chunks[-1].choices[0].finish_reason
-        assert call.index == 0
         assert not any(delta.content for delta in deltas)
+        assert call.index == 0
+        assert call.function.arguments == ""
+        assert len(pieces) > 1
+        for piece in pieces:
+            assert (piece.index, piece.id, piece.function.name) == (0, None, None)
+            call.function.arguments += piece.function.arguments
     else:
         message, reason = found.choices[0].message, found.choices[0].finish_reason
         (call,) = message.tool_calls
@@ -75,6 +82,50 @@ def test_a_call_that_must_be_made(client: openai.OpenAI, choice: object, stream:
     assert call.id.startswith("call_")
     assert call.function.name in (("hire", "dismiss") if choice == "required" else ("dismiss",))
     assert json.loads(call.function.arguments).keys() == {"old", "ships"}
+
+
+def test_a_stream_of_a_call_that_is_cut_off_ends_for_its_length(client: openai.OpenAI) -> None:
+    parameters = {"type": "object", "properties": {"why": {"type": "string", "minLength": 500}}}
+    tool = {"type": "function", "function": {"name": "hire", "parameters": parameters}}
+    tool["function"]["parameters"]["required"] = ["why"]
+    chunks = list(
+        client.chat.completions.create(
+            model="prose", messages=ASK, tools=[tool], tool_choice="required", max_tokens=30,
+            stream=True,
+        )
+    )  # fmt: skip
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert "".join(call.function.arguments for call in calls).startswith('{"why":"')
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_the_client_joins_a_stream_of_calls(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model="prose", messages=ASK, tools=TOOLS, tool_choice="required", max_tokens=90,
+        parallel_tool_calls=False,
+    ) as stream:  # fmt: skip
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+    assert json.loads(call.function.arguments).keys() == {"old", "ships"}
+
+
+@pytest.mark.parametrize("length", [1, 7, 1000])
+def test_deltas_of_calls_join_to_the_calls(length: int) -> None:
+    said = [{}, {"a": '"}]\\', "b": [{"c": "{"}]}, {"d": "</tool_call>"}]
+    text = " " + "".join(
+        f'<tool_call>{{"name":"{name}","arguments":{json.dumps(arguments)}}}</tool_call>'
+        for name, arguments in zip("xyz", said, strict=True)
+    )
+    calls, found = CallStream(), [["", ""] for _ in said]
+    for start in range(0, len(text), length):
+        for delta in calls.add(text[start : start + length]):
+            function = delta["function"]
+            found[delta["index"]][0] += function.get("name", "")
+            found[delta["index"]][1] += function["arguments"]
+    assert [name for name, _ in found] == ["x", "y", "z"]
+    assert [json.loads(arguments) for _, arguments in found] == said
+    assert not calls.is_open
+    # The grammar lets a text go on like this, as the model likes.
+    assert not CallStream().add('\n<tool_call>{"name":"x","arguments":{}')
 
 
 def test_a_call_that_may_be_made_and_its_result(client: openai.OpenAI) -> None:

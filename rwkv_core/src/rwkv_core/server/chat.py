@@ -24,7 +24,7 @@ from rwkv_core.server.prompting import system_text, tokens_within
 from rwkv_core.server.running import completions_of, pieces_of, submit_all
 from rwkv_core.server.service import Running
 from rwkv_core.server.templates.base import Conversation, Delta
-from rwkv_core.server.tool_calls import calls_of
+from rwkv_core.server.tool_calls import CallStream, calls_of
 from rwkv_core.server.usage import finish_reason, usage
 from rwkv_core.serving import Completion, Handle
 
@@ -41,6 +41,8 @@ class _Job:
         self.n = body.n or 1
         # Answers are searched for calls only if there are tools.
         self.has_tools = bool(body.tools) and body.tool_choice != "none"
+        # With a grammar of the request, what begins like a call need not go on like one.
+        self.streams_calls = self.has_tools and body.grammar is None
         self.id = f"chatcmpl-{secrets.token_hex(14)}"
         self.created = int(time.time())
 
@@ -146,6 +148,7 @@ class _Job:
     async def events(self, handles: Sequence[Handle]) -> AsyncIterator[bytes]:
         """Yield the answer as events, each a chunk."""
         answers = [Answer(self.prompt) for _ in handles]
+        calls = [CallStream() for _ in handles]
         ended: dict[int, Completion] = {}
         for number in range(len(handles)):
             yield self._chunk(number, {"role": "assistant", "content": "", "refusal": None})
@@ -154,12 +157,14 @@ class _Job:
                 answer = answers[number]
                 if isinstance(found, Completion):
                     ended[number] = found
-                    for chunk in self._last_chunks(number, found, answer):
+                    for chunk in self._last_chunks(number, found, answer, calls[number]):
                         yield chunk
                     continue
                 delta = answer.add(found.text, found.logprobs, len(found.tokens))
                 for chunk in self._chunks(number, delta):
                     yield chunk
+                for call in calls[number].add(found.text) if self.streams_calls else ():
+                    yield self._chunk(number, {"tool_calls": [call]})
         if self.body.includes_usage:
             n_thought = sum(answer.n_thought for answer in answers)
             counts = usage([ended[number] for number in range(self.n)], self.n, n_thought)
@@ -176,8 +181,13 @@ class _Job:
             found.append(self._chunk(number, {"content": delta.content}, logprobs))
         return found
 
-    def _last_chunks(self, number: int, completion: Completion, answer: Answer) -> list[bytes]:
+    def _last_chunks(
+        self, number: int, completion: Completion, answer: Answer, streamed: CallStream
+    ) -> list[bytes]:
         found = self._chunks(number, answer.add("", end=True))
+        if streamed.n_calls:
+            reason = finish_reason(completion) if streamed.is_open else "tool_calls"
+            return [*found, self._chunk(number, {}, reason=reason)]
         content, calls = self._calls(answer.content)
         if self.has_tools and content:
             found.append(self._chunk(number, {"content": content}))

@@ -10,6 +10,11 @@ from typing import Any
 from rwkv_core.server.templates.base import CALL_BEGIN, CALL_END
 
 _CALL = re.compile(f"{CALL_BEGIN}(.*?){CALL_END}", re.S)
+# What comes before the arguments of a call, with the end of the call before it. Whitespace other
+# than a space begins a text, in which nothing ensures that a call is valid.
+_HEAD = re.compile(
+    rf'(?:}}{CALL_END}| )?{CALL_BEGIN}{{"name":"([\w-]+)","arguments":(?={{)', re.ASCII
+)
 
 
 def calls_of(text: str) -> tuple[str, list[dict[str, Any]]]:
@@ -39,5 +44,63 @@ def _call(text: str) -> dict[str, Any] | None:
         return None
     if not (isinstance(name, str) and isinstance(arguments, dict)):
         return None
-    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return _described(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def _described(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+class CallStream:
+    """Splits a growing text into the deltas of its calls: first the name, then the arguments.
+
+    The text must follow the grammar of `constrained.chat_constraint`. It may have no calls.
+
+    Attributes:
+        n_calls: number of calls that have begun.
+    """
+
+    def __init__(self) -> None:
+        self.n_calls = 0
+        self._rest = ""
+        # Number of objects and lists that are open in the arguments.
+        self._depth = 0
+        self._in_string = self._is_escaped = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last call's arguments have not ended."""
+        return self._depth > 0
+
+    def add(self, text: str) -> list[dict[str, Any]]:
+        """Add text. Returns the new deltas, each an item of `tool_calls`."""
+        self._rest += text
+        found: list[dict[str, Any]] = []
+        while self._rest:
+            if not self.is_open:
+                head = _HEAD.match(self._rest)
+                if head is None:
+                    break
+                self._rest = self._rest[head.end() :]
+                found.append({"index": self.n_calls} | _described(head[1], ""))
+                self.n_calls += 1
+            function = {"arguments": self._take_arguments()}
+            found.append({"index": self.n_calls - 1, "function": function})
+        return found
+
+    def _take_arguments(self) -> str:
+        """Take the text up to the end of the arguments, or all of it."""
+        n_taken = 0
+        for character in self._rest:
+            n_taken += 1
+            if self._in_string:
+                self._in_string = self._is_escaped or character != '"'
+                self._is_escaped = not self._is_escaped and character == "\\"
+            else:
+                self._in_string = character == '"'
+                self._depth += (character in "{[") - (character in "]}")
+                if not self._depth:
+                    break
+        found, self._rest = self._rest[:n_taken], self._rest[n_taken:]
+        return found
