@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("rwkv_backend_torch.ops")
 
 import rwkv_core  # noqa: E402
 from conftest import READY  # noqa: E402
+from rwkv_backend_torch.busy_cores import BusyCores  # noqa: E402
 from rwkv_core import plugins  # noqa: E402
 from rwkv_core.backends.tensor_ops import TensorOps  # noqa: E402
 
@@ -184,3 +186,23 @@ def test_a_device_that_is_not_there_is_told_in_torchs_first_line():
 
     error = RuntimeError("CUDA error: invalid device ordinal\nCUDA kernel errors might be. For ")
     assert first_sentence(error) == "CUDA error: invalid device ordinal"
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_after_a_call_without_a_core_the_next_run_in_one_thread(two_threads) -> None:
+    def wait(seconds: float) -> int:
+        time.sleep(seconds)
+        return torch.get_num_threads()
+
+    run = BusyCores().watch(wait)
+    assert [run(0.01), run(0.0)] == [2, 1]
+    assert torch.get_num_threads() == 2
+    time.sleep(1.1)
+    assert run(0.0) == 2

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rwkv_backend_torch.busy_cores import BusyCores
 from rwkv_backend_torch.cuda.graph import RecordedFunction
 from rwkv_backend_torch.cuda.weights import Weights, has_kernels, plain_weights
 from rwkv_backend_torch.head_scans import wkv6, wkv7
@@ -56,6 +57,7 @@ class TorchOps(TensorOps):
             self._gpu_layers = GPULayers(self)
         self._packs = not self._gpu_layers and packs(self._device, getattr(torch, dtype))
         _set_threads(threads)
+        self._busy_cores = BusyCores()
         if self._device.type != "cpu" or torch.get_num_threads() > 1:
             self.threaded_library = "torch"
 
@@ -181,7 +183,8 @@ class TorchOps(TensorOps):
         if self.records:
             return RecordedFunction(function)
         # Not inference_mode: callers may change the results in place, for example to ban a token.
-        return torch.no_grad()(function)
+        run = torch.no_grad()(function)
+        return self._busy_cores.watch(run) if self._device.type == "cpu" else run
 
 
 def _product_in_16_bits(matrix: Tensor, x: Tensor) -> Tensor:
