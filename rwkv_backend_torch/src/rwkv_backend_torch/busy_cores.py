@@ -18,7 +18,7 @@ import torch
 # each core, half of it.
 _IDLE_SHARE = 0.75
 # For so many times the duration of a slow call, and seconds, the next calls have one thread.
-_TIMES, _LEAST, _MOST = 10, 1.0, 10.0
+_TIMES, _LEAST, _MOST = 30, 1.0, 15.0
 
 
 class BusyCores:
