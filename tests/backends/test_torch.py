@@ -196,13 +196,25 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_after_a_call_without_a_core_the_next_run_in_one_thread(two_threads) -> None:
-    def wait(seconds: float) -> int:
+def test_after_a_call_without_a_core_the_next_run_in_one_thread(two_threads):
+    def wait(seconds):
         time.sleep(seconds)
         return torch.get_num_threads()
 
     run = BusyCores().watch(wait)
-    assert [run(0.01), run(0.0)] == [2, 1]
+    assert [run(0.01), run(0.0), run(0.0)] == [2, 1, 1]
     assert torch.get_num_threads() == 2
     time.sleep(1.1)
     assert run(0.0) == 2
+
+
+def test_one_thread_that_takes_longer_is_not_taken_again(two_threads):
+    def wait(rows):
+        n_threads = torch.get_num_threads()
+        time.sleep(0.002 * len(rows) / n_threads)
+        return n_threads
+
+    run = BusyCores().watch(wait)
+    few, many = torch.zeros(4, 1), torch.zeros(40, 1)
+    assert [run(few), run(few), run(few)] == [2, 1, 2]
+    assert [run(many), run(many), run(many)] == [2, 1, 2]

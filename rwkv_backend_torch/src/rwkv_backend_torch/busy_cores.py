@@ -10,42 +10,74 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # On idle cores, the calling thread works all the time that a call takes; with a busy process on
 # each core, half of it.
 _IDLE_SHARE = 0.75
-# For so many times the duration of a slow call, and seconds, the next calls have one thread.
+# What a slow call showed is believed for so many times its duration, within these seconds.
 _TIMES, _LEAST, _MOST = 30, 1.0, 15.0
 
 
+@dataclass
+class _Slow:
+    """A call during which the cores were busy.
+
+    Attributes:
+        until: the time until which it is believed.
+        one_is_faster: False once a call in one thread has taken longer for each row.
+    """
+
+    seconds_per_row: float
+    until: float
+    one_is_faster: bool = True
+
+
 class BusyCores:
-    """Notices that the cores are busy by how long a call's own thread did not run."""
+    """Notices that the cores are busy by how long a call's own thread did not run.
+
+    Only calls with a like number of rows are compared.
+    """
 
     def __init__(self) -> None:
-        self._busy_until = 0.0
+        self._slow: dict[int, _Slow] = {}
 
     def watch(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, run in one thread after a call during which the cores were busy."""
+        """Return `function`, run in one thread after a slow call, as long as that is faster."""
 
         def run(*arguments: Any) -> Any:
             n_threads = torch.get_num_threads()
             if n_threads == 1:
                 return function(*arguments)
-            began = time.perf_counter()
-            if began < self._busy_until:
+            n_rows = _rows(arguments)
+            kind = n_rows.bit_length()
+            slow, began = self._slow.get(kind), time.perf_counter()
+            is_known = slow is not None and began < slow.until
+            if slow and is_known and slow.one_is_faster:
                 torch.set_num_threads(1)
                 try:
-                    return function(*arguments)
+                    result = function(*arguments)
                 finally:
                     torch.set_num_threads(n_threads)
+                took = (time.perf_counter() - began) / n_rows
+                slow.one_is_faster = took < slow.seconds_per_row
+                return result
             ran = time.thread_time()
             result = function(*arguments)
             passed = time.perf_counter() - began
-            if time.thread_time() - ran < _IDLE_SHARE * passed:
-                self._busy_until = began + passed + min(max(_TIMES * passed, _LEAST), _MOST)
+            if not is_known and time.thread_time() - ran < _IDLE_SHARE * passed:
+                until = began + passed + min(max(_TIMES * passed, _LEAST), _MOST)
+                self._slow[kind] = _Slow(passed / n_rows, until)
             return result
 
         return run
+
+
+def _rows(arguments: tuple[Any, ...]) -> int:
+    """The number of rows of the first tensor [..., D], which is what a model reads."""
+    tensor = next((one for one in arguments if isinstance(one, Tensor)), None)
+    return 1 if tensor is None else max(1, tensor.shape[:-1].numel())
