@@ -23,7 +23,7 @@ from rwkv_core.evaluation.random_model import write_random_model
 from rwkv_core.serving import Engine, Handle
 from rwkv_core.tokenizer import Tokenizer
 
-N_TOKENS, CLIENTS, LONG, SYSTEM = 32, 16, 4000, 1000
+N_TOKENS, CLIENTS, MOST_CLIENTS, LONG, SYSTEM = 32, 16, 64, 4000, 1000
 
 
 class NumberTokenizer(Tokenizer):
@@ -70,7 +70,9 @@ def clients(model: Model, engine: Engine) -> dict[str, float]:
         "bare model, 1 row, tokens/s": one,
         "bare model, 16 rows / 1 row": many / one,
         "engine, 1 client / bare": engine_rate(engine, 1) / one,
+        "engine, 4 clients / bare 1 row": engine_rate(engine, 4) / one,
         "engine, 16 clients / bare 1 row": ours / one,
+        "engine, 64 clients / bare 1 row": engine_rate(engine, MOST_CLIENTS) / one,
         "engine, 16 clients / bare 16 rows": ours / many,
         "the same, greedy": engine_rate(engine, CLIENTS, temperature=0.0) / many,
         "the same, top_p 0.9": engine_rate(engine, CLIENTS, top_p=0.9) / many,
@@ -150,7 +152,7 @@ def main() -> None:
         model = rwkv_core.load(path, args.backend, **options)
     tokenizer = NumberTokenizer(model.n_vocab)
     found: dict[str, list[float]] = {}
-    with Engine(model, tokenizer, max_batch=CLIENTS) as engine:
+    with Engine(model, tokenizer, max_batch=MOST_CLIENTS) as engine:
         measured: dict[str, Callable[[int], dict[str, float]]] = {
             "clients": lambda i: clients(model, engine),
             "cache": lambda i: first_tokens(engine, i),
