@@ -1,4 +1,6 @@
-"""One token's step of the scans of RWKV-4 to 7, in functions of the array API standard.
+"""The scans of RWKV-4 to 7: a token's step, and the plain loops over tokens.
+
+All in functions of the array API standard.
 
 In RWKV-5 to 7: B batch, H heads of N channels. A head's matrix S has a row for each value channel
 and a column for each key channel: `s` [B, H, N, N]. All else that belongs to a token is [B, H, N].
@@ -6,6 +8,7 @@ and a column for each key channel: `s` [B, H, N, N]. All else that belongs to a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 Array = Any
@@ -22,6 +25,28 @@ def wkv4_step(
     top = xp.maximum(pp + decay, k)
     before, now = xp.exp(pp + decay - top), xp.exp(k - top)
     return mean, (before * aa + now * v, before * bb + now, top)
+
+
+def wkv4(
+    xp: Any, k: Array, v: Array, decay: Array, first: Array, state: tuple[Array, Array, Array]
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """`TensorOps.wkv`: `wkv4_step` for each token."""
+    means = []
+    for t in range(k.shape[1]):
+        mean, state = wkv4_step(xp, state, k[:, t, :], v[:, t, :], decay, first)
+        means.append(mean)
+    return xp.stack(means, axis=1), state
+
+
+def scan(
+    xp: Any, step: Callable[..., tuple[Array, Array]], s: Array, *inputs: Array
+) -> tuple[Array, Array]:
+    """Run `step` for each token of `inputs`, [B, T, H, N]. Returns y of that shape, and `s`."""
+    rows = []
+    for t in range(inputs[0].shape[1]):
+        y, s = step(xp, s, *(x[:, t, :, :] for x in inputs))
+        rows.append(y)
+    return xp.stack(rows, axis=1), s
 
 
 def apart(xp: Any, s: Array) -> Array:

@@ -184,11 +184,7 @@ class TensorOps(ABC):
 
         Returns the means [B, T, D] and the state after the last token.
         """
-        means = []
-        for t in range(k.shape[1]):
-            mean, state = scans.wkv4_step(self.xp, state, k[:, t, :], v[:, t, :], decay, first)
-            means.append(mean)
-        return self.xp.stack(means, axis=1), state
+        return scans.wkv4(self.xp, k, v, decay, first, state)
 
     def head_sums(self, x: Array, head_size: int) -> Array:
         """Return `x` [B, T, D] with each number replaced by the sum over its head.
@@ -260,13 +256,9 @@ class TensorOps(ABC):
         Returns y [B, T, D] and `s` after the last token. This is the plain loop. A backend that
         compiles overrides it with its library's loop; one with kernels overrides `wkv6` and `wkv7`.
         """
-        xp, head_size, shape = self.xp, s.shape[1], inputs[0].shape
-        heads = [self._heads(x, head_size) for x in inputs]
-        s, rows = scans.apart(xp, s), []
-        for t in range(shape[1]):
-            y, s = step(xp, s, *(x[:, t, :, :] for x in heads))
-            rows.append(y)
-        return xp.reshape(xp.stack(rows, axis=1), shape), scans.side_by_side(xp, s)
+        heads = [self._heads(x, s.shape[1]) for x in inputs]
+        y, s = scans.scan(self.xp, step, scans.apart(self.xp, s), *heads)
+        return self.xp.reshape(y, inputs[0].shape), scans.side_by_side(self.xp, s)
 
     def _heads(self, x: Array, head_size: int) -> Array:
         """Return `x` [B, T, D] as [B, T, H, N]."""
