@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 import time
 import urllib.request
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_a_hub_that_cannot_be_reached_is_one_line_at_once(web, address, monkeypa
     began = time.monotonic()
     assert main(["generate", "a", "-m", "hf://owner/repo/other.pth"]) == 2
     assert time.monotonic() - began < 5
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "cannot be reached" in err
+
+
+def test_a_hub_that_accepts_connections_and_never_answers_is_one_line_within_5_s(
+    web, address, monkeypatch, capfd
+):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        assert main(["generate", "a", "-m", "hf://owner/repo/other.pth"]) == 2
+        assert time.monotonic() - began < 5
     out, err = capfd.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and "cannot be reached" in err
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
+import threading
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from rwkv_core.errors import DownloadError
 from rwkv_core.sources.cache_file import digest_of
 from rwkv_core.util.addresses import shown
 from rwkv_core.util.printable import one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _EXPECTED = "expected hf://owner/repo/file or hf://owner/repo@revision/file"
@@ -21,8 +27,11 @@ _HF = re.compile(rf"([^/@]+/[^/@]+)(?:@{_REVISION})?/(.+)")
 _PAGE = re.compile(rf"([^/]+/[^/]+)/(?:resolve|blob|raw)/{_REVISION}/(.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9A-Fa-f]{32,128}")
-TIMEOUT = 4.0
+TIMEOUT = 3.5
 """Seconds to wait for the hub's description of a file."""
+_REMEMBER = 10.0
+_silent: dict[str, float] = {}
+"""When each hub last gave no answer in time; for the next 10 s it is not asked again."""
 # Characters and parts that git does not allow in a name.
 _NO_REVISION = re.compile(r"[ ~^:?*\[]|\.\.|@\{|\.lock(/|$)|(^|/)\.")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -162,12 +171,12 @@ def _check_names(place: HubFile) -> Exception | None:
     The client uses them unchecked as file names in its cache. Returns the error if the hub cannot
     be reached, else None.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     url = hf_hub_url(place.repo, place.path, revision=place.revision, endpoint=_endpoint())
     try:
-        about = get_hf_file_metadata(url, timeout=TIMEOUT)
+        about = _describe(url)
     # For an error status of the hub, the client will ask again, and knows the cache.
     except Exception as error:
         answered = getattr(error, "response", None) is not None
@@ -177,6 +186,37 @@ def _check_names(place: HubFile) -> Exception | None:
     if about.etag is not None and not _ETAG.fullmatch(about.etag):
         raise DownloadError(f"{place}: {_endpoint()} gives an ETag that is no hex digest")
     return None
+
+
+def _describe(url: str) -> HfFileMetadata:
+    """Return the hub's description of a file. Raises TimeoutError after `TIMEOUT`.
+
+    The client's own timeout leaves out looking up the hub's name, and the 3 s that its first
+    request may wait for a list of programs that use it.
+    """
+    from huggingface_hub import get_hf_file_metadata
+
+    endpoint = _endpoint()
+    answers: queue.SimpleQueue[HfFileMetadata | Exception] = queue.SimpleQueue()
+    unanswered = TimeoutError(f"no answer within {TIMEOUT} s")
+    if time.monotonic() < _silent.get(endpoint, -_REMEMBER) + _REMEMBER:
+        raise unanswered
+
+    def ask() -> None:
+        try:
+            answers.put(get_hf_file_metadata(url, timeout=TIMEOUT))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=TIMEOUT)
+    except queue.Empty:
+        _silent[endpoint] = time.monotonic()
+        raise unanswered from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _check(place: HubFile, path: Path) -> None:
