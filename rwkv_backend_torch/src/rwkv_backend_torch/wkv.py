@@ -84,7 +84,8 @@ def _scan(
 ) -> WKVState:
     """Return the state before each of n steps and after the last: aa, bb, pp [..., n + 1, D].
 
-    A step adds `values` to aa and `counts` to bb, both [..., n, D] in units of exp(`keys`).
+    `keys` and `values` are [..., n, D], and so is `counts` unless it is a number. Each step decays
+    aa and bb, then adds exp(keys) * values to aa and exp(keys) * counts to bb.
     """
     n_steps, n_embd = keys.shape[-2:]
     aa, bb, pp = keys.new_empty(3, *keys.shape[:-2], n_steps + 1, n_embd)

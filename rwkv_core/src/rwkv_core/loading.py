@@ -38,8 +38,8 @@ def load(
     """Load a model file onto a backend.
 
     Arguments:
-        model: a checkpoint's path or address (hf://owner/repo/file, http or https), or "prose" or
-            "prose7" for a small model that ships with rwkv-core. The file may be .pth, .pqth,
+        model: a path, an address (hf://owner/repo/file or http(s)://...), or the name of a small
+            model that ships with rwkv-core: "prose" or "prose7". The file may be .pth, .pqth,
             .safetensors, .gguf or rwkv.cpp's .bin, and is recognized by its content.
         backend: a name from `list_backends()`. None takes the fastest available backend for a model
             of this size that has these options. If it fails to start, a warning is given, and the

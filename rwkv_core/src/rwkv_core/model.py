@@ -106,8 +106,9 @@ class Model:
     def embed(self, tokens: Tokens, state: State | None = None) -> Any:
         """Read tokens, continuing from `state`, for an embedding of the text.
 
-        Arguments and errors are those of `forward`. Returns the last hidden state after the final
-        norm, a float32 array of the backend: [D], with a leading B for rows.
+        Arguments and errors are those of `forward`. An embedding is the last layer's output for the
+        last token, after the final norm. Returns a float32 array of the backend: [D], with a
+        leading B for rows.
         """
         hidden, _ = self._read(self._last_hidden, tokens, state, None)
         return hidden[..., -1, :]
@@ -119,9 +120,9 @@ class Model:
         state: State | None,
         on_progress: OnProgress | None,
     ) -> tuple[Any, Any]:
-        """What `run` gives, [T, n] or [B, T, n], or of the last token alone; and the state's array.
+        """Return what `run` gives, [T, n] or [B, T, n], and the state's array.
 
-        `run` is a function of `head`, compiled.
+        `run` is a compiled function of `architectures.head`. T is 1 if it gives only the last.
         """
         rows = self._rows(tokens)
         single = rows.ndim == 1

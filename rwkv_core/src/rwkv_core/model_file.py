@@ -46,7 +46,10 @@ def known_formats() -> list[CheckpointFormat]:
 
 
 def known_versions() -> list[Architecture]:
-    """Return the RWKV versions of plugins, then the built-in ones, in the order they are tried."""
+    """Return the RWKV versions that plugins add, then the built-in ones.
+
+    This is the order in which they are tried.
+    """
     return [*plugins.offered("rwkv_architectures").values(), *VERSIONS]
 
 

@@ -75,8 +75,8 @@ class Int8Rows:
 class Int8RowsInBfloat16(TensorKernel):
     """Like Int8Rows, with activations and scales in bfloat16.
 
-    Used on CPUs that FBGEMM does not support, and for streamed matrices, since FBGEMM's packed
-    matrices are not tensors.
+    Used on CPUs that FBGEMM does not support, and for streamed matrices: only tensors can be
+    streamed, and FBGEMM's packed matrices are none.
     """
 
     def __init__(self, matrix: QuantizedMatrix) -> None:

@@ -1,4 +1,7 @@
-"""torch-quant with a target: quantized matrices that do not fit are copied ahead of their use."""
+"""torch-quant with the option `target`.
+
+Quantized matrices that do not fit on the device are copied there ahead of their use.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ def stream_for(model: Model, n_weights: int) -> Stream:
     """Return the yardstick of decoding on the model's device.
 
     `n_weights` is the number of weights in the model's matrices. On a CPU the yardstick is the same
-    for all backends and dtypes, so that their shares can be compared.
+    for all backends and dtypes, so that their rates, as shares of the yardstick's rate, can be
+    compared.
     """
     return _numpy_stream() if model.device.startswith("cpu") else _own_stream(model, n_weights)
 

@@ -31,7 +31,8 @@ HELP = '''\
 /help             show this list
 /exit, /quit      end, like Ctrl-D. Ctrl-C ends an answer, or clears the line.
 
-A line that ends with \\ continues in the next line; so does a text between """ and """.
+A line that ends with \\ continues in the next line. A text between """ and """ may have several
+lines.
 Several pasted lines are one message. If the terminal sends them one by one, put the text between
 """ and """.'''
 

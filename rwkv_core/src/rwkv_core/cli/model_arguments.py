@@ -26,7 +26,7 @@ _RESERVED = ("model", "backend", "on_progress", "lora")
 
 
 def filled(text: str) -> str:
-    """Return `text`; the type of arguments that must not be empty, as by an unset variable."""
+    """Return `text` unless it is empty, as from an unset variable; the type of such arguments."""
     if not text:
         raise argparse.ArgumentTypeError("found nothing, expected a name (an unset variable?)")
     return text
@@ -63,8 +63,8 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--lora-alpha", type=float, metavar="A",
-        help="alpha of the LoRA's training; needed unless PEFT's adapter_config.json has it. "
-        "Without --lora: merge LoRA weights that are in the model's own file",
+        help="the alpha with which the LoRA was trained; needed unless PEFT's adapter_config.json "
+        "has it. Given without --lora, it merges LoRA weights that the model's own file holds",
     )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare -m, -b, -o, --lora and --lora-alpha."""
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help="a model file; its address, hf://owner/repo/file or http(s)://...; or "
-        f"{' or '.join(bundled.MODELS)} for a small model that ships with rwkv-core",
+        help="a path, an address (hf://owner/repo/file or http(s)://...), or the name of a small "
+        f"model that ships with rwkv-core: {' or '.join(bundled.MODELS)}",
     )  # fmt: skip
     add_backend_arguments(parser)
     add_lora_arguments(parser)

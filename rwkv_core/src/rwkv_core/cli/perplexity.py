@@ -189,9 +189,9 @@ the whole text. With --context N it starts again, at token 0, after every N toke
 count the text's bytes in UTF-8, so models with different tokenizers can be compared.
 
 --compare prints a row for each precision: the dtypes that the backend has, and int8 and int4,
-quantized with one scale and offset per 64 weights. Divergence is the KL divergence from float32's
-predictions, in nats per token; matrices are the bytes that decoding reads for each token; tokens/s
-is the rate at which the text was read.
+quantized with one scale and offset per 64 weights. The column divergence gives the KL divergence
+from float32's predictions, in nats per token; the column matrices gives the bytes of matrices that
+decoding reads for each token; the column tokens/s gives the rate at which the text was read.
 
   rwkv-core perplexity novel.txt
   rwkv-core perplexity *.txt --context 1024 --json

@@ -16,9 +16,11 @@ EPSILON = 64e-5  # of the group norm in published models
 
 
 class Operation(NamedTuple):
-    """A method of TensorOps: its formula in float64, on [B, T, H, N], and its other arguments.
+    """How to test a method of TensorOps.
 
-    `vectors` is the number of arguments [D] after x; `options` are numbers after the head's size.
+    `formula` computes the expected result in float64 from x split into heads, [B, T, H, N]. The
+    method is called with x, then `vectors` arrays [D], then the head size, then the numbers in
+    `options`.
     """
 
     formula: Callable[..., Any]

