@@ -62,6 +62,14 @@ def test_streams_at_the_same_time_have_samplers_of_their_own(counting: Callable[
         other(np.zeros(3), tokens)
 
 
+def test_a_plugin_that_failed_is_named_where_its_sampler_is_missing(
+    install_plugin: Callable[..., Path],
+) -> None:
+    install_plugin("boom", "raise ImportError('no such library')")
+    with pytest.raises(OptionError, match=r"no sampler 'boom' .*boom failed: rwkv-core list-plug"):
+        started(["boom"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

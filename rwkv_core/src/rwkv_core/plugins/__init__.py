@@ -5,6 +5,7 @@ from rwkv_core.plugins.installed import GROUP
 from rwkv_core.plugins.selection import (
     check_backend,
     default_backend,
+    failed,
     list_backends,
     list_plugins,
     offered,
@@ -19,6 +20,7 @@ __all__ = [
     "PluginInfo",
     "check_backend",
     "default_backend",
+    "failed",
     "list_backends",
     "list_plugins",
     "offered",

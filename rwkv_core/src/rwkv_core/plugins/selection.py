@@ -81,6 +81,12 @@ def list_plugins() -> list[PluginInfo]:
     return list(registry().plugins)
 
 
+def failed() -> str:
+    """Return a clause that names the plugins that do not work; "" if all do."""
+    names = ", ".join(printable(info.name) for info in list_plugins() if info.problems)
+    return f"{names} failed: rwkv-core list-plugins says why" if names else ""
+
+
 def default_backend(n_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> str:
     """Return the name of the fastest ready backend that has `options`.
 
