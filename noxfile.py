@@ -51,7 +51,8 @@ def install(session: nox.Session, *what: str) -> None:
 
 
 def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
-    # Neighbours stay together, as they share what is loaded and compiled.
+    # An idle process takes tests from the end of the other's list. So most tests stay beside
+    # those that need the same models and compilations.
     processes = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
     session.run("python", "-m", "pytest", *processes, *arguments, env=ONE_THREAD | variables)
 

@@ -314,7 +314,9 @@ def test_sigterm_removes_the_temporary_folder(tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: process.poll() or list(tmp_path.glob(".rwkv-core-*/random*")))
+            wait_until(
+                lambda: process.poll() is not None or list(tmp_path.glob(".rwkv-core-*/random*"))
+            )
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) in (2, 143)
         finally:

@@ -213,7 +213,7 @@ def test_what_is_half_written_goes_with_sigterm(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rwkv_core", "prequantize", "model.safetensors", "--bits=4"]
     with subprocess.Popen(command, cwd=tmp_path) as process:
         try:
-            wait_until(lambda: process.poll() or len(list(tmp_path.iterdir())) > 1)
+            wait_until(lambda: process.poll() is not None or len(list(tmp_path.iterdir())) > 1)
             process.send_signal(signal.SIGTERM)
             process.wait(60)
         finally:

@@ -23,7 +23,9 @@ from rwkv_core.evaluation.random_model import write_random_model
 from rwkv_core.serving import Engine, Handle
 from rwkv_core.tokenizer import Tokenizer
 
-N_TOKENS, CLIENTS, MOST_CLIENTS, LONG, SYSTEM = 32, 16, 64, 4000, 1000
+N_TOKENS, CLIENTS, MAX_CLIENTS = 32, 16, 64
+# Tokens of a long prompt, and of a system prompt.
+LONG, SYSTEM = 4000, 1000
 
 
 class NumberTokenizer(Tokenizer):
@@ -72,7 +74,7 @@ def clients(model: Model, engine: Engine) -> dict[str, float]:
         "engine, 1 client / bare": engine_rate(engine, 1) / one,
         "engine, 4 clients / bare 1 row": engine_rate(engine, 4) / one,
         "engine, 16 clients / bare 1 row": ours / one,
-        "engine, 64 clients / bare 1 row": engine_rate(engine, MOST_CLIENTS) / one,
+        "engine, 64 clients / bare 1 row": engine_rate(engine, MAX_CLIENTS) / one,
         "engine, 16 clients / bare 16 rows": ours / many,
         "the same, greedy": engine_rate(engine, CLIENTS, temperature=0.0) / many,
         "the same, top_p 0.9": engine_rate(engine, CLIENTS, top_p=0.9) / many,
@@ -152,7 +154,7 @@ def main() -> None:
         model = rwkv_core.load(path, args.backend, **options)
     tokenizer = NumberTokenizer(model.n_vocab)
     found: dict[str, list[float]] = {}
-    with Engine(model, tokenizer, max_batch=MOST_CLIENTS) as engine:
+    with Engine(model, tokenizer, max_batch=MAX_CLIENTS) as engine:
         measured: dict[str, Callable[[int], dict[str, float]]] = {
             "clients": lambda i: clients(model, engine),
             "cache": lambda i: first_tokens(engine, i),

@@ -2,8 +2,8 @@
 
 torch's threads wait for one another after each operation. If one of them has lost its core to
 another process, all wait until the scheduler gives it one back, which takes milliseconds. On two
-cores with two busy processes, prefill and decoding took 3 to 12 times as long as on idle cores; in
-one thread they take 1.3 to 2.5 times as long.
+cores with two busy processes, prefill and decoding took 4 to 28 times as long as on idle cores with
+two threads, and 1.3 to 2.5 times as long with one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 # On idle cores, the calling thread works all the time that a call takes; with a busy process on
 # each core, half of it.
 _IDLE_SHARE = 0.75
-# What a slow call showed is believed for so many times its duration, within these seconds.
+# A slow call counts for _TIMES its duration, but at least _LEAST and at most _MOST seconds.
 _TIMES, _LEAST, _MOST = 30, 1.0, 15.0
 
 
@@ -28,7 +28,7 @@ class _Slow:
     """A call during which the cores were busy.
 
     Attributes:
-        until: the time until which it is believed.
+        until: the time, by `time.perf_counter`, until which it counts.
         one_is_faster: False once a call in one thread has taken longer for each row.
     """
 
@@ -40,7 +40,7 @@ class _Slow:
 class BusyCores:
     """Notices that the cores are busy by how long a call's own thread did not run.
 
-    Only calls with a like number of rows are compared.
+    A call is compared with calls whose number of rows has as many bits.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,9 @@ class BusyCores:
             n_rows = _rows(arguments)
             kind = n_rows.bit_length()
             slow, began = self._slow.get(kind), time.perf_counter()
-            is_known = slow is not None and began < slow.until
-            if slow and is_known and slow.one_is_faster:
+            if slow is not None and began >= slow.until:
+                slow = None
+            if slow is not None and slow.one_is_faster:
                 torch.set_num_threads(1)
                 try:
                     result = function(*arguments)
@@ -69,7 +70,7 @@ class BusyCores:
             ran = time.thread_time()
             result = function(*arguments)
             passed = time.perf_counter() - began
-            if not is_known and time.thread_time() - ran < _IDLE_SHARE * passed:
+            if slow is None and time.thread_time() - ran < _IDLE_SHARE * passed:
                 until = began + passed + min(max(_TIMES * passed, _LEAST), _MOST)
                 self._slow[kind] = _Slow(passed / n_rows, until)
             return result

@@ -1,8 +1,8 @@
 """Two buffers on a device (slots), to which tensors are copied from host memory ahead of their use.
 
-While a product reads one slot, the other is filled on a separate CUDA stream. The tensor to copy
-next is the one that followed last time: a model uses its matrices in the same order for every
-token. If the order changes, a product waits for its copy, and the result is still correct.
+While a product reads one slot, the other is filled on a separate CUDA stream. A model
+uses its matrices in the same order for every token, so this order tells which tensor to copy next.
+If the order changes, a product waits for its copy, and the result is still correct.
 """
 
 from __future__ import annotations

@@ -41,9 +41,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @lru_cache(maxsize=1)  # Needed for each test, and slow: it checks the status of every backend.
 def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
-    """Return each type of the matrices with the state's default one, and each other of the state.
+    """Return the combinations of types to test.
 
-    That is with matrices of the same type, if they have it. A type that is given is the only one.
+    Each type of the matrices is tested with the state's default type. Each other type of the state
+    is tested with matrices of that type, or of their default type if they do not have it. A type
+    that is given on the command line is the only one.
     """
     rows = {row.name: row for row in rwkv_core.list_backends() if row.status == "ready"}
     known = {option.name: option for option in rows[config.getoption("rwkv_backend")].options}

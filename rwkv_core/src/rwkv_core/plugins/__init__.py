@@ -3,9 +3,9 @@
 from rwkv_core.plugins.discovery import PluginInfo, own_extras, plugin_limit, registry
 from rwkv_core.plugins.installed import GROUP
 from rwkv_core.plugins.selection import (
+    broken_plugins,
     check_backend,
     default_backend,
-    failed,
     list_backends,
     list_plugins,
     offered,
@@ -18,9 +18,9 @@ from rwkv_core.plugins.selection import (
 __all__ = [
     "GROUP",
     "PluginInfo",
+    "broken_plugins",
     "check_backend",
     "default_backend",
-    "failed",
     "list_backends",
     "list_plugins",
     "offered",

@@ -81,8 +81,8 @@ def list_plugins() -> list[PluginInfo]:
     return list(registry().plugins)
 
 
-def failed() -> str:
-    """Return a clause that names the plugins that do not work; "" if all do."""
+def broken_plugins() -> str:
+    """Return the part of an error that names broken plugins; "" if there are none."""
     names = ", ".join(printable(info.name) for info in list_plugins() if info.problems)
     return f"{names} failed: rwkv-core list-plugins says why" if names else ""
 

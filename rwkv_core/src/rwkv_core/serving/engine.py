@@ -212,9 +212,8 @@ class Engine:
     ) -> list[Completion]:
         """Continue each of `prompts`, many at the same time. Returns completions in their order.
 
-        `max_tokens` and `options` are those of `submit`; a given seed is used for every prompt.
-        There may be more prompts than the queue takes. An error of one request cancels all and is
-        raised.
+        `max_tokens` and `options` are as in `submit`. If a seed is given, all prompts use it. There
+        may be more prompts than the queue takes. An error of one request cancels all and is raised.
         """
         handles: list[Handle] = []
         try:

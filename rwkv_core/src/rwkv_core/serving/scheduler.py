@@ -118,7 +118,7 @@ class Scheduler:
                 self._admit()
                 self._decode()
                 self._read_prompts()
-            except Exception as error:  # a bug in the engine: no handle may wait for ever
+            except Exception as error:  # A bug in the engine ends all requests with the error.
                 for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
                     self._fail(request, error)
 

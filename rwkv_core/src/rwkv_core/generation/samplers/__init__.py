@@ -63,7 +63,7 @@ def find_sampler(text: str) -> tuple[Sampler, dict[str, Any]]:
     samplers = plugins.offered("rwkv_samplers")
     if name not in samplers:
         there_are = f"no sampler {name!r} is installed (there are: {', '.join(samplers)})"
-        hints = [there_are, did_you_mean(name, samplers), plugins.failed()]
+        hints = [there_are, did_you_mean(name, samplers), plugins.broken_plugins()]
         raise OptionError("; ".join(filter(None, hints)))
     sampler: Sampler = samplers[name]
     try:
