@@ -80,6 +80,19 @@ def test_any_shape_of_floats_is_multiplied_with(dtype, shape, n_rows):
     assert deviation(product(ops, ops.matrix(weights), x), expected) < (2**-9 if rounds else 1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_more_activations_than_a_cache_holds_are_multiplied_in_parts(dtype):
+    rng = np.random.default_rng(0)
+    weights = random_matrix(rng, (40, 4096))
+    x = rng.normal(size=(1, 150, 4096)).astype(np.float32)
+    ops = numba_ops(dtype=dtype)
+    matrix = ops.matrix(weights)
+    one_by_one = np.stack([product(ops, matrix, x[:, [i]])[0, 0] for i in range(150)])
+    # A single row of activations is not rounded to bfloat16.
+    limit = 2**-9 if dtype == "bfloat16" else 1e-6
+    assert deviation(product(ops, matrix, x)[0], one_by_one) < limit
+
+
 @pytest.mark.parametrize("shape", [(16, 32), (37, 70), (48, 15), (5, 200)], ids=str)
 @pytest.mark.parametrize("source", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -93,14 +106,15 @@ def test_weights_of_any_float_type_are_rounded_to_the_nearest(dtype, source, sha
     assert np.array_equal(found, rounded.astype(np.float32))
 
 
+@pytest.mark.parametrize("n_rows", [1, 4, 16])
 @all_bits
-def test_no_sum_of_integers_overflows(bits):
+def test_no_sum_of_integers_overflows(bits, n_rows):
     """Codes and activations at the ends of their ranges, in a group as long as a large row."""
     width = 8192
     ones = np.ones((8, 1), np.float16)
     matrix = QuantizedMatrix(bits, np.full((8, width * bits // 8), 255, np.uint8), ones, -ones)
     ops = numba_ops()
-    x = np.full((1, 1, width), -3.0, np.float32)
+    x = np.full((1, n_rows, width), -3.0, np.float32)
     found = product(ops, ops.quantized_matrix(matrix), x)
     np.testing.assert_allclose(found, x @ matrix.dequantize().T, rtol=1e-3)
 

@@ -44,6 +44,30 @@ def test_kernels_are_kept_for_later_processes(kept):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")} == before
 
 
+def test_a_process_without_the_right_to_use_tiles_does_without(tmp_path):
+    """Linux refuses AMX's tiles to a process with a signal stack that cannot hold them."""
+    refused = """
+        import ctypes
+        class Stack(ctypes.Structure):
+            _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+        room = ctypes.create_string_buffer(4096)
+        stack = Stack(ctypes.addressof(room), 0, len(room))
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+    """
+    code = """
+        import hashlib
+        import numpy as np
+        from rwkv_core.plugins import tensor_ops
+        ops = tensor_ops("numba", {"dtype": "int8"})
+        rng = np.random.default_rng(0)
+        matrix, x = (rng.normal(size=shape).astype(np.float32) for shape in [(40, 64), (1, 16, 64)])
+        y = ops.matmul(ops.matrix(matrix), ops.vector(x))
+        print(hashlib.md5(ops.to_numpy(y).tobytes()).hexdigest())
+    """
+    # Products of codes are exact, so the kernels agree.
+    assert python(code, folder=tmp_path) == python(refused + code, folder=tmp_path)
+
+
 def test_python_threads_do_not_disturb_each_other(kept):
     code = """
         from concurrent.futures import ThreadPoolExecutor

@@ -1,6 +1,6 @@
 """Converts activations to the form that products need for each kind of matrix.
 
-See `panel_kernels` for the forms.
+See `panel_kernels` and `tile_kernels` for the forms.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from rwkv_backend_numpy.numba.llvm_vectors import HAS_BFLOAT16_PRODUCTS
 from rwkv_backend_numpy.numba.panels import BFLOAT16, INT4, INT8, Kind
 from rwkv_backend_numpy.numba.short_floats import float32_to_bfloat16
-from rwkv_backend_numpy.numba.work_sharing import inner
+from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, take, wait
+from rwkv_core.util.aligned import aligned_empty
 
 Floats = NDArray[np.float32]
 
 _BITS = {types.uint8: 8, types.int8: 4}
 _LEVELS = np.float32(32767)
+_ROWS_IN_BLOCK = 16
 
 
 def row_for(kind: Any, depth: int) -> Any:
@@ -38,6 +40,29 @@ def rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
     if kind.dtype == BFLOAT16.dtype and HAS_BFLOAT16_PRODUCTS:
         return np.empty((n_rows, depth + 32), np.uint16)
     return np.empty((n_rows, depth + 16), np.float32)
+
+
+def tile_rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
+    """Return an array of rows of activations for tiles, whose lines are aligned."""
+    if kind.dtype == BFLOAT16.dtype:
+        return aligned_empty((n_rows, depth + 32), np.uint16)
+    return aligned_empty((n_rows, 2 * depth + 64), np.uint8)
+
+
+@inner
+def convert(
+    counts: Counters, thread: int, kind: Any, x: Floats, rows: Any, sums: Floats, units: Floats
+) -> None:
+    """Fill all rows with those of `x`, in the first phase of a kernel; wait until all are done."""
+    n_blocks = (x.shape[0] + _ROWS_IN_BLOCK - 1) // _ROWS_IN_BLOCK
+    while True:
+        block = take(counts, 0, thread, n_blocks)
+        if block < 0:
+            break
+        for j in range(block * _ROWS_IN_BLOCK, min((block + 1) * _ROWS_IN_BLOCK, x.shape[0])):
+            units[j] = fill(kind, x[j], rows[j], sums[j])
+        done(counts, 0)
+    wait(counts, 0, n_blocks)
 
 
 @inner
@@ -63,6 +88,8 @@ def _row_for(kind: Any, depth: Any) -> Any:
 @overload(fill, strict=False)
 def _fill(kind: Any, x: Any, row: Any, sums: Any) -> Any:
     if kind in _BITS:
+        if row.dtype == types.uint8:
+            return lambda kind, x, row, sums: _to_bytes(x, row, sums)
         half = 16 // _BITS[kind]
         return lambda kind, x, row, sums: _to_int16(x, row, sums, half)
     if row.dtype == types.uint16:
@@ -90,6 +117,28 @@ def _to_bfloat16(kind: Any, x: Floats, row: Any, sums: Floats) -> Any:
 @inner
 def _to_int16(x: Floats, row: NDArray[np.int16], sums: Floats, half: int) -> Any:
     """Store `x` as int16, in pairs that are `half` a step apart, and the sums. Return the unit."""
+    levels, unit = _levels(x, sums)
+    for start in range(0, x.size, 2 * half):
+        for i in range(half):
+            row[start + 2 * i] = np.int16(levels[start + i])
+            row[start + 2 * i + 1] = np.int16(levels[start + half + i])
+    return unit
+
+
+@inner
+def _to_bytes(x: Floats, row: NDArray[np.uint8], sums: Floats) -> Any:
+    """Store the high bytes of `x` as int16, the low ones, and the sums. Return the unit."""
+    levels, unit = _levels(x, sums)
+    for i in range(x.size):
+        row[i] = np.uint8(levels[i] >> 8)
+    for i in range(x.size):
+        row[x.size + i] = np.uint8(levels[i])
+    return unit
+
+
+@inner
+def _levels(x: Floats, sums: Floats) -> Any:
+    """Return `x` in its unit, rounded to int16 but in int32, and the unit; store groups' sums."""
     largest = _largest(x)
     per_unit = _LEVELS / largest if largest > np.float32(1e-30) else np.float32(0)
     size = x.size // sums.size
@@ -102,11 +151,7 @@ def _to_int16(x: Floats, row: NDArray[np.int16], sums: Floats, half: int) -> Any
         for i in range(group * size, (group + 1) * size):
             total = np.int32(total + levels[i])
         sums[group] = np.float32(total)
-    for start in range(0, x.size, 2 * half):
-        for i in range(half):
-            row[start + 2 * i] = np.int16(levels[start + i])
-            row[start + 2 * i + 1] = np.int16(levels[start + half + i])
-    return largest / _LEVELS
+    return levels, largest / _LEVELS
 
 
 @inner

@@ -1,7 +1,7 @@
 """The scans of RWKV-5 to 7 over the matrices of heads, compiled by Numba.
 
 A head's matrix S has N rows, each in N of a state row's D columns. Its rows are independent of each
-other.
+other. The scans keep them transposed, 16 rows side by side; see `head_steps`.
 """
 
 from __future__ import annotations
@@ -12,36 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_backend_numpy.numba.compiled import compiled, inner_sums
-from rwkv_backend_numpy.numba.work_sharing import Counters, take_range
+from rwkv_backend_numpy.numba.head_steps import wkv6_step, wkv7_step
+from rwkv_backend_numpy.numba.panels import LINE, ROWS
+from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take_range
 
 Floats = NDArray[np.float32]
 
 
 @inner_sums
-def wkv6_row(
-    before: Floats, r: Floats, w: Floats, k: Floats, value: np.float32, after: Floats
-) -> Any:
-    """One row of S [N] through a token, to `after`, which may be `before`; its number of y."""
-    y = np.float32(0)
-    for j in range(before.size):
-        y += before[j] * r[j]
-        after[j] = before[j] * w[j] + value * k[j]
-    return y
-
-
-@inner_sums
 def wkv7_row(
-    before: Floats, r: Floats, w: Floats, k: Floats, kk: Floats, b: Floats,
-    value: np.float32, after: Floats,
-) -> Any:  # fmt: skip
-    """One row of S [N] through a token, to `after`, which may be `before`; its number of y."""
+    row: Floats, r: Floats, w: Floats, k: Floats, kk: Floats, b: Floats, value: np.float32
+) -> Any:
+    """One row of S [N] through a token, in place. Return its number of y."""
     removed = np.float32(0)
-    for j in range(before.size):
-        removed += before[j] * kk[j]
+    for j in range(row.size):
+        removed += row[j] * kk[j]
     y = np.float32(0)
-    for j in range(before.size):
-        one = before[j] * w[j] - removed * b[j] + value * k[j]
-        after[j] = one
+    for j in range(row.size):
+        one = row[j] * w[j] - removed * b[j] + value * k[j]
+        row[j] = one
         y += one * r[j]
     return y
 
@@ -51,19 +40,29 @@ def wkv6(
     counts: Counters, thread: int, r: Floats, w: Floats, k: Floats, v: Floats, s: Floats, y: Floats
 ) -> None:
     """Compute `TensorOps.wkv6` without the bonus: write y [B, T, D], update s [B, N, D]."""
-    n_batch, n_time, width = k.shape
-    n = s.shape[1]
+    n_time, n = k.shape[1], s.shape[1]
+    n_parts = (n + ROWS - 1) // ROWS
+    rows = np.zeros((n_parts, n, ROWS), np.float32)
+    values = np.zeros((n_time, n_parts * ROWS), np.float32)
+    sums = np.empty_like(values)
     while True:
-        task, end = take_range(counts, thread, n_batch * (width // n), 1)
-        if task == end:
+        p, start = _take_head(counts, thread, s)
+        if p < 0:
             break
-        p, start = task // (width // n), task % (width // n) * n
         head = slice(start, start + n)
+        _transpose(s[p, :, head], rows)
+        _copy(v[p, :, head], values)
+        r_at, w_at, k_at = _address(r, p, start), _address(w, p, start), _address(k, p, start)
+        rows_at, values_at, sums_at = rows.ctypes.data, values.ctypes.data, sums.ctypes.data
         for t in range(n_time):
-            rt, wt, kt = r[p, t, head], w[p, t, head], k[p, t, head]
-            for i in range(n):
-                row = s[p, i, head]
-                y[p, t, start + i] = wkv6_row(row, rt, wt, kt, v[p, t, start + i], row)
+            for part in range(n_parts):
+                at = (t * n_parts + part) * LINE
+                wkv6_step(
+                    n, rows_at + part * n * LINE, r_at + t * r.strides[1], w_at + t * w.strides[1],
+                    k_at + t * k.strides[1], values_at + at, sums_at + at,
+                )  # fmt: skip
+        _copy(sums, y[p, :, head])
+        _transpose_back(rows, s[p, :, head])
 
 
 @compiled
@@ -72,17 +71,65 @@ def wkv7(
     r: Floats, w: Floats, k: Floats, v: Floats, kk: Floats, b: Floats, s: Floats, y: Floats,
 ) -> None:  # fmt: skip
     """Compute `TensorOps.wkv7`: write y [B, T, D], update s [B, N, D]."""
-    n_batch, n_time, width = k.shape
-    n = s.shape[1]
+    n_time, n = k.shape[1], s.shape[1]
+    n_parts = (n + ROWS - 1) // ROWS
+    rows = np.zeros((n_parts, n, ROWS), np.float32)
+    values = np.zeros((n_time, n_parts * ROWS), np.float32)
+    sums = np.empty_like(values)
     while True:
-        task, end = take_range(counts, thread, n_batch * (width // n), 1)
-        if task == end:
+        p, start = _take_head(counts, thread, s)
+        if p < 0:
             break
-        p, start = task // (width // n), task % (width // n) * n
         head = slice(start, start + n)
+        _transpose(s[p, :, head], rows)
+        _copy(v[p, :, head], values)
+        r_at, w_at, k_at = _address(r, p, start), _address(w, p, start), _address(k, p, start)
+        kk_at, b_at = _address(kk, p, start), _address(b, p, start)
+        rows_at, values_at, sums_at = rows.ctypes.data, values.ctypes.data, sums.ctypes.data
         for t in range(n_time):
-            rt, wt, kt = r[p, t, head], w[p, t, head], k[p, t, head]
-            kkt, bt = kk[p, t, head], b[p, t, head]
-            for i in range(n):
-                row = s[p, i, head]
-                y[p, t, start + i] = wkv7_row(row, rt, wt, kt, kkt, bt, v[p, t, start + i], row)
+            for part in range(n_parts):
+                at = (t * n_parts + part) * LINE
+                wkv7_step(
+                    n, rows_at + part * n * LINE, r_at + t * r.strides[1], w_at + t * w.strides[1],
+                    k_at + t * k.strides[1], values_at + at,
+                    kk_at + t * kk.strides[1], b_at + t * b.strides[1], sums_at + at,
+                )  # fmt: skip
+        _copy(sums, y[p, :, head])
+        _transpose_back(rows, s[p, :, head])
+
+
+@inner
+def _take_head(counts: Counters, thread: int, s: Floats) -> Any:
+    """Return the number of a sequence and the first column of a head; -1 if none is left."""
+    n_batch, n, width = s.shape
+    n_heads = width // n
+    task, end = take_range(counts, thread, n_batch * n_heads, 1)
+    return task // n_heads if task < end else -1, task % n_heads * n
+
+
+@inner
+def _address(x: Floats, p: int, column: int) -> Any:
+    return x[p, 0, column:].ctypes.data
+
+
+@inner
+def _copy(x: Floats, to: Floats) -> None:
+    """Copy the columns that both `x` and `to` [T, n] have."""
+    n = min(x.shape[1], to.shape[1])
+    for t in range(x.shape[0]):
+        for i in range(n):
+            to[t, i] = x[t, i]
+
+
+@inner
+def _transpose(s: Floats, rows: Floats) -> None:
+    for i in range(s.shape[0]):
+        for j in range(s.shape[1]):
+            rows[i // ROWS, j, i % ROWS] = s[i, j]
+
+
+@inner
+def _transpose_back(rows: Floats, s: Floats) -> None:
+    for i in range(s.shape[0]):
+        for j in range(s.shape[1]):
+            s[i, j] = rows[i // ROWS, j, i % ROWS]

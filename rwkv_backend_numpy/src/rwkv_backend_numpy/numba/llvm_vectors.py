@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +22,18 @@ _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 HAS_WIDE_VECTORS = "+avx512f" in _FEATURES
 # Products of bfloat16, added in float32. LLVM before version 16 has other types for them.
 HAS_BFLOAT16_PRODUCTS = "+avx512bf16" in _FEATURES and llvmlite.binding.llvm_version_info[0] >= 16
+
+
+def _may_use_tiles() -> bool:
+    """Ask the system for the processor's tiles, for all threads of this process."""
+    tiles = {"+amx-tile", "+amx-bf16", "+amx-int8"}
+    if platform.system() != "Linux" or not tiles <= set(_FEATURES):
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+
+
+HAS_TILES = _may_use_tiles()
 
 
 class BFloat16(ir.Type):  # type: ignore[misc]

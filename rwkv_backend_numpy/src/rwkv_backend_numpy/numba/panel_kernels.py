@@ -44,7 +44,7 @@ from rwkv_backend_numpy.numba.short_floats import FLOAT16_SCALE, small_floats
 
 # Distance in bytes at which lines are prefetched; a processor that is busy multiplying does not
 # prefetch that far by itself.
-_AHEAD = 2048
+AHEAD = 2048
 
 
 class _Kind(NamedTuple):
@@ -151,7 +151,7 @@ def _function(module: ir.Module, tag: Any, n_rows: int) -> ir.Function:
     else:
         totals = _of_groups(b, kind, panel, rows, steps, n_groups, sums, units)
     for i, total in enumerate(totals):
-        store(b, total, _pointer(b, b.add(out, b.mul(out_bytes, I64(i)))))
+        store(b, total, pointer(b, b.add(out, b.mul(out_bytes, I64(i)))))
     b.ret_void()
     return function
 
@@ -170,13 +170,13 @@ def _totals(b: ir.IRBuilder, kind: _Kind, lines: Any, rows: list[Any], steps: An
         elements = b.mul(step.index, I64(4 * kind.n_elements))
         parts = []
         for i in range(kind.n_lines):
-            line = _pointer(b, lines, b.add(at, I64(LINE * i)))
+            line = pointer(b, lines, b.add(at, I64(LINE * i)))
             if len(rows) > 1:
-                prefetch(b, line, _AHEAD)
+                prefetch(b, line, AHEAD)
             parts += kind.parts(b, line)
         for j, part in enumerate(parts):
             for row, variables in zip(rows, sums, strict=True):
-                element = loaded(b, _pointer(b, row, b.add(elements, I64(4 * j))), I32)
+                element = loaded(b, pointer(b, row, b.add(elements, I64(4 * j))), I32)
                 x = b.bitcast(spread(b, element, ROWS), part.type)
                 variable = variables[j % n_sums]
                 b.store(kind.add(b, part, x, b.load(variable)), variable)
@@ -201,27 +201,32 @@ def _of_groups(
     x_bytes = b.mul(steps, I64(4 * kind.n_elements))
     with cgutils.for_range(b, n_groups) as group:
         start = b.add(b.add(panel, I64(LINE)), b.mul(group.index, group_bytes))
-        scales, offsets = (_small_floats(b, start, at) for at in (0, LINE // 2))
+        scales, offsets = (small_floats_at(b, start, at) for at in (0, LINE // 2))
         here = [b.add(row, b.mul(group.index, x_bytes)) for row in rows]
         products = _totals(b, kind, b.add(start, I64(LINE)), here, steps)
         for i, (product, total) in enumerate(zip(products, totals, strict=True)):
             at = b.add(b.mul(n_groups, I64(i)), group.index)
-            x_sum = loaded(b, _pointer(b, sums, b.mul(at, I64(4))), F32)
+            x_sum = loaded(b, pointer(b, sums, b.mul(at, I64(4))), F32)
             y = fused(b, b.sitofp(product, none.type), scales, b.load(total))
             b.store(fused(b, offsets, spread(b, x_sum, ROWS), y), total)
-    own = loaded(b, _pointer(b, panel), none.type)
+    return scaled(b, panel, [b.load(total) for total in totals], units)
+
+
+def scaled(b: ir.IRBuilder, panel: Any, totals: list[Any], units: Any) -> list[Any]:
+    """Return the totals, of `small_floats`, in full units: a vector for each row of activations."""
+    own = loaded(b, pointer(b, panel), vector(F32, ROWS))
     shift = filled(F32, ROWS, FLOAT16_SCALE)
     y = []
     for i, total in enumerate(totals):
-        unit = spread(b, loaded(b, _pointer(b, units, I64(4 * i)), F32), ROWS)
-        y.append(b.fmul(b.fmul(b.load(total), shift), b.fmul(own, unit)))
+        unit = spread(b, loaded(b, pointer(b, units, I64(4 * i)), F32), ROWS)
+        y.append(b.fmul(b.fmul(total, shift), b.fmul(own, unit)))
     return y
 
 
-def _small_floats(b: ir.IRBuilder, address: Any, start: int) -> Any:
+def small_floats_at(b: ir.IRBuilder, address: Any, start: int) -> Any:
     """Load 16 float16 and return them, times 2**-112, as float32."""
-    return small_floats(b, loaded(b, _pointer(b, address, I64(start)), vector(I16, ROWS)))
+    return small_floats(b, loaded(b, pointer(b, address, I64(start)), vector(I16, ROWS)))
 
 
-def _pointer(b: ir.IRBuilder, address: Any, offset: Any = None) -> Any:
+def pointer(b: ir.IRBuilder, address: Any, offset: Any = None) -> Any:
     return b.gep(b.inttoptr(address, BYTES), [I64(0) if offset is None else offset])

@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.numba.activations import fill, prepared, rows_for
+from rwkv_backend_numpy.numba.activations import convert, prepared, rows_for, tile_rows_for
 from rwkv_backend_numpy.numba.compiled import compiled
 from rwkv_backend_numpy.numba.llvm_vectors import HAS_WIDE_VECTORS
 from rwkv_backend_numpy.numba.panel_kernels import eight_rows, four_rows, one_row, sixteen_rows
 from rwkv_backend_numpy.numba.panels import ROWS, Matrix
-from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, take, take_range, wait
+from rwkv_backend_numpy.numba.tile_products import of_rows_in_tiles, suits
+from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take, take_range
 
 Floats = NDArray[np.float32]
 
 # Several rows of activations are padded to a multiple of this.
 ROW_MULTIPLE = 4
-# Rows of activations in a thread's block; for a single row, bytes of weights in a thread's block.
-_ROWS_IN_BLOCK, _BLOCK = 16, 2**16
+# For a single row, bytes of weights in a thread's block.
+_BLOCK = 2**16
 # 16 registers hold the sums of only four rows. With 32, a batch of 16 rows is multiplied while its
 # weights arrive from memory, not afterwards.
 _WIDE = HAS_WIDE_VECTORS
@@ -32,15 +33,19 @@ def product(matrix: Matrix, x: Floats) -> Floats:
         out = np.empty((1, matrix.n_out), np.float32)
         _of_one_row(matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, x[0], out[0])
         return out
-    padded = -(-n_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+    in_tiles = suits(matrix, n_rows)
+    multiple, rows_of, kernel = (
+        (ROWS, tile_rows_for, of_rows_in_tiles) if in_tiles else (ROW_MULTIPLE, rows_for, _of_rows)
+    )
+    padded = -(-n_rows // multiple) * multiple
     out = np.empty((padded, matrix.n_out), np.float32)
-    rows = rows_for(matrix.kind, padded, matrix.depth)
+    rows = rows_of(matrix.kind, padded, matrix.depth)
     # The kernel does not fill padding columns and padding rows.
-    rows[:, x.shape[1] :] = 0
+    rows[:, x.shape[1] : matrix.depth] = 0
     rows[n_rows:] = 0
     sums = np.zeros((padded, matrix.n_groups), np.float32)
     units = np.zeros(padded, np.float32)
-    _of_rows(
+    kernel(
         matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, x, rows, sums, units, out,
         n_phases=2,
     )  # fmt: skip
@@ -79,15 +84,7 @@ def _of_rows(
     Rows are padded to a multiple of ROW_MULTIPLE. The first phase converts the activations into
     `rows`, `sums` and `units`; see `activations`.
     """
-    n_blocks = (x.shape[0] + _ROWS_IN_BLOCK - 1) // _ROWS_IN_BLOCK
-    while True:
-        block = take(counts, 0, thread, n_blocks)
-        if block < 0:
-            break
-        for j in range(block * _ROWS_IN_BLOCK, min((block + 1) * _ROWS_IN_BLOCK, x.shape[0])):
-            units[j] = fill(kind, x[j], rows[j], sums[j])
-        done(counts, 0)
-    wait(counts, 0, n_blocks)
+    convert(counts, thread, kind, x, rows, sums, units)
     while True:
         p = take(counts, 1, thread, panels.shape[0])
         if p < 0:

@@ -244,8 +244,9 @@ def _head(t: Token, i: int, parts: Any, head: slice) -> None:
         a[j] *= kk[j]
         bonus += r[j] * k[j] * vectors[R_K, head.start + j]
     for j in range(n):
-        row = FIRST_OF_S + j
-        y[j] = wkv7_row(t.state[i, row, head], r, w, k, kk, a, v[j], t.after[i, row, head])
+        row = t.after[i, FIRST_OF_S + j, head]
+        copy(t.state[i, FIRST_OF_S + j, head], row)
+        y[j] = wkv7_row(row, r, w, k, kk, a, v[j])
     total = np.float32(0)
     for j in range(n):
         total += y[j]

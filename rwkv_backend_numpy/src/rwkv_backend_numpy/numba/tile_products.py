@@ -1,0 +1,159 @@
+"""The product of a matrix with many rows, by tiles, on processors that have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from rwkv_backend_numpy.numba.activations import convert
+from rwkv_backend_numpy.numba.compiled import compiled
+from rwkv_backend_numpy.numba.llvm_vectors import HAS_TILES
+from rwkv_backend_numpy.numba.panels import BFLOAT16, FLOAT32, LINE, ROWS, Matrix
+from rwkv_backend_numpy.numba.tile_kernels import (
+    TILE,
+    block_of_codes,
+    four_blocks,
+    one_block,
+    unpack,
+)
+from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+# A tile costs the same for 1 row and for 16. From these numbers of rows on it was faster.
+_MIN_ROWS, _MIN_ROWS_OF_CODES = 5, 9
+_MAX_ROWS_AT_ONCE = 4 * ROWS
+# Bytes of activations that every panel is multiplied with before the next ones; they stay in a
+# core's own cache.
+_CHUNK_BYTES = 2**20
+
+
+def suits(matrix: Matrix, n_rows: int) -> bool:
+    """Return whether tiles can multiply the matrix with so many rows, and are faster."""
+    if not HAS_TILES or matrix.kind.dtype == FLOAT32.dtype:
+        return False
+    if matrix.kind.dtype == BFLOAT16.dtype:
+        return n_rows >= _MIN_ROWS and matrix.depth % (LINE // 2) == 0
+    return n_rows >= _MIN_ROWS_OF_CODES and matrix.depth // matrix.n_groups % LINE == 0
+
+
+@compiled
+def of_rows_in_tiles(
+    counts: Counters, thread: int,
+    kind: Any, panels: Bytes, depth: int, n_groups: int, x: Floats,
+    rows: Any, sums: Floats, units: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Multiply `x` [rows, in] with a matrix; write `out` [padded rows, out].
+
+    Rows are padded to a multiple of 16. The first phase converts the activations into `rows`,
+    `sums` and `units`; see `activations`.
+    """
+    convert(counts, thread, kind, x, rows, sums, units)
+    n_panels = panels.shape[0]
+    chunk = max(1, _CHUNK_BYTES // (rows.strides[0] * _MAX_ROWS_AT_ONCE)) * _MAX_ROWS_AT_ONCE
+    n_chunks = (rows.shape[0] + chunk - 1) // chunk
+    room = np.empty(depth * ROWS + LINE, np.uint8)
+    room = room[-room.ctypes.data % LINE :]
+    while True:
+        block = take(counts, 1, thread, n_chunks * n_panels)
+        if block < 0:
+            break
+        panel, column = panels[block % n_panels], block % n_panels * ROWS
+        codes = codes_of(kind, panel, n_groups, room)
+        start = block // n_panels * chunk
+        end = min(start + chunk, rows.shape[0])
+        while start < end:
+            start += _times_block(
+                kind, panel, codes, depth, n_groups, rows[start:end], sums[start:end],
+                units[start:end], out[start:end, column:],
+            )  # fmt: skip
+
+
+@inner
+def _times_block(
+    kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+    rows: Any, sums: Floats, units: Floats, out: Floats,
+) -> Any:  # fmt: skip
+    """Multiply a panel with the first rows, and write them to `out`. Return how many."""
+    if out.shape[1] >= ROWS:
+        return times_first_rows(kind, panel, codes, depth, n_groups, rows, sums, units, out)
+    whole = np.empty((_MAX_ROWS_AT_ONCE, ROWS), np.float32)
+    n_rows = times_first_rows(kind, panel, codes, depth, n_groups, rows, sums, units, whole)
+    for i in range(n_rows):
+        for column in range(out.shape[1]):
+            out[i, column] = whole[i, column]
+    return n_rows
+
+
+def codes_of(kind: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
+    """Return a panel's codes, each in a byte, in the panel itself or in `room`."""
+    raise NotImplementedError  # Only for compiled code.
+
+
+def times_first_rows(
+    kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+    rows: Any, sums: Floats, units: Floats, out: Floats,
+) -> int:  # fmt: skip
+    """Multiply a panel with the first 16 rows, or more, and write 16 columns. Return how many."""
+    raise NotImplementedError  # Only for compiled code.
+
+
+@overload(codes_of, strict=False)
+def _codes_of(kind: Any, panel: Any, n_groups: Any, room: Any) -> Any:
+    if kind == types.int8:
+        return _unpacked
+    return lambda kind, panel, n_groups, room: panel[2 * LINE :]
+
+
+def _unpacked(kind: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
+    group_bytes = (panel.size - LINE) // n_groups
+    n_lines = group_bytes // LINE - 1
+    for group in range(n_groups):
+        codes = panel[2 * LINE + group * group_bytes :]
+        unpack(codes.ctypes.data, n_lines, room[2 * LINE * n_lines * group :].ctypes.data)
+    return room
+
+
+@overload(times_first_rows, strict=False)
+def _times_first_rows(
+    kind: Any, panel: Any, codes: Any, depth: Any, n_groups: Any,
+    rows: Any, sums: Any, units: Any, out: Any,
+) -> Any:  # fmt: skip
+    return _floats_times_rows if kind == types.uint16 else _codes_times_rows(kind == types.int8)
+
+
+def _floats_times_rows(
+    kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+    rows: Any, sums: Floats, units: Floats, out: Floats,
+) -> Any:  # fmt: skip
+    given = (
+        panel.ctypes.data, depth, rows.ctypes.data, rows.strides[0], out.ctypes.data, out.strides[0]
+    )  # fmt: skip
+    if rows.shape[0] >= 4 * ROWS:
+        four_blocks(*given)
+        return 4 * ROWS
+    one_block(*given)
+    return ROWS
+
+
+def _codes_times_rows(unpacked: bool) -> Any:
+    def times(
+        kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+        rows: Any, sums: Floats, units: Floats, out: Floats,
+    ) -> Any:  # fmt: skip
+        group_bytes = (panel.size - LINE) // n_groups
+        n_tiles = depth // (n_groups * LINE)
+        block_of_codes(
+            panel.ctypes.data, group_bytes,
+            codes.ctypes.data, n_tiles * TILE if unpacked else group_bytes,
+            n_tiles, n_groups, rows.ctypes.data, rows.strides[0], depth,
+            sums.ctypes.data, units.ctypes.data, out.ctypes.data, out.strides[0],
+        )  # fmt: skip
+        return ROWS
+
+    return times
