@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 rwkv_backend_numpy = pytest.importorskip("rwkv_backend_numpy")
 
 SIGMOID = (
-    "import numpy as np; from rwkv_backend_numpy.numba.vector_kernels import sigmoid; "
+    "import numpy as np; from rwkv_backend_numpy.numba.vector_operations import sigmoid; "
     "found = np.zeros((1, 4), np.float32); sigmoid(found, found); print(found[0, 3])"
 )
 
@@ -81,7 +81,7 @@ def test_an_interrupt_waits_for_a_kernel_to_be_compiled(tmp_path):
 
 def test_an_interrupt_comes_through_where_a_kernel_cannot_be_compiled(tmp_path):
     code = f"""{INTERRUPTED}
-    from rwkv_backend_numpy.numba.vector_kernels import sigmoid
+    from rwkv_backend_numpy.numba.vector_operations import sigmoid
     try:
         sigmoid("no array", 1)
     except KeyboardInterrupt:
@@ -93,7 +93,7 @@ def test_an_interrupt_comes_through_where_a_kernel_cannot_be_compiled(tmp_path):
 def test_an_interrupts_handler_may_call_kernels(tmp_path):
     code = f"""{INTERRUPTED}
     import numpy as np
-    from rwkv_backend_numpy.numba.vector_kernels import relu_squared
+    from rwkv_backend_numpy.numba.vector_operations import relu_squared
     found = np.full((1, 4), 3, np.float32)
     signal.signal(signal.SIGINT, lambda *_: relu_squared(found, found))
     {SIGMOID.replace("found", "other")}
@@ -106,7 +106,7 @@ def test_kernels_whose_files_were_exchanged_are_compiled_anew(folder):
     """Two processes that compile at the same time may leave such files, for another type."""
     code = """
         import numpy as np
-        from rwkv_backend_numpy.numba.vector_kernels import sigmoid
+        from rwkv_backend_numpy.numba.vector_operations import sigmoid
         for dtype in (np.float32, np.float64):
             found = np.zeros((1, 4), dtype)
             sigmoid(found, found)

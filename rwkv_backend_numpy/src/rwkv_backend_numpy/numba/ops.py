@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkv_backend_numpy.arena import Arena
-from rwkv_backend_numpy.numba import head_kernels, rwkv4_packed, rwkv7_packed, vector_kernels
+from rwkv_backend_numpy.numba import head_kernels, rwkv4_packed, rwkv7_packed, vector_operations
 from rwkv_backend_numpy.numba.packing import code_matrix, float_matrix
 from rwkv_backend_numpy.numba.panels import BFLOAT16, DEPTH, FLOAT32, ROWS, Matrix
 from rwkv_backend_numpy.numba.products import product
@@ -72,18 +72,18 @@ class NumbaOps(NumpyOps):
         return product(matrix, _rows(x)).reshape(*x.shape[:-1], matrix.n_out)
 
     def layer_norm(self, x: Floats, weight: Floats, bias: Floats) -> Floats:
-        return self._by_rows(vector_kernels.layer_norm, x, weight, bias)
+        return self._by_rows(vector_operations.layer_norm, x, weight, bias)
 
     def mix(self, x: Floats, previous: Floats, mix: Floats) -> Floats:
         if mix.ndim > 1:
             return super().mix(x, previous, mix)
-        return self._by_rows(vector_kernels.mix, x, _rows(previous), mix)
+        return self._by_rows(vector_operations.mix, x, _rows(previous), mix)
 
     def sigmoid(self, x: Floats) -> Floats:
-        return self._by_rows(vector_kernels.sigmoid, x)
+        return self._by_rows(vector_operations.sigmoid, x)
 
     def relu_squared(self, x: Floats) -> Floats:
-        return self._by_rows(vector_kernels.relu_squared, x)
+        return self._by_rows(vector_operations.relu_squared, x)
 
     def _by_rows(self, kernel: Callable[..., None], x: Floats, *others: Floats) -> Floats:
         out = np.empty_like(x)
@@ -95,7 +95,7 @@ class NumbaOps(NumpyOps):
     ) -> tuple[Floats, WKVState]:
         means = np.empty_like(k)
         aa, bb, pp = (part.copy() for part in state)
-        vector_kernels.wkv(k, v, decay, first, aa, bb, pp, means)
+        vector_operations.wkv(k, v, decay, first, aa, bb, pp, means)
         return means, (aa, bb, pp)
 
     def wkv6(

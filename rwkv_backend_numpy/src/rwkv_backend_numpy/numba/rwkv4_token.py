@@ -22,7 +22,7 @@ from rwkv_backend_numpy.numba.token_phases import (
     shifted,
     square_positive,
 )
-from rwkv_backend_numpy.numba.vector_kernels import layer_norm_row, sigmoid_of, wkv_row
+from rwkv_backend_numpy.numba.vector_operations import layer_norm_row, sigmoid_of, wkv_row
 from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, is_over, take, wait
 from rwkv_core.architectures.rwkv4 import AA, BB, CHANNEL_X, PP, TIME_X
 

@@ -23,7 +23,7 @@ from rwkv_backend_numpy.numba.token_phases import (
     shifted,
     square_positive,
 )
-from rwkv_backend_numpy.numba.vector_kernels import exp_negative, layer_norm_row, sigmoid_of
+from rwkv_backend_numpy.numba.vector_operations import exp_negative, layer_norm_row, sigmoid_of
 from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, is_over, take, wait
 from rwkv_core.architectures.matrix_state import CHANNEL_X, FIRST_OF_S, TIME_X
 from rwkv_core.architectures.rwkv7 import EPSILON, SLOWEST
