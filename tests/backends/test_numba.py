@@ -88,9 +88,8 @@ def test_more_activations_than_a_cache_holds_are_multiplied_in_parts(dtype):
     ops = numba_ops(dtype=dtype)
     matrix = ops.matrix(weights)
     one_by_one = np.stack([product(ops, matrix, x[:, [i]])[0, 0] for i in range(150)])
-    # A single row of activations is not rounded to bfloat16.
-    limit = 2**-9 if dtype == "bfloat16" else 1e-6
-    assert deviation(product(ops, matrix, x)[0], one_by_one) < limit
+    # With so many rows activations are rounded to bfloat16, and with tiles quantized weights too.
+    assert deviation(product(ops, matrix, x)[0], one_by_one) < 2**-8
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (37, 70), (48, 15), (5, 200)], ids=str)

@@ -16,7 +16,6 @@ from rwkv_backend_numpy.numba.llvm_vectors import HAS_BFLOAT16_PRODUCTS
 from rwkv_backend_numpy.numba.panels import BFLOAT16, INT4, INT8, Kind
 from rwkv_backend_numpy.numba.short_floats import float32_to_bfloat16
 from rwkv_backend_numpy.numba.work_sharing import Counters, done, inner, take, wait
-from rwkv_core.util.aligned import aligned_empty
 
 Floats = NDArray[np.float32]
 
@@ -40,13 +39,6 @@ def rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
     if kind.dtype == BFLOAT16.dtype and HAS_BFLOAT16_PRODUCTS:
         return np.empty((n_rows, depth + 32), np.uint16)
     return np.empty((n_rows, depth + 16), np.float32)
-
-
-def tile_rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
-    """Return an array of rows of activations for tiles, whose lines are aligned."""
-    if kind.dtype == BFLOAT16.dtype:
-        return aligned_empty((n_rows, depth + 32), np.uint16)
-    return aligned_empty((n_rows, 2 * depth + 64), np.uint8)
 
 
 @inner
@@ -87,9 +79,9 @@ def _row_for(kind: Any, depth: Any) -> Any:
 
 @overload(fill, strict=False)
 def _fill(kind: Any, x: Any, row: Any, sums: Any) -> Any:
-    if kind in _BITS:
-        if row.dtype == types.uint8:
-            return lambda kind, x, row, sums: _to_bytes(x, row, sums)
+    if kind in _BITS and row.dtype == types.uint8:
+        return lambda kind, x, row, sums: _to_bytes(x, row, sums)
+    if kind in _BITS and row.dtype == types.int16:
         half = 16 // _BITS[kind]
         return lambda kind, x, row, sums: _to_int16(x, row, sums, half)
     if row.dtype == types.uint16:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkv_backend_numpy.numba.activations import convert, prepared, rows_for, tile_rows_for
+from rwkv_backend_numpy.numba.activations import convert, prepared, rows_for
 from rwkv_backend_numpy.numba.compiled import compiled
 from rwkv_backend_numpy.numba.llvm_vectors import HAS_WIDE_VECTORS
 from rwkv_backend_numpy.numba.panel_kernels import eight_rows, four_rows, one_row, sixteen_rows
 from rwkv_backend_numpy.numba.panels import ROWS, Matrix
-from rwkv_backend_numpy.numba.tile_products import of_rows_in_tiles, suits
+from rwkv_backend_numpy.numba.tile_products import of_rows_in_tiles, rows_for_tiles, suits
 from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take, take_range
 
 Floats = NDArray[np.float32]
@@ -34,12 +34,13 @@ def product(matrix: Matrix, x: Floats) -> Floats:
         _of_one_row(matrix.kind, matrix.panels, matrix.depth, matrix.n_groups, x[0], out[0])
         return out
     in_tiles = suits(matrix, n_rows)
-    multiple, rows_of, kernel = (
-        (ROWS, tile_rows_for, of_rows_in_tiles) if in_tiles else (ROW_MULTIPLE, rows_for, _of_rows)
-    )
+    multiple = ROWS if in_tiles else ROW_MULTIPLE
     padded = -(-n_rows // multiple) * multiple
+    if in_tiles:
+        kernel, rows = of_rows_in_tiles, rows_for_tiles(matrix, padded)
+    else:
+        kernel, rows = _of_rows, rows_for(matrix.kind, padded, matrix.depth)
     out = np.empty((padded, matrix.n_out), np.float32)
-    rows = rows_of(matrix.kind, padded, matrix.depth)
     # The kernel does not fill padding columns and padding rows.
     rows[:, x.shape[1] : matrix.depth] = 0
     rows[n_rows:] = 0

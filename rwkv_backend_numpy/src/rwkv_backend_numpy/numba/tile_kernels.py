@@ -36,6 +36,7 @@ from rwkv_backend_numpy.numba.llvm_vectors import (
 )
 from rwkv_backend_numpy.numba.panel_kernels import AHEAD, pointer, scaled, small_floats_at
 from rwkv_backend_numpy.numba.panels import LINE, ROWS
+from rwkv_backend_numpy.numba.short_floats import FLOAT16_SCALE, rounded
 
 TILE = ROWS * LINE
 """Bytes in a tile."""
@@ -139,20 +140,20 @@ def _codes_times_bytes(
 
 
 @intrinsic
-def unpack(context, codes, n_lines, to):  # type: ignore[no-untyped-def]
+def unpack(context, lines, n_lines, to):  # type: ignore[no-untyped-def]
     """Write lines of codes in 4 bits to `to`, each code in a byte. All arguments are int64."""
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        codes, n_lines, to = args
+        lines, n_lines, to = args
         with cgutils.for_range(b, n_lines) as line:
             at = b.mul(line.index, I64(LINE))
-            packed = loaded(b, pointer(b, codes, at), vector(I32, ROWS))
+            packed = loaded(b, pointer(b, lines, at), vector(I32, ROWS))
             first = b.and_(packed, filled(I32, ROWS, 0xFFFF))
             second = b.lshr(packed, filled(I32, ROWS, 16))
             for i, four in enumerate((first, second)):
                 pairs = _spread_bits(b, four, 8, 0x00FF00FF)
-                lines = pointer(b, to, b.add(b.mul(at, I64(2)), I64(LINE * i)))
-                store(b, _spread_bits(b, pairs, 4, 0x0F0F0F0F), lines)
+                place = pointer(b, to, b.add(b.mul(at, I64(2)), I64(LINE * i)))
+                store(b, _spread_bits(b, pairs, 4, 0x0F0F0F0F), place)
         return context.get_dummy_value()
 
     return types.none(*[types.int64] * 3), generate
@@ -161,6 +162,49 @@ def unpack(context, codes, n_lines, to):  # type: ignore[no-untyped-def]
 def _spread_bits(b: ir.IRBuilder, packed: Any, shift: int, kept: int) -> Any:
     shifted = b.shl(packed, filled(I32, ROWS, shift))
     return b.and_(b.or_(packed, shifted), filled(I32, ROWS, kept))
+
+
+@intrinsic
+def restore(context, kind, panel, n_groups, n_lines, to):  # type: ignore[no-untyped-def]
+    """Write a panel's weights to `to`, as a panel of bfloat16.
+
+    All arguments are int64, except the kind, that of an int8 or int4 matrix. A group has `n_lines`
+    lines of codes.
+    """
+    bits = 8 if kind == types.uint8 else 4
+
+    def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        _, panel, n_groups, n_lines, to = args
+        n_pairs = 16 // bits  # pairs of columns in a line
+        own = b.fmul(
+            loaded(b, pointer(b, panel), vector(F32, ROWS)), filled(F32, ROWS, FLOAT16_SCALE)
+        )
+        with cgutils.for_range(b, n_groups) as group:
+            lines = b.mul(group.index, b.add(n_lines, I64(1)))
+            start = b.add(b.add(panel, I64(LINE)), b.mul(lines, I64(LINE)))
+            scales, offsets = (b.fmul(small_floats_at(b, start, at), own) for at in (0, LINE // 2))
+            with cgutils.for_range(b, n_lines) as line:
+                at = b.mul(b.add(line.index, I64(1)), I64(LINE))
+                codes = loaded(b, pointer(b, start, at), vector(I32, ROWS))
+                nth = b.add(b.mul(group.index, n_lines), line.index)
+                place = b.add(to, b.mul(nth, I64(LINE * n_pairs)))
+                for i in range(n_pairs):
+                    low, high = (
+                        _weights(b, codes, bits, 2 * i + j, scales, offsets) for j in (0, 1)
+                    )
+                    pair = b.or_(low, b.shl(high, filled(I32, ROWS, 16)))
+                    store(b, pair, pointer(b, place, I64(LINE * i)))
+        return context.get_dummy_value()
+
+    return types.none(kind, *[types.int64] * 4), generate
+
+
+def _weights(b: ir.IRBuilder, codes: Any, bits: int, column: int, scales: Any, offsets: Any) -> Any:
+    """Return the weights of a column, as the bits of bfloat16 in int32."""
+    code = b.lshr(codes, filled(I32, ROWS, bits * column))
+    code = b.and_(code, filled(I32, ROWS, 2**bits - 1))
+    weight = fused(b, b.uitofp(code, scales.type), scales, offsets)
+    return rounded(b, b.bitcast(weight, codes.type))
 
 
 def _begin(b: ir.IRBuilder) -> None:

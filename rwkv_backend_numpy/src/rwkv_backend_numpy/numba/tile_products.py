@@ -18,15 +18,19 @@ from rwkv_backend_numpy.numba.tile_kernels import (
     block_of_codes,
     four_blocks,
     one_block,
+    restore,
     unpack,
 )
 from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take
+from rwkv_core.util.aligned import aligned_empty
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 # A tile costs the same for 1 row and for 16. From these numbers of rows on it was faster.
 _MIN_ROWS, _MIN_ROWS_OF_CODES = 5, 9
+# For so many rows, codes are restored to bfloat16: sums of groups would take most of the time.
+_MIN_ROWS_RESTORED = 64
 _MAX_ROWS_AT_ONCE = 4 * ROWS
 # Bytes of activations that every panel is multiplied with before the next ones; they stay in a
 # core's own cache.
@@ -40,6 +44,13 @@ def suits(matrix: Matrix, n_rows: int) -> bool:
     if matrix.kind.dtype == BFLOAT16.dtype:
         return n_rows >= _MIN_ROWS and matrix.depth % (LINE // 2) == 0
     return n_rows >= _MIN_ROWS_OF_CODES and matrix.depth // matrix.n_groups % LINE == 0
+
+
+def rows_for_tiles(matrix: Matrix, n_rows: int) -> NDArray[Any]:
+    """Return an array for rows of activations, in the form that is fastest for so many."""
+    if matrix.kind.dtype == BFLOAT16.dtype or n_rows >= _MIN_ROWS_RESTORED:
+        return aligned_empty((n_rows, matrix.depth + 32), np.uint16)
+    return aligned_empty((n_rows, 2 * matrix.depth + 64), np.uint8)
 
 
 @compiled
@@ -57,61 +68,74 @@ def of_rows_in_tiles(
     n_panels = panels.shape[0]
     chunk = max(1, _CHUNK_BYTES // (rows.strides[0] * _MAX_ROWS_AT_ONCE)) * _MAX_ROWS_AT_ONCE
     n_chunks = (rows.shape[0] + chunk - 1) // chunk
-    room = np.empty(depth * ROWS + LINE, np.uint8)
+    room = np.empty(2 * depth * ROWS + LINE, np.uint8)
     room = room[-room.ctypes.data % LINE :]
     while True:
         block = take(counts, 1, thread, n_chunks * n_panels)
         if block < 0:
             break
         panel, column = panels[block % n_panels], block % n_panels * ROWS
-        codes = codes_of(kind, panel, n_groups, room)
+        weights = weights_of(kind, rows, panel, n_groups, room)
         start = block // n_panels * chunk
         end = min(start + chunk, rows.shape[0])
         while start < end:
             start += _times_block(
-                kind, panel, codes, depth, n_groups, rows[start:end], sums[start:end],
+                kind, panel, weights, depth, n_groups, rows[start:end], sums[start:end],
                 units[start:end], out[start:end, column:],
             )  # fmt: skip
 
 
 @inner
 def _times_block(
-    kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+    kind: Any, panel: Bytes, weights: Bytes, depth: int, n_groups: int,
     rows: Any, sums: Floats, units: Floats, out: Floats,
 ) -> Any:  # fmt: skip
     """Multiply a panel with the first rows, and write them to `out`. Return how many."""
     if out.shape[1] >= ROWS:
-        return times_first_rows(kind, panel, codes, depth, n_groups, rows, sums, units, out)
+        return times_first_rows(kind, panel, weights, depth, n_groups, rows, sums, units, out)
     whole = np.empty((_MAX_ROWS_AT_ONCE, ROWS), np.float32)
-    n_rows = times_first_rows(kind, panel, codes, depth, n_groups, rows, sums, units, whole)
+    n_rows = times_first_rows(kind, panel, weights, depth, n_groups, rows, sums, units, whole)
     for i in range(n_rows):
         for column in range(out.shape[1]):
             out[i, column] = whole[i, column]
     return n_rows
 
 
-def codes_of(kind: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
-    """Return a panel's codes, each in a byte, in the panel itself or in `room`."""
+def weights_of(kind: Any, rows: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
+    """Return a panel's weights in the form for such rows, in the panel itself or in `room`.
+
+    That is bfloat16 for rows of bfloat16, and codes in a byte each for rows of bytes.
+    """
     raise NotImplementedError  # Only for compiled code.
 
 
 def times_first_rows(
-    kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+    kind: Any, panel: Bytes, weights: Bytes, depth: int, n_groups: int,
     rows: Any, sums: Floats, units: Floats, out: Floats,
 ) -> int:  # fmt: skip
     """Multiply a panel with the first 16 rows, or more, and write 16 columns. Return how many."""
     raise NotImplementedError  # Only for compiled code.
 
 
-@overload(codes_of, strict=False)
-def _codes_of(kind: Any, panel: Any, n_groups: Any, room: Any) -> Any:
+@overload(weights_of, strict=False)
+def _weights_of(kind: Any, rows: Any, panel: Any, n_groups: Any, room: Any) -> Any:
+    if kind == types.uint16:
+        return lambda kind, rows, panel, n_groups, room: panel
+    if rows.dtype == types.uint16:
+        return _restored
     if kind == types.int8:
         return _unpacked
-    return lambda kind, panel, n_groups, room: panel[2 * LINE :]
+    return lambda kind, rows, panel, n_groups, room: panel[2 * LINE :]
 
 
-def _unpacked(kind: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
-    group_bytes = (panel.size - LINE) // n_groups
+def _restored(kind: Any, rows: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
+    n_lines = _group_bytes(panel, n_groups) // LINE - 1
+    restore(kind, panel.ctypes.data, n_groups, n_lines, room.ctypes.data)
+    return room
+
+
+def _unpacked(kind: Any, rows: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
+    group_bytes = _group_bytes(panel, n_groups)
     n_lines = group_bytes // LINE - 1
     for group in range(n_groups):
         codes = panel[2 * LINE + group * group_bytes :]
@@ -121,18 +145,21 @@ def _unpacked(kind: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
 
 @overload(times_first_rows, strict=False)
 def _times_first_rows(
-    kind: Any, panel: Any, codes: Any, depth: Any, n_groups: Any,
+    kind: Any, panel: Any, weights: Any, depth: Any, n_groups: Any,
     rows: Any, sums: Any, units: Any, out: Any,
 ) -> Any:  # fmt: skip
-    return _floats_times_rows if kind == types.uint16 else _codes_times_rows(kind == types.int8)
+    if rows.dtype == types.uint16:
+        return _floats_times_rows
+    return _codes_times_rows(kind == types.int8)
 
 
 def _floats_times_rows(
-    kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+    kind: Any, panel: Bytes, weights: Bytes, depth: int, n_groups: int,
     rows: Any, sums: Floats, units: Floats, out: Floats,
 ) -> Any:  # fmt: skip
     given = (
-        panel.ctypes.data, depth, rows.ctypes.data, rows.strides[0], out.ctypes.data, out.strides[0]
+        weights.ctypes.data, depth, rows.ctypes.data, rows.strides[0],
+        out.ctypes.data, out.strides[0],
     )  # fmt: skip
     if rows.shape[0] >= 4 * ROWS:
         four_blocks(*given)
@@ -143,17 +170,23 @@ def _floats_times_rows(
 
 def _codes_times_rows(unpacked: bool) -> Any:
     def times(
-        kind: Any, panel: Bytes, codes: Bytes, depth: int, n_groups: int,
+        kind: Any, panel: Bytes, weights: Bytes, depth: int, n_groups: int,
         rows: Any, sums: Floats, units: Floats, out: Floats,
     ) -> Any:  # fmt: skip
-        group_bytes = (panel.size - LINE) // n_groups
+        group_bytes = _group_bytes(panel, n_groups)
         n_tiles = depth // (n_groups * LINE)
         block_of_codes(
             panel.ctypes.data, group_bytes,
-            codes.ctypes.data, n_tiles * TILE if unpacked else group_bytes,
+            weights.ctypes.data, n_tiles * TILE if unpacked else group_bytes,
             n_tiles, n_groups, rows.ctypes.data, rows.strides[0], depth,
             sums.ctypes.data, units.ctypes.data, out.ctypes.data, out.strides[0],
         )  # fmt: skip
         return ROWS
 
     return times
+
+
+@inner
+def _group_bytes(panel: Bytes, n_groups: int) -> Any:
+    """Return the bytes of a group of codes, with its line of scales and offsets."""
+    return (panel.size - LINE) // n_groups
