@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from rwkv_backend_numpy.numba.compiled import compiled, inner_sums
 from rwkv_backend_numpy.numba.head_steps import wkv6_step, wkv7_step
 from rwkv_backend_numpy.numba.panels import LINE, ROWS
+from rwkv_backend_numpy.numba.transpose_kernel import put_square
 from rwkv_backend_numpy.numba.work_sharing import Counters, inner, take_range
 
 Floats = NDArray[np.float32]
+
+# Of the type of S, for `put_square`.
+_ZERO = np.float32(0)
 
 
 @inner_sums
@@ -123,13 +127,28 @@ def _copy(x: Floats, to: Floats) -> None:
 
 @inner
 def _transpose(s: Floats, rows: Floats) -> None:
-    for i in range(s.shape[0]):
-        for j in range(s.shape[1]):
+    """Copy a head's matrix [N, N] to [parts, N, 16]."""
+    n = s.shape[0]
+    if n % ROWS == 0:
+        for i in range(0, n, ROWS):
+            for j in range(0, n, ROWS):
+                square, lines = s[i, j:].ctypes.data, rows[i // ROWS, j].ctypes.data
+                put_square(_ZERO, _ZERO, square, s.strides[0], lines, LINE)
+        return
+    for i in range(n):
+        for j in range(n):
             rows[i // ROWS, j, i % ROWS] = s[i, j]
 
 
 @inner
 def _transpose_back(rows: Floats, s: Floats) -> None:
-    for i in range(s.shape[0]):
-        for j in range(s.shape[1]):
+    n = s.shape[0]
+    if n % ROWS == 0:
+        for i in range(0, n, ROWS):
+            for j in range(0, n, ROWS):
+                square, lines = s[i, j:].ctypes.data, rows[i // ROWS, j].ctypes.data
+                put_square(_ZERO, _ZERO, lines, LINE, square, s.strides[0])
+        return
+    for i in range(n):
+        for j in range(n):
             s[i, j] = rows[i // ROWS, j, i % ROWS]

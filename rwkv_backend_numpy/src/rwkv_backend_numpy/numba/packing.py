@@ -141,7 +141,7 @@ def pack(counts: Counters, thread: int, array: NDArray[Any], panels: NDArray[Any
             for column in range(0, done, columns):
                 put_square(
                     kind, source, array[first, column:].ctypes.data, array.strides[0],
-                    panel[column * ROWS :].ctypes.data,
+                    panel[column * ROWS :].ctypes.data, LINE,
                 )  # fmt: skip
         panel[done * ROWS :] = 0
         for column in range(done, width):

@@ -1,4 +1,4 @@
-"""Transposes 16 rows of a matrix into 16 lines of a panel, for compiled code.
+"""Transposes 16 rows of a matrix into 16 lines, for compiled code.
 
 This is done in registers. If a matrix's width is a power of two, its rows share the same few sets
 of a cache, so rows read from memory one by one would evict each other before they are used.
@@ -23,16 +23,18 @@ from rwkv_backend_numpy.numba.llvm_vectors import (
     store,
     vector,
 )
-from rwkv_backend_numpy.numba.panels import LINE, ROWS
+from rwkv_backend_numpy.numba.panels import ROWS
 from rwkv_backend_numpy.numba.short_floats import FLOAT16_SCALE, rounded, small_floats
 
 
 @intrinsic
-def put_square(context, kind, source, address, row_bytes, out):  # type: ignore[no-untyped-def]
+def put_square(  # type: ignore[no-untyped-def]
+    context, kind, source, address, row_bytes, out, line_bytes
+):
     """Write 16 lines of a panel of `kind` to address `out`, from 16 rows at `address`.
 
     This takes 16 columns for float32, 32 for bfloat16. The rows are `row_bytes` apart, and have the
-    type of `source`; see `packing.as_float32`.
+    type of `source`; see `packing.as_float32`. The lines are `line_bytes` apart.
     """
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -42,10 +44,10 @@ def put_square(context, kind, source, address, row_bytes, out):  # type: ignore[
             row = b.gep(rows, [b.mul(args[3], I64(i))])
             words.append(_words(b, kind, source, row))
         for i, line in enumerate(_transposed(b, words)):
-            store(b, line, b.gep(lines, [I64(LINE * i)]))
+            store(b, line, b.gep(lines, [b.mul(args[5], I64(i))]))
         return context.get_dummy_value()
 
-    return types.none(kind, source, types.int64, types.int64, types.int64), generate
+    return types.none(kind, source, *[types.int64] * 4), generate
 
 
 def _words(b: ir.IRBuilder, kind: Any, source: Any, row: Any) -> Any:
