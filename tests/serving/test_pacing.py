@@ -22,6 +22,19 @@ def test_a_read_takes_less_than_two_steps() -> None:
     assert set(paced(1.0, 0.007, 0.0001)[20:]) == {512}
 
 
+def test_a_pass_with_a_step_in_it_takes_less_than_three_steps() -> None:
+    pace, seconds = Pace(), []
+    for _ in range(300):
+        if not pace.knows_step:
+            pace.note_step(0.010)
+            continue
+        n_tokens = pace.n_tokens(beside=True)
+        seconds.append(0.010 + 0.0001 * n_tokens)
+        assert abs(pace.note_pass(n_tokens, seconds[-1]) - 0.0001 * n_tokens) < 1e-9
+    # The weights are read once: 128 tokens fit, where 64 do after a step of their own.
+    assert sorted(seconds)[150] == 0.010 + 0.0128 and sum(one > 0.03 for one in seconds) < 30
+
+
 def test_it_reads_some_tokens_even_where_that_takes_longer() -> None:
     assert set(paced(0.001, 0.01, 0.001)) == {16}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rwkv_core import RWKV
+from rwkv_core import RWKV, State
 from rwkv_core.serving import Engine
 
 pytestmark = pytest.mark.needs_backend
@@ -16,15 +16,23 @@ pytestmark = pytest.mark.needs_backend
 
 @pytest.fixture
 def calls(rwkv: RWKV, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes of tokens that the model is given: (rows, 1) in steps, (tokens,) in prompts."""
+    """The shapes of tokens that the model is given: (rows, 1) in steps, (tokens,) in prompts.
+
+    A pass for both is noted as two.
+    """
     shapes: list[tuple[int, ...]] = []
-    forward = rwkv.model.forward
+    forward, forward_ragged = rwkv.model.forward, rwkv.model.forward_ragged
 
     def noted(tokens: Any, *arguments: Any, **options: Any) -> Any:
         shapes.append(np.shape(tokens))
         return forward(tokens, *arguments, **options)
 
+    def noted_ragged(chunk: list[int], state: State, column: list[int], batch: State) -> Any:
+        shapes.extend([(len(column), 1), (len(chunk),)])
+        return forward_ragged(chunk, state, column, batch)
+
     monkeypatch.setattr(rwkv.model, "forward", noted)
+    monkeypatch.setattr(rwkv.model, "forward_ragged", noted_ragged)
     yield shapes
 
 

@@ -20,6 +20,7 @@ Floats = NDArray[np.floating[Any]]
 
 class NumpyOps(TensorOps):
     xp = np
+    ragged = True
 
     def __init__(self, dtype: str) -> None:
         self.dtype = self.runtime_dtype = dtype

@@ -49,6 +49,7 @@ class TorchOps(TensorOps):
         if self._device.type == "mps" and "float64" in (self.dtype, self.runtime_dtype):
             raise OptionError("option dtype: found float64, which mps does not have; use float32")
         self.records = self._device.type == "cuda"
+        self.ragged = self._device.type == "cpu"
         self._layers: tuple[Any, list[Any]] = None, []
         self._gpu_layers: Any = None
         if self.runtime_dtype == "float32" and has_kernels(self._device):

@@ -87,6 +87,8 @@ class SplitOps(TorchOps):
             TorchOps(dtype, runtime_dtype, str(device), None) for device in self._group.devices
         ]
         self.device = self._group.name
+        self.ragged = False  # the parts of an activation are not arrays
+        self.ragged = False  # the parts of an activation are not arrays
         types = f"dtype or runtime_dtype ({self.dtype}, {self.runtime_dtype})"
         self._group.check_same(types, zlib.crc32(types.encode()))
         self._digest = 0

@@ -30,7 +30,7 @@ def last_logits(
 ) -> tuple[Array, Array]:
     """Run a model on embeddings `x` [B, T, D]: return the last logits [B, 1, V] and state."""
     x, state = architecture.blocks(ops, p, x, state)
-    return ops.matmul(p.head, ops.layer_norm(x[:, -1:, :], *p.ln_out)), state
+    return ops.matmul(p.head, ops.layer_norm(ops.last(x, state), *p.ln_out)), state
 
 
 def last_hidden(
@@ -38,4 +38,4 @@ def last_hidden(
 ) -> tuple[Array, Array]:
     """The final norm's result [B, 1, D] after the last token, and the state there."""
     x, state = architecture.blocks(ops, p, x, state)
-    return ops.layer_norm(x[:, -1:, :], *p.ln_out), state
+    return ops.layer_norm(ops.last(x, state), *p.ln_out), state

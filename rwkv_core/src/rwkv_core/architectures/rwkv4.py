@@ -110,7 +110,8 @@ def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Arra
     x = x + y
     channel_x = ops.layer_norm(x, *p.ln2)
     x = x + channel_mixing(ops, p.channel, channel_x, rows[CHANNEL_X])
-    return x, ops.xp.stack([channel_x[:, -1, :], time_x[:, -1, :], *scan], axis=1)
+    last = (ops.last(channel_x, state), ops.last(time_x, state))
+    return x, ops.xp.concat([*last, *(part[:, None, :] for part in scan)], axis=1)
 
 
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:

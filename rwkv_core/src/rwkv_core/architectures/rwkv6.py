@@ -124,7 +124,7 @@ def block(ops: TensorOps, p: Block, x: Array, state: Array) -> tuple[Array, Arra
     x = x + y
     channel_x = ops.layer_norm(x, *p.ln2)
     x = x + channel_mixing(ops, p.channel, channel_x, state[:, CHANNEL_X, :])
-    return x, ops.xp.concat([channel_x[:, -1:, :], time_x[:, -1:, :], s], axis=1)
+    return x, ops.xp.concat([ops.last(channel_x, state), ops.last(time_x, state), s], axis=1)
 
 
 def blocks(ops: TensorOps, p: Parameters, x: Array, state: Array) -> tuple[Array, Array]:

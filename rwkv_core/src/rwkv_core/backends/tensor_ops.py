@@ -53,6 +53,8 @@ class TensorOps(ABC):
             "float64".
         fixed_shapes: True if each new shape costs a compilation. A prompt is then read in chunks
             of a few sizes only.
+        ragged: True if a chunk of a prompt and single tokens of other sequences are computed
+            together (see `ragged`) faster than one after the other.
         threaded_library: name of a library that hangs in a forked process, which lacks the
             library's threads; "" if there is none. Using a model there is then an error.
     """
@@ -62,6 +64,7 @@ class TensorOps(ABC):
     dtype: str = "float32"
     runtime_dtype: str = "float32"
     fixed_shapes: bool = False
+    ragged: bool = False
     threaded_library: str = ""
 
     def prepare(self, weights: Sequence[Weight]) -> None:  # noqa: B027
@@ -148,6 +151,13 @@ class TensorOps(ABC):
         x = x - xp.mean(x, axis=-1, keepdims=True)
         variance = xp.mean(x * x, axis=-1, keepdims=True)
         return x / xp.sqrt(variance + EPSILON) * weight + bias
+
+    def last(self, x: Array, state: Array) -> Array:
+        """Return the last token of each sequence in `x` [B, T, D]: [B, 1, D].
+
+        `state` [B, ...] is one of the same sequences.
+        """
+        return x[:, -1:, :]
 
     def token_shift(self, x: Array, last: Array) -> Array:
         """Return each token's predecessor [B, T, D]: `last` [B, D], then `x` without its last."""

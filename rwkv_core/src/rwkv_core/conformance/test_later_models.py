@@ -106,6 +106,22 @@ def test_each_row_of_a_batch_is_the_references(
         assert_state_close(model.to_numpy(state), expected, last, of_model(ops))
 
 
+def test_a_chunk_beside_single_tokens_is_the_references(
+    ops: TensorOps, later: Loaded, tokens: list[int]
+) -> None:
+    if not ops.ragged:
+        pytest.skip("this backend reads them one after the other")
+    model, expected = later
+    _, first = model.forward(tokens[:1])
+    _, second = model.forward(tokens[:2])
+    batch = model.stack_states([first, second])
+    logits, after = model.forward_ragged(tokens[:16], model.empty_state(), tokens[1:3], batch)
+    for i, (end, state) in enumerate(zip([16, 2, 3], model.unstack_state(after), strict=True)):
+        what = f"{model.architecture}: logits of row {i}, 16 tokens before two of one"
+        assert_close(model.to_numpy(logits)[i], expected.logits[end - 1], of_model(ops), what)
+        assert_state_close(model.to_numpy(state), expected, end - 1, of_model(ops))
+
+
 def test_states_and_results_outlive_the_next_call(later: Loaded, tokens: list[int]) -> None:
     model = later.model
     for n_tokens in (1, 16):

@@ -124,6 +124,25 @@ def test_each_row_of_a_batch_is_the_references(
         assert_state_close(model.to_numpy(state), expected, end - 1, of_model(ops))
 
 
+@pytest.mark.parametrize("n_chunk", [1, 2, 16])
+def test_a_chunk_beside_single_tokens_is_the_references(
+    ops: TensorOps, model: Model, tokens: list[int], expected: reference.Run, n_chunk: int
+) -> None:
+    if not ops.ragged:
+        pytest.skip("this backend reads them one after the other")
+    # Row i has read i tokens; the chunk continues the first row.
+    states = [model.empty_state()]
+    while len(states) < 4:
+        states.append(model.forward(tokens[len(states) - 1 : len(states)], states[-1])[1])
+    column, batch = tokens[1:4], model.stack_states(states[1:])
+    logits, after = model.forward_ragged(tokens[:n_chunk], states[0], column, batch)
+    ends = [n_chunk, 2, 3, 4]
+    for i, (end, state) in enumerate(zip(ends, model.unstack_state(after), strict=True)):
+        what = f"logits of row {i}, a chunk of {n_chunk} tokens before three of one"
+        assert_close(model.to_numpy(logits)[i], expected.logits[end - 1], of_model(ops), what)
+        assert_state_close(model.to_numpy(state), expected, end - 1, of_model(ops))
+
+
 @pytest.mark.parametrize("sizes", [DEEP, WIDE], ids=["13 layers", "1088 wide"])
 def test_a_model_of_another_size_is_the_references(
     ops: TensorOps,

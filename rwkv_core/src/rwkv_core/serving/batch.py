@@ -71,14 +71,37 @@ class Batch(Generic[Member]):
 
     def step(self, tokens: dict[Member, int]) -> NDArray[np.float32]:
         """Decode one token for each member. Returns logits [n, V] in the order of `members`."""
-        self._shrink_if_long_enough()
-        column = [[0 if member is None else tokens[member]] for member in self._members]
-        batch = State(self._array, model=self._model.fingerprint)
-        logits, after = self._model.forward(column, batch)
+        column, batch = self._next_step(tokens)
+        logits, after = self._model.forward([[token] for token in column], batch)
         self._array = after.array
-        rows = [place for place, member in enumerate(self._members) if member is not None]
+        return self._of_members(self._model.ops.to_numpy(logits))
+
+    def step_beside(
+        self, tokens: dict[Member, int], chunk: list[int], state: State | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], State]:
+        """Decode one token for each member, and read a chunk of a prompt in the same pass.
+
+        Returns the logits [n, V] of the members, and the chunk's last ones [V] with its state.
+        """
+        column, batch = self._next_step(tokens)
+        state = state or self._model.empty_state()
+        logits, after = self._model.forward_ragged(chunk, state, column, batch)
+        self._array = after.array[1:, ...]
         found = self._model.ops.to_numpy(logits)
-        return found if len(rows) == len(found) else found[rows]
+        # A copy, so that a kept state does not keep the whole batch in memory.
+        own = self._model.ops.xp.asarray(after.array[0, ...], copy=True)
+        read = State(own, model=self._model.fingerprint)
+        return self._of_members(found[1:]), found[0].copy(), read
+
+    def _next_step(self, tokens: dict[Member, int]) -> tuple[list[int], State]:
+        """Return each row's next token, and the state of all rows."""
+        self._shrink_if_long_enough()
+        column = [0 if member is None else tokens[member] for member in self._members]
+        return column, State(self._array, model=self._model.fingerprint)
+
+    def _of_members(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        places = [place for place, member in enumerate(self._members) if member is not None]
+        return rows if len(places) == len(rows) else rows[places]
 
     def _size_for(self, n_rows: int) -> int:
         return next(size for size in self._sizes if size >= n_rows)

@@ -87,6 +87,12 @@ class Prompts:
         stops += [request.n_prompt, (request.n_read // self._keep_every + 1) * self._keep_every]
         return min(n_tokens, min(stops) - request.n_read)
 
+    def may_share_a_pass(self, request: Request) -> bool:
+        """Whether a request's next chunk is read in the same pass as a decode step."""
+        asked = request.asked
+        plain = asked.prompt_logprobs is None and not asked.embeds
+        return self._model.ops.ragged and self.pace.knows_step and plain and bool(request.unread)
+
     def read(self, request: Request, n_tokens: int) -> None:
         """Prefill the next `n_tokens` tokens of a request. Raises what `Model.forward` raises."""
         if n_tokens == 0:
@@ -98,9 +104,13 @@ class Prompts:
             request.embedding = self._model.to_numpy(found)
         else:
             self._forward(request, tokens)
+        self.pace.note_read(n_tokens, time.monotonic() - begin)
+        self.note_read(request, n_tokens)
+
+    def note_read(self, request: Request, n_tokens: int) -> None:
+        """Count the next `n_tokens` tokens of a request as read; its state and logits are set."""
         del request.unread[:n_tokens]
         request.n_read += n_tokens
-        self.pace.note_read(n_tokens, time.monotonic() - begin)
         if request.embedding is None and request.n_read <= request.n_prompt:
             self._share(request)
 

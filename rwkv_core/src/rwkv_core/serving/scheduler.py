@@ -116,8 +116,7 @@ class Scheduler:
             try:
                 self._drop_ended()
                 self._admit()
-                self._decode()
-                self._read_prompts()
+                self._step()
             except Exception as error:  # A bug in the engine ends all requests with the error.
                 for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
                     self._fail(request, error)
@@ -150,11 +149,30 @@ class Scheduler:
                     self._fail(request, error)
                 self._changed.notify_all()
 
+    def _step(self) -> None:
+        """Decode a token for each request in the batch, and prefill for as long as they may wait.
+
+        The first chunk is read in the same pass as the tokens, where that is faster. Prompts come
+        in the order of arrival and the shortest first, in turn. If the batch is empty, one chunk is
+        read.
+        """
+        self._shortest_first = not self._shortest_first
+        prompts = list(self._prompts.requests)
+        if self._shortest_first:
+            prompts.sort(key=lambda request: len(request.unread))
+        prompts = [request for request in prompts if request.leader is None]
+        seconds = 0.0
+        if not len(self._batch):
+            pass
+        elif prompts and self._prompts.may_share_a_pass(prompts[0]):
+            seconds = self._decode_beside(prompts.pop(0))
+        else:
+            self._decode()
+        self._read_prompts(prompts, seconds)
+
     def _decode(self) -> None:
         """Decode one token for each request in the batch, and draw its next token."""
         members = self._batch.members
-        if not members:
-            return
         begin = time.monotonic()
         try:
             rows = self._batch.step({member: member.next_token for member in members})
@@ -162,6 +180,30 @@ class Scheduler:
             for member in members:
                 self._fail(member, error)
             return
+        self._note_step(members, rows)
+        self._prompts.pace.note_step(time.monotonic() - begin)
+
+    def _decode_beside(self, request: Request) -> float:
+        """Decode, and read a chunk of `request` in the same pass. Returns the chunk's seconds."""
+        members, pace = self._batch.members, self._prompts.pace
+        tokens = {member: member.next_token for member in members}
+        n_tokens = self._prompts.next_tokens(request, pace.n_tokens(beside=True))
+        begin = time.monotonic()
+        try:
+            rows, request.logits, request.state = self._batch.step_beside(
+                tokens, request.unread[:n_tokens], request.state
+            )
+        except Exception as error:
+            self._fail(request, error)  # The members go on, without it.
+            return 0.0
+        self._note_step(members, rows)
+        seconds = pace.note_pass(n_tokens, time.monotonic() - begin)
+        self._prompts.note_read(request, n_tokens)
+        self._draw_first(request)
+        return seconds
+
+    def _note_step(self, members: list[Request], rows: Any) -> None:
+        """Draw each member's next token from its row of logits."""
         self._counts["steps"] += 1
         self._counts["step_rows"] += len(members)
         for member in members:
@@ -170,24 +212,17 @@ class Scheduler:
         draws = (map if len(members) == 1 else self._pool.map)(self._draw, members, rows)
         for member, drawn in zip(members, draws, strict=True):
             self._go_on(member, drawn)
-        self._prompts.pace.note_step(time.monotonic() - begin)
 
-    def _read_prompts(self) -> None:
-        """Prefill chunks of prompts, for as long as the batch may wait; one chunk if it is empty.
-
-        Alternates between the order of arrival and the shortest prompt first.
-        """
-        begin, pace, n_reads = time.monotonic(), self._prompts.pace, 0
-        self._shortest_first = not self._shortest_first
-        requests = list(self._prompts.requests)
-        if self._shortest_first:
-            requests.sort(key=lambda request: len(request.unread))
+    def _read_prompts(self, requests: list[Request], seconds: float) -> None:
+        """Prefill chunks of `requests`, for as long as the batch may wait after `seconds`."""
+        pace, n_reads = self._prompts.pace, 0
+        begin = time.monotonic() - seconds
         for request in requests:
             if request.leader is not None or request not in self._prompts.requests:
                 continue
             most = pace.n_tokens() if len(self._batch) else MAX_TOKENS
             n_tokens = self._prompts.next_tokens(request, most)
-            if n_reads and not pace.fits(n_tokens, time.monotonic() - begin):
+            if (n_reads or seconds) and not pace.fits(n_tokens, time.monotonic() - begin):
                 return
             self._read(request, n_tokens)
             n_reads += 1
@@ -199,6 +234,10 @@ class Scheduler:
         except Exception as error:
             self._fail(request, error)
             return
+        self._draw_first(request)
+
+    def _draw_first(self, request: Request) -> None:
+        """Draw a token after a prompt, if it is read."""
         if request.unread:
             return
         if request.asked.embeds or not request.asked.max_tokens:
