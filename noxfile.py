@@ -31,8 +31,8 @@ TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "gguf")
 PEERS = ("rwkv", "transformers", "matplotlib", "numba")
 # Tests run many small products, where a second thread costs more than it brings.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# JAX keeps compilations of any size: most that the suite needs, for each type and in each process,
-# are of equal programs.
+# JAX keeps compilations of any size: most that tests need, in each process and for each type, are
+# of equal programs.
 ALL_COMPILATIONS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -81,17 +81,15 @@ def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
     # An idle process takes tests from the end of the other's list. So most tests stay beside
     # those that need the same models and compilations.
     processes = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
-    session.run("python", "-m", "pytest", *processes, *arguments, env=ONE_THREAD | variables)
+    kept = {"JAX_COMPILATION_CACHE_DIR": str((session.cache_dir / "jax").resolve())}
+    environment = ONE_THREAD | ALL_COMPILATIONS | kept | variables
+    session.run("python", "-m", "pytest", *processes, *arguments, env=environment)
 
 
 def conformance(session: nox.Session, backend: str, *options: str) -> None:
     given = [argument for option in options for argument in ("--rwkv-option", option)]
     command = ("--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, *given, "-q")
-    compilations = {
-        "JAX_COMPILATION_CACHE_DIR": str((session.cache_dir / "jax").resolve()),
-        **ALL_COMPILATIONS,
-    }
-    pytest(session, *command, **compilations)
+    pytest(session, *command)
 
 
 @nox.session
@@ -145,20 +143,18 @@ def peers(session: nox.Session) -> None:
     # Those that torch or transformers write files for.
     written = ("pth", "names", "safetensors", "checksums", "containers")
     checkpoints = [f"tests/checkpoint/test_{name}.py" for name in written]
-    pytest(session, "tests/backends/test_across_backends.py", *checkpoints, "tests/peers")
-    some = ["--shape", "4x256", "--rounds", "2", "--only", "float32", "--only", "cpu fp32"]
-    speed(session, *some, "--output", session.create_tmp())
+    # The longest test is the first to begin.
+    longest = "tests/peers/test_speed.py"
+    others = ("tests/backends/test_across_backends.py", *checkpoints, "tests/peers")
+    pytest(session, longest, *others)
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """The speed of all backends and the peers, side by side, into tests/peers/results."""
     install(session, *(f"./{name}" for name in DISTRIBUTIONS), *PEERS)
-    speed(session, *session.posargs)
-
-
-def speed(session: nox.Session, *arguments: str) -> None:
-    session.run("python", "tests/peers/speed.py", *arguments, env={"PYTHONPATH": "tests"})
+    command = ("tests/peers/speed.py", *session.posargs)
+    session.run("python", *command, env={"PYTHONPATH": "tests"})
 
 
 @nox.session

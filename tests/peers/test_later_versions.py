@@ -127,6 +127,8 @@ def test_logits_are_the_peers_going_on_from_a_state(loaded: Loaded) -> None:
 
 def test_a_batch_is_its_rows(loaded: Loaded) -> None:
     case, model = loaded
+    if model.backend in COMPILING:
+        pytest.skip("the conformance suite has batches of each version, and compiles them")
     _, state = model.forward(case.tokens[17:20])
     rows = [case.tokens[20:37], case.tokens[:17]]
     batch = model.stack_states([state, model.empty_state()])
