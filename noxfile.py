@@ -5,6 +5,7 @@ and the other backends do not need it.
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,14 +22,17 @@ PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 OTHERS = [str(path) for python in PYTHONS for path in PYENV.glob(f"versions/{python}.*/bin")]
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *OTHERS])
 
+# pip compiles no modules: Python does at the first import, which most modules never see.
+os.environ["PIP_COMPILE"] = "0"
+
 # gguf writes the files that the reader of such files is tested with.
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "gguf")
 # The other implementations, what draws the comparison with them, and what a backend needs for it.
 PEERS = ("rwkv", "transformers", "matplotlib", "numba")
 # Tests run many small products, where a second thread costs more than it brings.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# JAX keeps compilations of any size: most that the suite needs, for each type and in each process,
-# are of equal programs.
+# JAX keeps compilations of any size: most that tests need, in each process and for each type, are
+# of equal programs.
 ALL_COMPILATIONS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -46,25 +50,46 @@ CONFORMANCE_OPTIONS = {"torch-stream": ["target=0.0003"], "torch-split": ["devic
 DISTRIBUTIONS = ("rwkv_core", *(f"rwkv_backend_{name}" for name in BACKENDS))
 
 
+# Wheels of this run, by the folder of their distribution.
+WHEELS: dict[str, str] = {}
+
+
+def wheel(session: nox.Session, folder: str) -> str:
+    """Return the wheel of a distribution of the checkout, built once in a run for all sessions."""
+    if folder not in WHEELS:
+        into = (session.cache_dir / "wheels" / folder).resolve()
+        shutil.rmtree(into, ignore_errors=True)
+        build = ("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(into))
+        session.run_install(*build, folder)
+        (WHEELS[folder],) = map(str, into.glob("*.whl"))
+    return WHEELS[folder]
+
+
 def install(session: nox.Session, *what: str) -> None:
-    session.install("--constraint", "constraints.txt", *what)
+    """Install requirements; ./FOLDER and ./FOLDER[EXTRA] are distributions of the checkout."""
+    others = [one for one in what if not one.startswith("./")]
+    own = [one.partition("[") for one in what if one.startswith("./")]
+    wheels = [wheel(session, folder) + bracket + extra for folder, bracket, extra in own]
+    # In an environment of an earlier run, pip would take a wheel of the same version as installed.
+    if own:
+        built = [WHEELS[folder] for folder, _, _ in own]
+        session.install("--no-index", "--no-deps", "--force-reinstall", *built)
+    session.install("--constraint", "constraints.txt", *wheels, *others)
 
 
 def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
     # An idle process takes tests from the end of the other's list. So most tests stay beside
     # those that need the same models and compilations.
     processes = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
-    session.run("python", "-m", "pytest", *processes, *arguments, env=ONE_THREAD | variables)
+    kept = {"JAX_COMPILATION_CACHE_DIR": str((session.cache_dir / "jax").resolve())}
+    environment = ONE_THREAD | ALL_COMPILATIONS | kept | variables
+    session.run("python", "-m", "pytest", *processes, *arguments, env=environment)
 
 
 def conformance(session: nox.Session, backend: str, *options: str) -> None:
     given = [argument for option in options for argument in ("--rwkv-option", option)]
     command = ("--pyargs", "rwkv_core.conformance", "--rwkv-backend", backend, *given, "-q")
-    compilations = {
-        "JAX_COMPILATION_CACHE_DIR": str((session.cache_dir / "jax").resolve()),
-        **ALL_COMPILATIONS,
-    }
-    pytest(session, *command, **compilations)
+    pytest(session, *command)
 
 
 @nox.session
@@ -100,9 +125,10 @@ def backend(session: nox.Session, distribution: str) -> None:
     """One backend distribution in an environment without the others."""
     needed, backends = BACKENDS[distribution]
     folders = [f"./rwkv_backend_{name}" for name in needed]
-    install(session, "./rwkv_core", *folders, *TEST_TOOLS)
-    if distribution in ("torch", "cuda_variants") and sys.platform == "linux":
-        install(session, "triton")  # whose interpreter runs the CUDA kernels on any machine
+    # Triton's interpreter runs the CUDA kernels on any machine.
+    kernels = distribution in ("torch", "cuda_variants") and sys.platform == "linux"
+    triton = ["triton"] if kernels else []
+    install(session, "./rwkv_core", *folders, *triton, *TEST_TOOLS)
     # Of torch, which the variants stand on, the tests run in its own session, and those of what
     # lies above the contract in numpy's.
     pytest(session, *session.posargs, RWKV_TEST_BACKENDS=",".join(backends))
@@ -113,33 +139,28 @@ def backend(session: nox.Session, distribution: str) -> None:
 @nox.session
 def peers(session: nox.Session) -> None:
     """All backends together, against `rwkv` and `transformers` from PyPI, side by side."""
-    install(session, *(f"./{name}" for name in DISTRIBUTIONS))
-    install(session, *PEERS, *TEST_TOOLS)
+    install(session, *(f"./{name}" for name in DISTRIBUTIONS), *PEERS, *TEST_TOOLS)
     # Those that torch or transformers write files for.
     written = ("pth", "names", "safetensors", "checksums", "containers")
     checkpoints = [f"tests/checkpoint/test_{name}.py" for name in written]
-    pytest(session, "tests/backends/test_across_backends.py", *checkpoints, "tests/peers")
-    some = ["--shape", "4x256", "--rounds", "2", "--only", "float32", "--only", "cpu fp32"]
-    speed(session, *some, "--output", session.create_tmp())
+    # The longest test is the first to begin.
+    longest = "tests/peers/test_speed.py"
+    others = ("tests/backends/test_across_backends.py", *checkpoints, "tests/peers")
+    pytest(session, longest, *others)
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """The speed of all backends and the peers, side by side, into tests/peers/results."""
-    install(session, *(f"./{name}" for name in DISTRIBUTIONS))
-    install(session, *PEERS)
-    speed(session, *session.posargs)
-
-
-def speed(session: nox.Session, *arguments: str) -> None:
-    session.run("python", "tests/peers/speed.py", *arguments, env={"PYTHONPATH": "tests"})
+    install(session, *(f"./{name}" for name in DISTRIBUTIONS), *PEERS)
+    command = ("tests/peers/speed.py", *session.posargs)
+    session.run("python", *command, env={"PYTHONPATH": "tests"})
 
 
 @nox.session
 def third_party(session: nox.Session) -> None:
     """A backend of somebody else's, over a library that the project does not know."""
-    install(session, "./rwkv_core", *TEST_TOOLS)
-    install(session, "./tests/third_party")
+    install(session, "./rwkv_core", "./tests/third_party", *TEST_TOOLS)
     conformance(session, "array-api-strict")
 
 
@@ -167,7 +188,8 @@ def docs(session: nox.Session) -> None:
     install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", *clients, *TEST_TOOLS)
     # The others' descriptions, for the tables of options; they need no tensor library.
     others = [f"./rwkv_backend_{name}" for name in BACKENDS if name != "numpy"]
-    session.install("--no-deps", *others)
+    wheels = [wheel(session, folder) for folder in others]
+    session.install("--no-index", "--no-deps", "--force-reinstall", *wheels)
     # Pages differ in length: each test goes to the process that is free.
     pytest(session, "tests/docs", "--dist", "load")
 
@@ -188,11 +210,14 @@ def site(session: nox.Session) -> None:
 @nox.session
 def packaging(session: nox.Session) -> None:
     """Wheels, built from the sdists, do the main job where nothing else is; they are typed."""
-    session.install("build", "twine")
+    # The other sessions build in an environment that has only what a distribution asks for.
+    session.install("build", "hatchling", "twine")
     dist = Path(session.create_tmp()).resolve() / "dist"
     for name in DISTRIBUTIONS:
         # Builds an sdist, and the wheel from that.
-        session.run("python", "-m", "build", "--outdir", str(dist), name, silent=True)
+        session.run(
+            "python", "-m", "build", "--no-isolation", "--outdir", str(dist), name, silent=True
+        )
     session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
     clean = dist.parent / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))

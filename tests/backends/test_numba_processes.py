@@ -1,15 +1,22 @@
 """`numba`: target processors, threads and processes."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from numba_process import LOGITS, python
 
 pytest.importorskip("numba")
 pytest.importorskip("rwkv_backend_numpy")
+
+PSEUDO_TERMINALS = os.name == "posix"
 
 
 @pytest.mark.parametrize(("processor", "dtype"), [("haswell", "int4"), ("generic", "int8")])
@@ -23,24 +30,67 @@ def test_other_processors_compute_the_same(tmp_path, processor, dtype):
     assert found.splitlines()[1].split()[:4] == ["numba", dtype, "cpu", "pass"]
 
 
-@pytest.fixture(scope="module")
+def on_terminal(folder):
+    """Return the terminal's output for one token, with kernels cached in `folder`."""
+    import pty
+
+    side, child = pty.openpty()
+    arguments = ["generate", "a", "-n", "1", "-m", "prose", "-b", "numba"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "rwkv_core", *arguments, "-o", "dtype=int8"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
+    ) as process:
+        os.close(child)
+        shown = b""
+        try:
+            while some := os.read(side, 4096):
+                shown += some
+        except OSError:  # Linux's way to say that the other side is closed.
+            pass
+        os.close(side)
+    assert process.returncode == 0
+    return shown.decode()
+
+
+class Kept(NamedTuple):
+    folder: Path
+    """The cached kernels for LOGITS."""
+    shown: str
+    """What a terminal showed while most of them were compiled."""
+    printed: str
+    """By LOGITS."""
+
+
+@pytest.fixture(scope="session")
 def kept(tmp_path_factory):
-    """A folder with the cached kernels for LOGITS, and its output."""
-    folder = tmp_path_factory.mktemp("kernels")
-    return folder, python(LOGITS, folder=folder, NUMBA_NUM_THREADS="2")
+    """Kernels that are compiled once, which takes 20 s, for all processes of this run."""
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent
+    folder, outputs = run / "kernels", run / "kernels.json"
+    with FileLock(run / "kernels.lock"):
+        if not outputs.exists():
+            folder.mkdir(exist_ok=True)
+            shown = on_terminal(folder) if PSEUDO_TERMINALS else ""
+            printed = python(LOGITS, folder=folder, NUMBA_NUM_THREADS="2")
+            outputs.write_text(json.dumps([shown, printed]))
+    return Kept(folder, *json.loads(outputs.read_text()))
 
 
 @pytest.mark.parametrize("n_threads", ["1", "3", "16"])
 def test_any_number_of_threads_gives_the_same_bits(kept, n_threads):
-    folder, expected = kept
-    assert python(LOGITS, folder=folder, NUMBA_NUM_THREADS=n_threads) == expected
+    assert python(LOGITS, folder=kept.folder, NUMBA_NUM_THREADS=n_threads) == kept.printed
 
 
-def test_kernels_are_kept_for_later_processes(kept):
-    folder, expected = kept
+def test_kernels_are_kept_for_later_processes(kept, tmp_path):
+    # A copy, since other tests may add kernels at the same time.
+    folder = shutil.copytree(kept.folder, tmp_path / "kernels")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")}
     assert before
-    assert python(LOGITS, folder=folder) == expected
+    assert python(LOGITS, folder=folder) == kept.printed
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nb[ci]")} == before
 
 
@@ -79,7 +129,7 @@ def test_python_threads_do_not_disturb_each_other(kept):
             found = list(pool.map(lambda _: model.forward(tokens)[0], range(60)))
         print(all(np.array_equal(logits, expected) for logits in found))
     """
-    assert python(code, folder=kept[0]) == "True\n"
+    assert python(code, folder=kept.folder) == "True\n"
 
 
 def test_threads_that_sleep_are_woken_for_the_next_kernel(kept):
@@ -96,7 +146,7 @@ def test_threads_that_sleep_are_woken_for_the_next_kernel(kept):
                 assert workers.control[0, _ASLEEP, 0] == 3
                 workers.wake()
     """
-    python(code, folder=kept[0], NUMBA_NUM_THREADS="4")
+    python(code, folder=kept.folder, NUMBA_NUM_THREADS="4")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
@@ -112,7 +162,7 @@ def test_a_forked_process_computes_with_threads_of_its_own(kept):
             os._exit(0)
         assert os.wait()[1] == 0
     """
-    assert python(code, folder=kept[0], NUMBA_NUM_THREADS="3") == "True 3\n"
+    assert python(code, folder=kept.folder, NUMBA_NUM_THREADS="3") == "True 3\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
@@ -139,36 +189,13 @@ def test_a_process_forked_while_another_thread_computes_goes_on(kept):
         over.set()
         thread.join()
     """
-    assert python(code, folder=kept[0]) == "0\n" * 5
+    assert python(code, folder=kept.folder) == "0\n" * 5
 
 
-def on_terminal(folder):
-    """Return the terminal's output for one token, with kernels cached in `folder`."""
-    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
-    side, child = pty.openpty()
-    arguments = ["generate", "a", "-n", "1", "-m", "prose", "-b", "numba"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "rwkv_core", *arguments, "-o", "dtype=int8"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=child,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
-    ) as process:
-        os.close(child)
-        shown = b""
-        try:
-            while some := os.read(side, 4096):
-                shown += some
-        except OSError:  # Linux's way to say that the other side is closed.
-            pass
-        os.close(side)
-    assert process.returncode == 0
-    return shown.decode()
-
-
-def test_a_terminal_shows_once_that_kernels_are_being_compiled(tmp_path):
-    assert on_terminal(tmp_path).count("compiling kernels") == 1
-    assert "compiling" not in on_terminal(tmp_path)
+@pytest.mark.skipif(not PSEUDO_TERMINALS, reason="no pseudo-terminals here")
+def test_a_terminal_shows_once_that_kernels_are_being_compiled(kept):
+    assert kept.shown.count("compiling kernels") == 1
+    assert "compiling" not in on_terminal(kept.folder)
 
 
 def test_a_process_ends_while_threads_still_look_for_work(kept):
@@ -178,4 +205,4 @@ def test_a_process_ends_while_threads_still_look_for_work(kept):
         model.forward([1])
     """
     for _ in range(5):
-        python(code, folder=kept[0], NUMBA_NUM_THREADS="4")
+        python(code, folder=kept.folder, NUMBA_NUM_THREADS="4")

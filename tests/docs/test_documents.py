@@ -151,13 +151,16 @@ def test_the_backends_of_the_page_pass_the_suite_and_verify(tmp_path: Path) -> N
     folder.mkdir()
     environment = tmp_path / "environment"
     run(sys.executable, "-m", "venv", environment, cwd=tmp_path)
+    # The page's commands, with the suite shared out to all cores.
+    run(environment / "bin" / "pip", "install", "pytest-xdist", cwd=tmp_path)
     path = os.pathsep.join([str(environment / "bin"), os.environ["PATH"]])
     outputs = []
     for block in blocks(TUTORIAL):
         if block.file:
             (folder / block.file).write_text(block.code)
         elif block.language == "sh":
-            outputs.append(run("bash", "-ec", block.code, cwd=folder, PATH=path))
+            command = ("bash", "-ec", block.code)
+            outputs.append(run(*command, cwd=folder, PATH=path, PYTEST_ADDOPTS="-n auto"))
     assert len(outputs) == 2
     assert re.search(r"\d+ passed", outputs[0])
     assert outputs[1].count(" pass ") == 2  # verify, of two dtypes

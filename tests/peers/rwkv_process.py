@@ -1,9 +1,9 @@
 """Logits of the `rwkv` package, in a process of its own: it runs RWKV-7 only by itself.
 
-    python rwkv_process.py MODEL.pth PROMPTS.json LOGITS.npz
+    python rwkv_process.py MODEL.pth ...
 
-PROMPTS is a list of lists of tokens. Logits after the last token of each are written. A model that
-holds `time_state`s begins from them.
+MODEL.json beside a model is a list of lists of tokens. Logits after the last token of each are
+written into MODEL.npz. A model that holds `time_state`s begins from them.
 """
 
 import json
@@ -25,16 +25,17 @@ def first_state(loaded):
 
 
 def main() -> None:
-    model, prompts, output = sys.argv[1:]
     os.environ["RWKV_JIT_ON"] = os.environ["RWKV_CUDA_ON"] = "0"
     from rwkv.model import RWKV
 
-    # Each prompt from the beginning: it changes states in place.
-    loaded = RWKV(model=model.removesuffix(".pth"), strategy="cpu fp32")
-    with open(prompts) as file:
-        prompts = json.load(file)
-    rows = [loaded.forward(tokens, first_state(loaded))[0].float().numpy() for tokens in prompts]
-    np.savez(output, logits=np.stack(rows))
+    for model in sys.argv[1:]:
+        name = model.removesuffix(".pth")
+        loaded = RWKV(model=name, strategy="cpu fp32")
+        with open(f"{name}.json") as file:
+            prompts = json.load(file)
+        # Each prompt from the beginning: it changes states in place.
+        found = [loaded.forward(tokens, first_state(loaded))[0] for tokens in prompts]
+        np.savez(f"{name}.npz", logits=np.stack([row.float().numpy() for row in found]))
 
 
 if __name__ == "__main__":
