@@ -24,9 +24,9 @@ def torch_status() -> Status:
 
 
 DEVICE = Option(
-    "device", str, None, "cpu, cuda, cuda:1, mps, ...; by default an accelerator if there is one"
+    "device", str, None, "device: cpu, cuda, cuda:1, mps, ... (default: an accelerator, else cpu)"
 )
-THREADS = Option("threads", int, None, "number of CPU threads; by default torch's own choice")
+THREADS = Option("threads", int, None, "number of CPU threads (default: torch's own choice)")
 
 _TORCH = Backend(
     name="torch",

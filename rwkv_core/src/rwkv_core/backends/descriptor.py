@@ -99,7 +99,7 @@ RUNTIME_DTYPE = Option(
     "runtime_dtype",
     str,
     None,
-    "type of vectors and of the state; by default float32, or float64 if dtype is float64",
+    "type of vectors and of the state (default: float32, or float64 if dtype is float64)",
     ("float32", "float64"),
 )
 

@@ -97,7 +97,7 @@ def _option_cells(option: Option) -> tuple[str, ...]:
     if option.choices:
         notes.append(f"one of {', '.join(map(printable, option.choices))}")
     if option.default is not None:
-        notes.append(f"default {printable(option.default)}")
+        notes.append(f"default: {printable(option.default)}")
     text = printable(option.help) + (f" ({'; '.join(notes)})" if notes else "")
     return (option.name, option.type.__name__, text)
 
