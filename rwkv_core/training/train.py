@@ -84,13 +84,16 @@ def optimizers(model: torch.nn.Module, lr: float, muon_lr: float):
 
 
 def schedule(progress: float) -> float:
-    """Warm-up, plateau, then straight to zero; `progress` is the spent share of the time."""
+    """Return the factor of the learning rate: warm-up, plateau, then a straight line to zero.
+
+    `progress` is the share of the time that has passed.
+    """
     return min(progress / 0.01, 1.0, (1 - progress) / 0.7)
 
 
 @torch.no_grad()
 def bits_per_byte(model, empty_state, streams: list[torch.Tensor], n_bytes: int) -> float:
-    """One running state over each file from its first token, which is not scored."""
+    """Return the bits per byte, with one running state per file. First tokens are not scored."""
     nats = 0.0
     for stream in streams:
         state = empty_state(1)

@@ -142,7 +142,7 @@ def _outcome(
 
 @contextmanager
 def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield the model's name and its file; a file of random weights is removed at the end."""
+    """Yield the model's name and file. A file of random weights is removed at the end."""
     from rwkv_core.bench import parse_shape
     from rwkv_core.evaluation.memory_estimate import memory_of_file
     from rwkv_core.evaluation.random_model import write_random_model

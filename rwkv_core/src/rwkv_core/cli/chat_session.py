@@ -69,7 +69,7 @@ class ChatSession:
                 _say("\n(Ctrl-D or /exit ends the chat)")
 
     def _next(self, read_line: ReadLine) -> bool:
-        """Handle the next message. Return whether the chat goes on."""
+        """Handle the next message. Return whether the chat continues."""
         try:
             typed = read_message(read_line, f"{printable(self._conversation.user)}: ")
         except EOFError:

@@ -26,7 +26,7 @@ _RESERVED = ("model", "backend", "on_progress", "lora")
 
 
 def filled(text: str) -> str:
-    """Return `text`. The type of arguments that must not be empty, as with an unset variable."""
+    """Return `text` unless it is empty, such as from an unset variable. For argparse's `type`."""
     if not text:
         raise argparse.ArgumentTypeError("found nothing, expected a name (an unset variable?)")
     return text
@@ -158,7 +158,7 @@ def load_rwkv(args: argparse.Namespace, options: Mapping[str, Any] | None = None
 
 
 def check_initial_state(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a file begins like a saved state or is state-tuned."""
+    """Raise StateError unless a file begins like a saved state, or is a state-tuned file."""
     from rwkv_core.checkpoint.tuned_state import is_tuned_state
 
     if not is_tuned_state(path):

@@ -128,7 +128,7 @@ def test_decays_of_0_and_of_1(
 def test_one_channels_decay_is_not_anothers(
     ops: TensorOps, rng: np.random.Generator, n_time: int
 ) -> None:
-    """Only one key channel is stored and read; its decay is 1, and the others forget."""
+    """One key channel has decay 1 and keeps everything. The others have decay 0 and forget."""
     case = Case(rng, "wkv6", (1, n_time + 1, 2, 32))
     case.arrays["w"][:] = 0
     case.arrays["w"][..., 5] = 1
@@ -154,7 +154,7 @@ def test_a_key_of_zeros_takes_nothing_out(ops: TensorOps, rng: np.random.Generat
 
 
 def test_a_key_taken_out_whole_is_forgotten(ops: TensorOps, rng: np.random.Generator) -> None:
-    """Without decay and with b = kk, only the last value stored under kk is found there."""
+    """Without decay and with b = kk, the key kk reads only the last value stored under it."""
     case = Case(rng, "wkv7", (1, 4, 2, 32))
     case.arrays["w"][:] = 1
     case.arrays["b"] = case.arrays["r"] = case.arrays["k"] = case.arrays["kk"]
