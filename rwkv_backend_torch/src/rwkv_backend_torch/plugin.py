@@ -12,7 +12,7 @@ from rwkv_core.util.distributions import installed_version
 
 
 def torch_status() -> Status:
-    """Return whether torch is available, and the device it would use. Does not import torch."""
+    """Return whether torch is available, and the device that it would use, without importing it."""
     torch_version = installed_version("torch")
     if torch_version is None:
         return Status(available=False, reason="torch is not installed")
