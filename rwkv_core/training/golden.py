@@ -2,9 +2,9 @@
 
     python golden.py
 
-They are computed in float64 by the conformance suite's references, from the weights in each model's
-file, and stored as float32 beside it. Run this program whenever such a file changes. For versions
-without a trained model it first writes a random one.
+The conformance suite's references compute the logits in float64, from the weights in each model's
+file. The logits are stored as float32 beside this file. Run this program whenever a model's file
+changes. For versions without a trained model, it first writes a random model.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def write_random_model(version: str, path: Path) -> None:
 
 
 def read_weights(path: Path) -> rwkv4.Weights:
-    """The tensors in float64, in BlinkDL's shapes."""
+    """Return the tensors in float64, in BlinkDL's shapes."""
     with open_checkpoint(path) as checkpoint:
         declared = diagnose(checkpoint).weights()
         return {

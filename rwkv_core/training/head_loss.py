@@ -1,11 +1,11 @@
-"""Cross entropy of a vocabulary's logits that are never held as a whole."""
+"""Cross entropy of a vocabulary's logits, without holding all logits in memory."""
 
 import torch
 import torch.nn.functional as F
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean cross entropy of `head @ x`, a slice at a time: the logits never exist as a whole."""
+    """Mean cross entropy of `head @ x`, computed slice by slice."""
 
     @staticmethod
     def forward(ctx, x, head, targets):

@@ -6,8 +6,8 @@ import torch
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised by five Newton-Schulz steps.
 
-    In float32 and with matrices of one shape stacked: torch.optim.Muon takes one matrix at a time
-    in bfloat16, which is slower than the whole model's backward pass on a CPU without bfloat16.
+    Works in float32, with all matrices of one shape stacked. torch.optim.Muon takes one matrix at a
+    time in bfloat16. On a CPU without bfloat16, that is slower than the model's backward pass.
     """
 
     def __init__(self, params, lr, weight_decay, momentum=0.95):

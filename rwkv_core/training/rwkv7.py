@@ -18,12 +18,12 @@ def shifted(x, last):
 
 
 def mix(x, before, amounts):
-    """`x` moved towards the token before it, once for each row of `amounts`."""
+    """Return `x` mixed with the token before it, once for each row of `amounts`."""
     return [torch.addcmul(x, before - x, amount) for amount in amounts.unbind(0)]
 
 
 def before_scan(w, k, a, k_k, k_a):
-    """Decay, key, and the two vectors of the state's rank-one update; each [B, T, H, N]."""
+    """Return decay, key, and the two vectors of the state's rank-one update, each [B, T, H, N]."""
     heads = (*k.shape[:2], N_HEAD, HEAD_SIZE)
     a = a.sigmoid()
     kk = F.normalize((k * k_k).view(heads), dim=-1)
@@ -33,7 +33,7 @@ def before_scan(w, k, a, k_k, k_a):
 
 
 def after_scan(y, r, k, v, g, r_k, weight, bias):
-    """Group norm, the present token's bonus and the gate; [B, T, D]."""
+    """Apply group norm, the present token's bonus and the gate. Returns [B, T, D]."""
     flat = (*y.shape[:2], N_EMBD)
     mean = y.mean(-1, keepdim=True)
     centered = y - mean

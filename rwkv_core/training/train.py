@@ -1,4 +1,4 @@
-"""Train the models that ship inside rwkv-core: 6 layers, 256 wide, on public-domain prose.
+"""Train the bundled models: 6 layers, a width of 256, on public-domain prose.
 
     pip install torch numba tokenizers
     python train.py tokenizer CORPUS                # a byte-level BPE of 4,096 tokens
@@ -6,13 +6,14 @@
     python train.py export rwkv7                    # run/rwkv7.pt -> BlinkDL's layout in float16
 
 CORPUS is a folder of UTF-8 .txt files. The last 2% of every file (by bytes, cut at a paragraph)
-is validation and is seen by neither the tokenizer nor the model.
+is for validation. Neither the tokenizer nor the model sees this part.
 
-There are 256 streams of text. A step reads on in a few of them, chosen at random, from the states
-where they were left (gradients stop at the step's edge); now and then one jumps to a random place
-with an empty state. So the model learns to start from nothing as well as to use a state older than
-its context. With few streams, read on in every step, a model of RWKV-7's size adapted to the pages
-being read: its loss was 3.7 nats a token there and 4.3 on any other page that it had seen.
+There are 256 streams of text. Each step picks a few streams at random and continues each stream
+from its last state. Gradients do not cross from one step to the next. Now and then a stream jumps
+to a random place and starts with an empty state. So the model learns both to start from an empty
+state and to use a state that is older than its context. With only a few streams, all continued in
+every step, an RWKV-7 of this size adapted to the pages that it was reading: its loss was 3.7 nats
+per token on these pages, and 4.3 on other pages of the training text.
 """
 
 import argparse
@@ -36,7 +37,7 @@ MODELS = {"rwkv4": ("RWKV4", "rwkv-4-prose-7m.pth"), "rwkv7": ("RWKV7", "rwkv-7-
 
 
 def split(corpus: Path) -> tuple[list[str], list[str]]:
-    """Training and validation text of every file, cut at the paragraph nearest 98%."""
+    """Return the training and validation text of every file, cut at the paragraph nearest 98%."""
     train, valid = [], []
     for path in sorted(corpus.glob("*.txt")):
         raw = path.read_bytes()
@@ -83,13 +84,16 @@ def optimizers(model: torch.nn.Module, lr: float, muon_lr: float):
 
 
 def schedule(progress: float) -> float:
-    """Warm-up, plateau, then straight to zero; `progress` is the spent share of the time."""
+    """Return the factor of the learning rate: warm-up, plateau, then a straight line to zero.
+
+    `progress` is the share of the time that has passed.
+    """
     return min(progress / 0.01, 1.0, (1 - progress) / 0.7)
 
 
 @torch.no_grad()
 def bits_per_byte(model, empty_state, streams: list[torch.Tensor], n_bytes: int) -> float:
-    """One running state over each file from its first token, which is not scored."""
+    """Return the bits per byte, with one running state per file. First tokens are not scored."""
     nats = 0.0
     for stream in streams:
         state = empty_state(1)

@@ -16,7 +16,7 @@ CHUNK = 16  # States are kept every 16 steps; those between are computed again f
 
 @numba.njit(fastmath=True, cache=True)
 def _step(state, w, a, b, k, v, scratch):
-    """One token's update of one head's `state` in place; leaves `S @ a` in `scratch`."""
+    """Update one head's `state` in place with one token. Writes `S @ a` into `scratch`."""
     n = len(w)
     for i in range(n):
         row = state[i]
@@ -50,7 +50,10 @@ def forward(r, w, k, v, a, b, first, y, kept, last):
 
 @numba.njit(fastmath=True, cache=True)
 def _step_back(old, new, sa, gs, r, w, k, v, a, b, gy, gr, gw, gk, gv, ga, gb):
-    """Gradients of one token of one head; `gs`, of the state after it, becomes that before it."""
+    """Compute the gradients of one token of one head.
+
+    `gs` is the gradient of the state after the token, and becomes that of the state before it.
+    """
     n = len(w)
     for i in range(n):
         g, before, after = gs[i], old[i], new[i]

@@ -77,10 +77,11 @@ Written by `tests/peers/speed.py` on {machine["date"]}; no figure is put in by h
   `W @ x`, and multiplied them at {numpy["gemm_flops_per_second"] / 1e9:.0f} GFLOP/s.
 - Versions: {versions}.
 
-All have the same random weights, stored in 16 bits. Each is a process of its own; those of one
-precision take turns, {results["rounds"]} rounds, and figures are medians. Peak memory is the
-process's until the model is loaded, with the libraries; loading is without their import. *Of best
-peer* is the rate over that of the fastest peer that has as many bits a weight or more."""
+All programs have the same random weights, stored in 16 bits. Each program runs in a process of its
+own. The programs of one precision take turns, for {results["rounds"]} rounds, and figures are
+medians. *Peak* is the peak memory of the process until the model is loaded, with the libraries.
+*Load* does not include the import of the libraries. *Of best peer* is the rate divided by the rate
+of the fastest peer with the same number of bits per weight or more."""
 
 
 def _table(rows: list[Row]) -> str:

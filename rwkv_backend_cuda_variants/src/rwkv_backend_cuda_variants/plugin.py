@@ -19,13 +19,13 @@ _TARGET = Option(
     "target",
     float,
     None,
-    "GB (10^9 bytes) of weights kept on the device; by default all that fit its free memory",
+    "GB (10^9 bytes) of weights kept on the device (default: all that fit into its free memory)",
 )
 _PIN_MEMORY = Option(
     "pin_memory",
     bool,
     None,
-    "pin the host memory of streamed matrices, for faster copies; by default on CUDA",
+    "pin the host memory of streamed matrices, for faster copies (default: true on CUDA)",
 )
 _STREAMING = (_TARGET.name, _PIN_MEMORY.name)
 
@@ -50,8 +50,8 @@ _SPLIT = Backend(
             "devices",
             list,
             None,
-            "device names, with =SHARE if shares differ: cuda:0=3,cuda:1=1; by default all CUDA "
-            "devices, else cpu; under torchrun one per process",
+            "names of devices, each with =SHARE if the shares differ, such as cuda:0=3,cuda:1=1 "
+            "(default: all CUDA devices, else cpu; under torchrun one device per process)",
         ),
         THREADS,
     ),
@@ -68,20 +68,20 @@ _QUANT = Backend(
             "dtype",
             str,
             "int8",
-            "type of the matrices; a prequantized file keeps its own",
+            "type of the matrices; a prequantized file keeps its own type",
             ("int8", "int4"),
         ),
         Option(
             "group_size",
             int,
             None,
-            "number of weights that share a scale; by default 64, for int8 on a CPU a whole row",
+            "number of weights that share a scale (default: 64; for int8 on a CPU a whole row)",
         ),
         Option("chunksize", int, None, "number of groups in a row, instead of group_size"),
-        replace(RUNTIME_DTYPE, help="type of vectors and of the state; by default float32"),
+        replace(RUNTIME_DTYPE, help="type of vectors and of the state (default: float32)"),
         DEVICE,
         THREADS,
-        replace(_TARGET, help="GB (10^9 bytes) of weights kept on the device; by default all"),
+        replace(_TARGET, help="GB (10^9 bytes) of weights kept on the device (default: all)"),
         _PIN_MEMORY,
     ),
     requires=("torch",),

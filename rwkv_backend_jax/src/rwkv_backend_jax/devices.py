@@ -70,10 +70,10 @@ class Placement:
     """Placement of arrays: on one device, or with the matrices split over several.
 
     A matrix [out, in] is split along its outputs. If in > out (channel mixing's value), it is split
-    along its inputs, so that channel mixing's inner activations are not moved, and one sum joins
-    the results. Time mixing's k, v, r and its scan stay split too. Its square output matrix cannot
-    be distinguished from the others, so it needs a gather before and one after it, which together
-    move as many bytes as the sum would.
+    along its inputs: then channel mixing's inner activations are not moved, and one sum joins the
+    results. Time mixing's k, v, r and scan stay split too. Time mixing's square output matrix
+    cannot be distinguished from other matrices, so it is split along its outputs too. This needs a
+    gather before and after its product, which move as many bytes as the sum would.
     """
 
     def __init__(self, devices: list[jax.Device], split: bool) -> None:

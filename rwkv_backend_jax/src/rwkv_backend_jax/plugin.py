@@ -44,8 +44,8 @@ _JAX = Backend(
     options=(
         DTYPE,
         RUNTIME_DTYPE,
-        Option("device", str, None, "cpu, gpu, gpu:1, tpu, ...; by default JAX's own choice"),
-        Option("mesh", int, None, "number of devices to split the matrices over"),
+        Option("device", str, None, "device: cpu, gpu, gpu:1, tpu, ... (default: JAX's choice)"),
+        Option("mesh", int, None, "number of devices on which the matrices are split (default: 1)"),
     ),
     requires=("jax",),
 )

@@ -1,7 +1,8 @@
 """RWKV's operations on NumPy arrays.
 
-A method overrides rwkv-core's default only where that is measurably slow: products that miss BLAS's
-matrix-vector routine, NumPy's Python-level functions (mean, clip), temporaries in the scan's loop.
+A method overrides rwkv-core's default only if the default is measurably slow. The reasons are
+products that miss BLAS's matrix-vector routine, NumPy's Python-level functions (mean, clip), and
+temporaries in the scan's loop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The functions of the array API standard that RWKV's equations use, for TensorFlow.
 
 TensorFlow has no such namespace. `tf.experimental.numpy` has NumPy's older names (`concatenate`)
-and its own promotion rules; `keras.ops` runs on the library that Keras is set to, which may be
-another one.
+and its own promotion rules. `keras.ops` runs on the library that Keras is set to, which may be
+another library.
 """
 
 from __future__ import annotations

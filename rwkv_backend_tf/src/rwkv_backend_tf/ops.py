@@ -1,6 +1,6 @@
 """RWKV's operations on TensorFlow's tensors, compiled by XLA.
 
-One block is compiled, not the whole model, so that the time for compilation does not grow with the
+One block is compiled, not the whole model. So the time for compilation does not grow with the
 number of layers. All layers, and all models of the same sizes, share the compiled block.
 """
 
@@ -37,9 +37,9 @@ class Matrix(NamedTuple):
 class Compiled:
     """`function` of tensors in named tuples, compiled by XLA for tensors of these shapes.
 
-    It is called through `tf.raw_ops`, since a call of a tf.function takes 0.03 ms for each of a
-    block's 27 tensors. That ignores a function's request to be compiled, so the compiled function
-    is wrapped in another one.
+    The function is called through `tf.raw_ops`, since a call of a tf.function takes 0.03 ms for
+    each of a block's 27 tensors. `tf.raw_ops` ignores a function's request to be compiled, so the
+    compiled function is wrapped in another function.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Any, device: str) -> None:
@@ -66,7 +66,7 @@ class Compiled:
 
 
 def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a method of TFOps so that it runs compiled, alone or within a block."""
+    """Decorate a method of TFOps to run compiled, alone or within a block."""
 
     @wraps(method)
     def run(self: TFOps, *arguments: Any) -> Any:
@@ -79,7 +79,7 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def tf_ops(dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> TFOps:
-    """Return the instance for these options, which models share.
+    """Return the instance for these options. Models share it.
 
     Raises BackendError if the device is not available.
     """
@@ -220,9 +220,9 @@ def _product(rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 def _host_tensor(array: NDArray[Any], dtype: str) -> tf.Tensor:
-    """Return a tensor of its own copy of `array`.
+    """Return a tensor that owns a copy of `array`.
 
-    DLPack is used, since tf.constant would copy twice; freeing one copy after each matrix would
+    This uses DLPack. tf.constant would copy twice, and freeing one copy after each matrix would
     fragment the heap, by up to the size of the model.
     """
     copy = aligned_empty(array.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

@@ -32,7 +32,7 @@ _TF = Backend(
     options=(
         DTYPE,
         RUNTIME_DTYPE,
-        Option("use_gpu", bool, None, "run on the GPU; by default if TensorFlow sees one"),
+        Option("use_gpu", bool, None, "run on the GPU (default: true if TensorFlow sees a GPU)"),
     ),
     requires=("tensorflow",),
 )

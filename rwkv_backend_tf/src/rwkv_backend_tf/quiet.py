@@ -1,7 +1,7 @@
 """Hides TensorFlow's log while the library starts.
 
-Its C++ code writes to file descriptor 2, partly before it reads TF_CPP_MIN_LOG_LEVEL, so the
-descriptor is redirected during that time.
+TensorFlow's C++ code writes to file descriptor 2, partly before it reads TF_CPP_MIN_LOG_LEVEL. So
+the descriptor is redirected during that time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _LOG = re.compile(
 
 @contextmanager
 def hidden_log() -> Iterator[None]:
-    """Hide TensorFlow's log in the block; other lines on standard error are printed at the end.
+    """Hide TensorFlow's log in the block. Other lines on standard error are printed at the end.
 
-    Does nothing if TF_CPP_MIN_LOG_LEVEL is 0, with which the user requests the log (JAX sets it
-    to 1), or if there is no standard error.
+    Does nothing if there is no standard error, or if TF_CPP_MIN_LOG_LEVEL is 0, with which the user
+    requests the log (JAX sets it to 1).
     """
     before = os.environ.get(_VARIABLE)
     if before == "0":

@@ -1,9 +1,9 @@
 """Computes in one thread while other processes keep the cores busy.
 
-torch's threads wait for one another after each operation. If one of them has lost its core to
-another process, all wait until the scheduler gives it one back, which takes milliseconds. On two
-cores with two busy processes, prefill and decoding took 4 to 28 times as long as on idle cores with
-two threads, and 1.3 to 2.5 times as long with one.
+torch's threads wait for one another after each operation. If a thread has lost its core to another
+process, all threads wait until the scheduler gives it a core again, which takes milliseconds. On
+two cores with two busy processes, prefill and decoding took 4 to 28 times as long as on idle cores
+with two threads, and 1.3 to 2.5 times as long with one thread.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class _Slow:
     """A call during which the cores were busy.
 
     Attributes:
-        until: the time, by `time.perf_counter`, until which it counts.
-        one_is_faster: False once a call in one thread has taken longer for each row.
+        seconds_per_row: duration of the call divided by its number of rows.
+        until: the time of `time.perf_counter` until which similar calls run in one thread.
+        one_is_faster: False once a call in one thread has taken longer per row.
     """
 
     seconds_per_row: float
@@ -38,16 +39,16 @@ class _Slow:
 
 
 class BusyCores:
-    """Notices that the cores are busy by how long a call's own thread did not run.
+    """Measures how long the calling thread did not run during a call, to notice busy cores.
 
-    A call is compared with calls whose number of rows has as many bits.
+    Calls are similar if their numbers of rows have the same number of bits, such as 4 to 7.
     """
 
     def __init__(self) -> None:
         self._slow: dict[int, _Slow] = {}
 
     def watch(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, run in one thread after a slow call, as long as that is faster."""
+        """Return `function`; after a slow call, it runs in one thread as long as that is faster."""
 
         def run(*arguments: Any) -> Any:
             n_threads = torch.get_num_threads()
@@ -79,6 +80,6 @@ class BusyCores:
 
 
 def _rows(arguments: tuple[Any, ...]) -> int:
-    """The number of rows of the first tensor [..., D], which is what a model reads."""
+    """Return the number of rows of the first tensor [..., D], the model's input."""
     tensor = next((one for one in arguments if isinstance(one, Tensor)), None)
     return 1 if tensor is None else max(1, tensor.shape[:-1].numel())

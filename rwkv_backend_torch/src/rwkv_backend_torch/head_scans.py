@@ -1,8 +1,9 @@
 """The scans of RWKV-5 to 7, computed in blocks of tokens.
 
-The weights with which a block's tokens read its other tokens are a small matrix per head, computed
-for all blocks in one product. Then a loop over the blocks carries the heads' matrices S, with two
-products per block: 256 tokens take 16 steps (RWKV-7) or 32 (RWKV-5, 6) instead of 256.
+Inside a block, each token reads the earlier tokens with weights, which form a small matrix per
+head. These matrices are computed for all blocks in one product. Then a loop over the blocks carries
+the heads' matrices S, with two products per block. So 256 tokens take 16 steps (RWKV-7) or 32 steps
+(RWKV-5, 6) instead of 256.
 
 Shapes: B batch, T time, D width, H heads of N channels, n blocks of C tokens. In this file, S has
 one row per key channel, [B H, K, V].
@@ -24,7 +25,7 @@ _BLOCK_6, _BLOCK_7 = 8, 16
 def wkv6(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, bonus: Tensor, s: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`TensorOps.wkv6`."""
+    """Compute `TensorOps.wkv6`."""
     if r.shape[1] == 1:
         return _one_token_6(r, w, k, v, bonus, s)
 
@@ -37,7 +38,7 @@ def wkv6(
 def wkv7(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, kk: Tensor, b: Tensor, s: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`TensorOps.wkv7`."""
+    """Compute `TensorOps.wkv7`."""
     if r.shape[1] == 1:
         return _one_token_7(r, w, k, v, kk, b, s)
     return _by_blocks(_blocks_7, _BLOCK_7, s, r, w, k, v, kk, b)
@@ -72,7 +73,7 @@ def _apart(s: Tensor) -> Tensor:
 
 
 def _side_by_side(s: Tensor) -> Tensor:
-    """The inverse of `_apart`."""
+    """Return the inverse of `_apart`: [B, H, N, N] as [B, N, D]."""
     return s.transpose(1, 2).flatten(2)
 
 
@@ -200,9 +201,9 @@ def _blocks_7(
 def _factors(w: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the products of decays before and after each token, [n, B, H, C, N].
 
-    They are relative to the middle of the block. Also returns two factors [n, B, H, 1, N]. A
-    product times the first factor is the product from the block's start. The second factor over a
-    product is the product from there to the block's end.
+    The products are relative to the middle of the block. Also returns two factors [n, B, H, 1, N].
+    A product times the first factor is the product from the block's start. The second factor
+    divided by a product is the product from that token to the block's end.
     """
     products = _heads(_products_of_decays(w), head_size)
     first, last = products[..., :1, :], products[..., -1:, :]

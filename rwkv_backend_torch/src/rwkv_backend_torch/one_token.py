@@ -1,8 +1,8 @@
-"""`rwkv4.block` for one token of one sequence, with half as many vector operations.
+"""Computes `rwkv4.block` for one token of one sequence, with half as many vector operations.
 
 A vector operation takes torch two microseconds, most of it overhead. So vectors with the same
 operations are stacked as rows of one tensor: the inputs of the token shifts, and the two exponents
-of the scan. The equations are those of `rwkv4.block`; the conformance suite compares the results.
+of the scan. The equations are those of `rwkv4.block`. The conformance suite compares the results.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def layers_of(blocks: Sequence[Block]) -> list[Layer]:
 def one_token(
     matmul: Matmul, layers: Sequence[Layer], x: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run `x` [1, 1, D] and `state` [1, L, 5, D] through all layers; returns the same shapes."""
+    """Run `x` [1, 1, D] and `state` [1, L, 5, D] through all layers. Returns the same shapes."""
     after = torch.empty_like(state)
     for layer, before, row in zip(layers, state[0].unbind(), after[0].unbind(), strict=True):
         x = _layer(matmul, layer, x, before, row)

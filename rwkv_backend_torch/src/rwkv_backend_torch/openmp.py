@@ -1,9 +1,9 @@
-"""Imports torch so that its idle threads sleep soon.
+"""Imports torch with a setting that makes its idle threads sleep soon.
 
 By default, a waiting thread of torch's OpenMP (GNU's) spins for 3 ms before it sleeps. On a machine
 with other work, spinning uses up the thread's share of its core, and prefill and decoding take 5 to
-20 times as long. A fifteenth of the default costs no speed on an idle machine; with a hundredth,
-decoding takes 10 to 20% longer there.
+20 times as long. Spinning for a fifteenth of the default costs no speed on an idle machine. With a
+hundredth, decoding takes 10 to 20% longer on an idle machine.
 """
 
 from __future__ import annotations

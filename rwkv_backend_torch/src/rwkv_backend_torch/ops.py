@@ -177,7 +177,7 @@ class TorchOps(TensorOps):
         return one_token(self.matmul, layers, x, state)
 
     def weights(self, matrix: Any) -> Weights | None:
-        """Return `matrix` for the GPU kernel `products_of_a_row`; None if it cannot read it."""
+        """Return `matrix` for the kernel `products_of_a_row`; None if the kernel cannot read it."""
         return plain_weights(matrix) if isinstance(matrix, Tensor) else None
 
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
@@ -216,9 +216,9 @@ def _set_threads(threads: int | None) -> None:
 
 
 def torch_device(name: str | None) -> torch.device:
-    """Return the device of this name; by default the present accelerator, else the CPU.
+    """Return the device of this name; by default the accelerator of this machine, else the CPU.
 
-    Raises BackendError if it is not available.
+    Raises BackendError if the device is not available.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -236,7 +236,7 @@ def torch_device(name: str | None) -> torch.device:
 def probe(device: str | torch.device) -> torch.device:
     """Copy a tensor to the device and back. Returns the device with its number.
 
-    Raises torch's own errors, of several types, if that fails.
+    If the copy fails, raises torch's own errors, which have several types.
     """
     tensor = torch.zeros(1, device=device)
     tensor.cpu()

@@ -40,7 +40,7 @@ _ONEDNN = (
 
 
 class PackedMatrix:
-    """A matrix of `shape` [out, in] in oneDNN's layout; keeps no plain copy."""
+    """A matrix of `shape` [out, in] in oneDNN's layout, without a plain copy."""
 
     def __init__(self, matrix: Tensor) -> None:
         self.shape, self.nbytes = matrix.shape, matrix.nbytes

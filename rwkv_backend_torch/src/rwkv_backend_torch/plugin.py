@@ -12,7 +12,7 @@ from rwkv_core.util.distributions import installed_version
 
 
 def torch_status() -> Status:
-    """Return whether torch is available, and the device it would use. Does not import torch."""
+    """Return whether torch is available, and the device that it would use, without importing it."""
     torch_version = installed_version("torch")
     if torch_version is None:
         return Status(available=False, reason="torch is not installed")
@@ -24,9 +24,9 @@ def torch_status() -> Status:
 
 
 DEVICE = Option(
-    "device", str, None, "cpu, cuda, cuda:1, mps, ...; by default an accelerator if there is one"
+    "device", str, None, "device: cpu, cuda, cuda:1, mps, ... (default: an accelerator, else cpu)"
 )
-THREADS = Option("threads", int, None, "number of CPU threads; by default torch's own choice")
+THREADS = Option("threads", int, None, "number of CPU threads (default: torch's own choice)")
 
 _TORCH = Backend(
     name="torch",

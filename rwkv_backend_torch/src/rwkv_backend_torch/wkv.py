@@ -24,7 +24,7 @@ _LOG2_E = 1 / math.log(2)
 def wkv(
     k: Tensor, v: Tensor, decay: Tensor, first: Tensor, state: WKVState
 ) -> tuple[Tensor, WKVState]:
-    """`TensorOps.wkv`."""
+    """Compute `TensorOps.wkv`."""
     n_time = k.shape[1]
     if n_time == 1:
         return _one_token(k, v, decay, first, state)
@@ -68,7 +68,7 @@ def _blocks(
 def _starts(k: Tensor, v: Tensor, decay: Tensor, state: WKVState) -> WKVState:
     """Return the state before each of N blocks, aa, bb, pp [B, N, D].
 
-    `k` and `v` are those of the first N - 1 blocks, [B, N - 1, length, D].
+    `k` and `v` belong to the first N - 1 blocks, [B, N - 1, length, D].
     """
     length = k.shape[2]
     # A block's contribution at its end, in units of its largest exponent: older tokens are decayed.

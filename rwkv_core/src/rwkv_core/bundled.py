@@ -1,4 +1,4 @@
-"""The models that ship with rwkv-core: two that write text, and random ones for `verify`."""
+"""The bundled models: two trained models that write text, and random models for `verify`."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Tolerance(NamedTuple):
         operation: for one operation, against a float64 reference with the rounded weights.
         model: for a model's logits and states, against a float64 reference with the rounded
             weights.
-        golden: for the logits of the models that ship, against a reference with the file's weights.
+        golden: for the logits of the bundled models, against a reference with the file's weights.
         weights: for the weights themselves; 0 if they are rounded exactly as NumPy does.
     """
 

@@ -39,15 +39,15 @@ class TokenizerError(RWKVError):
 
 
 class BackendWarning(RuntimeWarning):
-    """A backend that failed to start, where another one was taken."""
+    """A backend failed to start, and another backend was used instead."""
 
 
 class PromptTooLongError(OptionError):
-    """A prompt of more tokens than an engine takes."""
+    """A prompt with more tokens than the engine accepts."""
 
 
 class QueueFullError(RWKVError):
-    """A request that came while as many waited as an engine lets wait."""
+    """A request that was refused because the engine's queue is full."""
 
 
 class EngineClosedError(RWKVError):

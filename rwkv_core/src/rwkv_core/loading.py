@@ -39,11 +39,11 @@ def load(
 
     Arguments:
         model: a path, an address (hf://owner/repo/file or http(s)://...), or the name of a small
-            model that ships with rwkv-core: "prose" or "prose7". The file may be .pth, .pqth,
-            .safetensors, .gguf or rwkv.cpp's .bin, and is recognized by its content.
+            bundled model: "prose" or "prose7". The file may be .pth, .pqth, .safetensors, .gguf or
+            rwkv.cpp's .bin, and is recognized by its content.
         backend: a name from `list_backends()`. None takes the fastest available backend for a model
-            of this size that has these options. If it fails to start, a warning is given, and the
-            next one is used.
+            of this size that has these options. If this backend fails to start, the next one is
+            used, with a warning.
         on_progress: called with the bytes read so far and in all, after each tensor.
         lora: LoRA weights to merge into the model; a path stands for `Lora(path)`.
         options: the backend's options, such as dtype="bfloat16"; `list_backends()` describes them.

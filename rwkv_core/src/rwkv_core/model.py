@@ -32,9 +32,9 @@ class Model:
         n_layer, n_embd, n_vocab: the model's sizes; `config` has all of them.
         backend, device: names of the backend and the device that it runs on.
         options: the backend's options that were given to `load`.
-        path: the file it was loaded from.
+        path: the file that the model was loaded from.
         quantization: dtype and group size of the file's quantized matrices, such as "int4 of 64";
-            "" if it has none.
+            "" if no matrix in the file is quantized.
         fingerprint: 16 hex digits that identify the model, also in saved states; the same on every
             backend.
         ops: the backend's TensorOps.
@@ -94,9 +94,9 @@ class Model:
                 each chunk.
 
         Returns (logits, state). The logits are a float32 array of the backend: [V], or [T, V] with
-        all_logits; for rows [B, V] or [B, T, V]. The state is that after the last token, and holds
-        its logits. Raises OptionError for tokens outside the vocabulary or of a wrong shape, and
-        StateError for a state that does not fit.
+        all_logits; for rows [B, V] or [B, T, V]. The state is the one after the last token, with
+        the logits after this token. Raises OptionError for tokens outside the vocabulary or of a
+        wrong shape, and StateError for a state that does not fit.
         """
         run = self._all_logits if all_logits else self._last_logits
         logits, array = self._read(run, tokens, state, on_progress)
@@ -287,8 +287,8 @@ class Model:
     def save_state(self, path: str | os.PathLike[str], single: State, transcript: str = "") -> None:
         """Write a single state to a file that this model loads on any backend.
 
-        `transcript` is any text to save with it; `state.load_transcript` reads it. Raises
-        StateError if the file cannot be written, or the state does not fit the model.
+        `transcript` is any text to save with the state; `state.load_transcript` reads this text.
+        Raises StateError if the file cannot be written, or the state does not fit the model.
         """
         self.check_state(single)
         logits = None if single.logits is None else self.to_numpy(single.logits)

@@ -90,7 +90,7 @@ def open_model(
 
 
 def vocabulary_size(model: str | os.PathLike[str]) -> int | None:
-    """Return the size of a model's vocabulary, from its embedding's shape; None without embedding.
+    """Return a model's vocabulary size, from the embedding's shape; None without an embedding.
 
     Raises the errors of `open_model`.
     """
@@ -164,9 +164,9 @@ def _alpha(config: AdapterConfig, given: float | None) -> Any:
 
 
 def model_files(place: Path) -> list[Path]:
-    """Return the files of a folder that are models, by their names and their first bytes.
+    """Return the model files in a folder, recognized by their names and their first bytes.
 
-    For a model in several files, it is the index.
+    For a model in several files, this is the index file.
     """
     formats = known_formats()
     suffixes = {suffix for known in formats for suffix in known.suffixes}

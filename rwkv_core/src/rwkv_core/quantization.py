@@ -204,8 +204,8 @@ def _spanning(
 ) -> _Fit:
     """Quantize from the lowest weight of each group to the highest.
 
-    No weight is wrong by more than half a step. Scales and offsets are rounded outwards, so that
-    this holds for the stored ones too.
+    No weight is wrong by more than half a step. This also holds for the stored scales and offsets,
+    since they are rounded outwards.
     """
     offsets = ends.low.astype(float_type)
     offsets = np.where(offsets > ends.low, np.nextafter(offsets, float_type(-np.inf)), offsets)
@@ -217,9 +217,9 @@ def _spanning(
 
 
 def _refined(spanning: _Fit, groups: NDArray[np.float32], ends: _Ends, levels: int) -> _Fit:
-    """Return scales and offsets with a smaller squared error than `spanning`, where there are any.
+    """Return scales and offsets whose squared error is at most the error of `spanning`.
 
-    Two steps take turns: find the nearest codes for the scale and offset; fit scale and offset to
+    Two steps alternate: find the nearest codes for the scale and offset; fit scale and offset to
     the codes by least squares. The search starts inside the range, as few weights are at its ends.
     """
     float_type = spanning.scales.dtype

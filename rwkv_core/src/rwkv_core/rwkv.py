@@ -61,9 +61,9 @@ def _generation_arguments(
 class RWKV:
     """A model, its tokenizer, and the running state of the text read and generated so far.
 
-    A call that raises leaves the running state unchanged, except for Ctrl-C in `generate`. A call
-    while a stream is open ends that stream first: the running state is then that of the text which
-    the stream has yielded.
+    A call that raises an exception leaves the running state unchanged, except for Ctrl-C in
+    `generate`. A call while a stream is open first ends the stream. The running state is then the
+    state after the text that the stream has yielded.
 
     Attributes:
         model: the Model.
@@ -84,8 +84,8 @@ class RWKV:
                 `load`.
             backend, backend_options: as for `load`; lora is one of the options.
             tokenizer: a Tokenizer, one of the `tokenizers` library, or a file's path or address.
-                None takes the one beside the model file; for a Pile model without one, the one on
-                the hub.
+                None takes the file beside the model. For an RWKV-4 Pile model without such a file,
+                the tokenizer is downloaded from the hub.
 
         Raises TokenizerError if there is no tokenizer or it does not fit the model, and the errors
         of `load`.
@@ -113,7 +113,7 @@ class RWKV:
     def load_context(
         self, context: str | Sequence[int], *, on_progress: OnProgress | None = None
     ) -> None:
-        """Read text, or tokens, from the running state on. An empty one changes nothing.
+        """Read text or tokens, starting from the running state. Empty text changes nothing.
 
         Arguments:
             on_progress: called with the number of tokens read so far and in all, at 0 and after
@@ -137,9 +137,10 @@ class RWKV:
     def generate(self, max_tokens: int, **options: Any) -> Generated:
         """Generate at most `max_tokens` tokens, up to the end of the document.
 
-        Returns a Generated; the running state is then that after its text. Ctrl-C, or the stop
-        button of a notebook, ends the generation after the last complete token and raises
-        KeyboardInterrupt; the running state is then that of the text so far, which is in `last`.
+        Returns a Generated. Afterwards, the running state is the state after its text. Ctrl-C, or
+        the stop button of a notebook, ends the generation after the last complete token and raises
+        KeyboardInterrupt. The running state is then the state after the text so far, and `last`
+        holds this text.
 
         Arguments: see `GenerationStream`. Raises OptionError for a wrong argument.
         """
@@ -159,8 +160,8 @@ class RWKV:
     def stream(self, max_tokens: int, **options: Any) -> GenerationStream:
         """Generate like `generate`, as an iterator over pieces of text; `result` is the Generated.
 
-        To stop early, leave the loop, also with Ctrl-C: the running state is then that of the
-        pieces received, and `last` holds them.
+        To stop early, leave the loop, for example with Ctrl-C. The running state is then the state
+        after the pieces received, and `last` holds these pieces.
         """
         running = GenerationStream(
             self.model, self.tokenizer, self.get_state(), max_tokens, **options
@@ -170,12 +171,12 @@ class RWKV:
 
     @property
     def last(self) -> Generated | None:
-        """Return the last generation's result, also if Ctrl-C ended it; None before the first."""
+        """The result of the last generation, also if Ctrl-C ended it; None before the first one."""
         self.get_state()  # ends a stream that is open
         return self._last
 
     def get_state(self) -> State:
-        """Return the running state, with its logits. It never changes in place."""
+        """Return the running state, with its logits. The returned object never changes."""
         if self._stream is not None:
             self._stream.close()
             self._last = self._stream.result

@@ -35,7 +35,7 @@ class State:
         logits: float32 logits of the next token, [n_vocab] or [B, n_vocab]; None before the first
             token.
         pending: bytes of an incomplete UTF-8 character at the end of the tokens read so far.
-        model: fingerprint of its model; "" fits any model of the same sizes.
+        model: fingerprint of the state's model; "" fits any model of the same sizes.
     """
 
     array: Any
@@ -71,11 +71,11 @@ def save_state(
 ) -> None:
     """Write a single state, with NumPy arrays, as safetensors.
 
-    `transcript` is any text to save with it, which `load_transcript` reads; `architecture` is the
-    version of its model, such as "rwkv7".
+    `transcript` is any text to save with the state; `load_transcript` reads this text.
+    `architecture` is the version of the model, such as "rwkv7".
 
     The write is atomic: a failure leaves the old file. Raises StateError if the file cannot be
-    written, or if `path` is a file that is no state.
+    written, or if `path` is a file of another kind.
     """
     from safetensors.numpy import save
 
@@ -155,7 +155,7 @@ def load_state(path: str | os.PathLike[str], architecture: str = "") -> State:
     """Read the state in a file that `save_state` wrote, with NumPy arrays.
 
     Raises StateError if the file is not a state, is damaged, or names another version than
-    `architecture`; old files name none.
+    `architecture`. Old files do not name a version.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -192,7 +192,7 @@ def check_is_file(path: str | os.PathLike[str]) -> None:
 
 
 def check_state_file(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a file begins like a saved state; its values are not read."""
+    """Raise StateError unless a file begins like a saved state. Does not read the values."""
     check_is_file(path)
     try:
         header = _header(path)
@@ -208,7 +208,7 @@ def check_state_file(path: str | os.PathLike[str]) -> None:
 
 
 def load_transcript(path: str | os.PathLike[str]) -> str:
-    """Return the text that was saved with a state, "" if there is none.
+    """Return the text that was saved with a state, or "" if no text was saved.
 
     Raises StateError if the file cannot be read.
     """

@@ -15,8 +15,9 @@ Size: TypeAlias = int | str
 class Weight(NamedTuple):
     """One tensor of a model.
 
-    An architecture declares it with names of sizes ("n_embd") in its shape, and, in a block, with
-    its name inside the block ("att.key.weight"). A model's weights have numbers and full names.
+    In an architecture's declaration, shapes hold names of sizes ("n_embd"), and the name of a
+    weight in a block is the name inside the block ("att.key.weight"). In a model's list of weights,
+    shapes hold numbers, and names are complete.
     """
 
     name: str
@@ -26,10 +27,10 @@ class Weight(NamedTuple):
     """"table": rows are looked up; "matrix": [out, in], only multiplied with; "low_rank": [in, out]
     or several [n, in, out], narrow matrices that are not quantized; "vector": all others."""
     alias: str = ""
-    """Its name in transformers' files (for RWKV-7, in those of FLA, flash linear attention); "" if
+    """Name in transformers' files (for RWKV-7, in the files of FLA, flash linear attention); "" if
     it is the same as `name`."""
     transform: Callable[[NDArray[Any]], NDArray[Any]] | None = None
-    """Computes the values for the equations from a vector's float64 values in a file."""
+    """Function from a vector's values in a file, as float64, to the values for the equations."""
     repeat: Any = 1
     """How often each value of a vector is repeated for the equations, such as once for each channel
     of a head."""
@@ -38,9 +39,9 @@ class Weight(NamedTuple):
     """Mean and standard deviation of a random model's values, so that its activations are in the
     range of a trained model's. For a matrix or table the deviation is also divided by sqrt(in)."""
     feeds_stream: bool = False
-    """Whether its values, or its products, are added to the residual stream."""
+    """Whether the values, or the products with the matrix, are added to the residual stream."""
     first_layer: int = 0
-    """The first layer that has it. A file may hold it in earlier layers too, where it is unused."""
+    """The first layer with this weight. A file may also have it in earlier layers, unused."""
 
     @property
     def size(self) -> int:

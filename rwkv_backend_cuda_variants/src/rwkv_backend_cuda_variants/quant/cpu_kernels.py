@@ -76,7 +76,7 @@ class Int8RowsInBfloat16(TensorKernel):
     """Like Int8Rows, with activations and scales in bfloat16.
 
     Used on CPUs that FBGEMM does not support, and for streamed matrices: only tensors can be
-    streamed, and FBGEMM's packed matrices are none.
+    streamed, and FBGEMM's packed matrices are not tensors.
     """
 
     def __init__(self, matrix: QuantizedMatrix) -> None:
@@ -159,7 +159,7 @@ def tensor_kernel(bits: int, group_size: int) -> type[Int8RowsInBfloat16] | type
 
 
 def _int4_group_size(group_size: int) -> int:
-    """Return the largest of the kernel's group sizes that divides `group_size`; 0 if none does."""
+    """Return the kernel's largest group size that divides `group_size`, or 0."""
     return next((size for size in (256, 128, 64, 32) if group_size % size == 0), 0)
 
 

@@ -39,7 +39,7 @@ class TensorKernel:
         return data
 
     def emptied(self) -> Self:
-        """Return this kernel with tensors on the meta device, which use no memory; see `over`."""
+        """Return this kernel with tensors on the meta device, which uses no memory; see `over`."""
         return self._with(tensor.to("meta") for tensor in self.tensors)
 
     def over(self, data: Tensor) -> Self:

@@ -1,8 +1,7 @@
 """torch with matrices in 8 or 4 bits, which are never dequantized to decode a token.
 
-The device decides the kernels: torch's packed ones on a CPU (`cpu_kernels`), a Triton kernel on
-CUDA (`triton_kernels`). Activations and results are float32; a kernel may use narrower types
-inside.
+The device decides the kernels: torch's packed kernels on a CPU (`cpu_kernels`), a Triton kernel on
+CUDA (`triton_kernels`). Activations and results are float32. Inside a kernel, they may be narrower.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """torch-quant with the option `target`.
 
-Quantized matrices that do not fit on the device are copied there ahead of their use.
+Quantized matrices that do not fit on the device are copied to the device just before their use.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class StreamedQuantOps(QuantOps):
         return StreamedMatrix(self.store, placed, kernels)
 
     def _plan(self, bits: int, group_size_for: Callable[[int], int]) -> None:
-        """Make the offload plan of the model that is being loaded, unless there is one."""
+        """Make the offload plan of the model that is being loaded, unless it exists already."""
         if not self._weights:
             return
         sizes = [

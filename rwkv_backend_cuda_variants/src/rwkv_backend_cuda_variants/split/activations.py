@@ -26,7 +26,7 @@ class Parts:
         self.group, self.tensors, self.width = group, tensors, width
 
     def sliced(self) -> Parts:
-        """Return each device's slice; needs no exchange."""
+        """Return each device's slice. Needs no exchange."""
         if self.width is not None:
             return self
         width = self.tensors[0].shape[-1]
@@ -35,7 +35,7 @@ class Parts:
         return Parts(self.group, slices, width)
 
     def whole(self) -> Parts:
-        """Return all channels on every device; needs an exchange if they are in slices."""
+        """Return all channels on every device. Needs an exchange if the channels are in slices."""
         if self.width is None:
             return self
         return Parts(self.group, self.group.gather(self.tensors, self.width))
@@ -94,8 +94,8 @@ def _of_two(operator: Callable[..., Any], one: Parts, other: Any) -> Any:
 def in_lockstep(function: Callable[..., Any], *arguments: Parts) -> Any:
     """Run `function`, which treats every channel alike, on one device after the other.
 
-    If some arguments are slices and some have all channels, it runs on slices. If it returns a
-    tuple, the result is a tuple of Parts.
+    If some arguments are slices and some have all channels, `function` runs on slices. If it
+    returns a tuple, the result is a tuple of Parts.
     """
     if any(argument.width is not None for argument in arguments):
         arguments = tuple(argument.sliced() for argument in arguments)

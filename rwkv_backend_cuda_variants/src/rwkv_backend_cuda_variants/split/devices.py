@@ -24,7 +24,7 @@ class Share(NamedTuple):
 
 
 def parse_devices(entries: list[str]) -> list[Share]:
-    """Parse entries NAME or NAME=SHARE; a share is a positive number, by default 1.
+    """Parse entries NAME or NAME=SHARE. A share is a positive number, by default 1.
 
     Raises OptionError for a malformed entry.
     """
@@ -70,8 +70,8 @@ def find_device(name: str) -> torch.device:
 def cuts(width: int, shares: tuple[float, ...], unit: int = 1) -> list[slice]:
     """Divide an axis of `width` in proportion to `shares`, at multiples of `unit`.
 
-    A width that is no multiple of `unit` is divided at any whole number. Returns a slice for each
-    device. Raises OptionError if a device would get nothing.
+    If `width` is not a multiple of `unit`, it is divided at any whole number. Returns a slice for
+    each device. Raises OptionError if a device would get an empty slice.
     """
     if width % unit:
         unit = 1

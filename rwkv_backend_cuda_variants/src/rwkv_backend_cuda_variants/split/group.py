@@ -35,7 +35,7 @@ class OneProcess:
     """Several devices, all used by this process.
 
     Attributes:
-        devices: the devices of this process; results are on the first.
+        devices: the devices of this process; results are on the first device.
         name: name of the devices, shown to users.
         unit: number of channels that must stay together, such as those of a head.
     """
@@ -65,7 +65,7 @@ class OneProcess:
         return torch.cat([part.to(self.devices[0]) for part in slices], -1)
 
     def add(self, partials: Sequence[Tensor]) -> list[Tensor]:
-        """Add all `partials` [..., width]; return each device's slice of the sum."""
+        """Add all `partials` [..., width]. Return each device's slice of the sum."""
         own = self.own(partials[0].shape[-1])
         sums = []
         for device, piece in zip(self.devices, own, strict=True):
@@ -151,7 +151,7 @@ class Processes:
 
 
 def find_group(entries: list[str] | None) -> OneProcess | Processes:
-    """Return the group of the given devices, by default of all; under torchrun one per process.
+    """Return the group of the given devices, by default all; under torchrun one per process.
 
     Raises OptionError for a wrong option, and BackendError if a device or process is missing.
     """
@@ -191,7 +191,7 @@ def _disconnect() -> None:
 
 
 def _one_each(shares: Sequence[Share] | None, size: int) -> Sequence[Share]:
-    """Return the device of each process; a single given device stands for all processes."""
+    """Return the device of each process. A single given device is used by all processes."""
     if shares is None:
         return [Share(_default_device(), 1.0)] * size
     if len(shares) != size:

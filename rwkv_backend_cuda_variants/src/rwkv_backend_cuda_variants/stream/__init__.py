@@ -1,1 +1,1 @@
-"""torch-stream: matrices that do not fit are copied from host memory ahead of their use."""
+"""torch-stream: matrices that do not fit are copied from host memory just before their use."""

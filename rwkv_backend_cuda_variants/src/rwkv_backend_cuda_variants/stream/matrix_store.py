@@ -62,9 +62,9 @@ class MatrixStore:
     def prepare(self, sizes: Sequence[int], vectors: int) -> OffloadPlan:
         """Make the offload plan of a model, from the bytes of its matrices in the order of use.
 
-        `vectors` are the bytes of everything else on the device. Call `place` for the matrices in
-        the same order. Raises OptionError if the target is too small for the model, or the device
-        has too little free memory.
+        `vectors` is the number of bytes of everything else on the device. Call `place` for the
+        matrices in the same order. Raises OptionError if the target is too small for the model, or
+        the device has too little free memory.
         """
         chosen = plan_offload(sizes, vectors, self.target)
         free = _free_bytes(self.device)
@@ -115,7 +115,7 @@ class MatrixStore:
     def _has_room(self, n_bytes: int) -> bool:
         """Return whether a matrix outside the plan, for example of the bench, stays on the device.
 
-        If there are no slots yet, room for them must remain.
+        If the slots do not exist yet, room for the slots must remain.
         """
         if self.slots:
             return False
@@ -169,7 +169,7 @@ def _bytes(resident: Iterable[Placed]) -> int:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Return the free bytes of a CUDA device, with torch's unused cache; else infinity."""
+    """Return the free bytes of a CUDA device, with torch's unused cache; infinity for others."""
     if device.type != "cuda":
         return math.inf
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

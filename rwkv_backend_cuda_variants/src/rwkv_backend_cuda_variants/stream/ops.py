@@ -1,4 +1,4 @@
-"""torch with a target: matrices that do not fit stay in host memory, copied ahead of their use."""
+"""torch with a target: matrices that do not fit are copied from host memory before their use."""
 
 from __future__ import annotations
 

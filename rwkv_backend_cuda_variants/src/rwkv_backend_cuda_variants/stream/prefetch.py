@@ -1,8 +1,8 @@
-"""Two buffers on a device (slots), to which tensors are copied from host memory ahead of their use.
+"""Two buffers (slots) on a device. Tensors are copied there from host memory before their use.
 
-While a product reads one slot, the other is filled on a separate CUDA stream. A model
-uses its matrices in the same order for every token, so this order tells which tensor to copy next.
-If the order changes, a product waits for its copy, and the result is still correct.
+While a product reads one slot, the other slot is filled on a separate CUDA stream. A model uses its
+matrices in the same order for every token, so this order tells which tensor to copy next. If the
+order changes, a product waits for its copy, and the result is still correct.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _numbers = count()
 class HostTensor:
     """A contiguous tensor in host memory that is streamed.
 
-    It refers to its follower by number. References would form a cycle, which would keep the memory
-    until the garbage collector runs.
+    A tensor holds the number of the next tensor. References would form a cycle, which would keep
+    the memory until the garbage collector runs.
     """
 
     def __init__(self, tensor: Tensor) -> None:

@@ -67,7 +67,10 @@ def exchange(context, counts, phase, index, value):  # type: ignore[no-untyped-d
 
 @intrinsic
 def current(context, counts, phase, index):  # type: ignore[no-untyped-def]
-    """Return a counter; memory that other threads wrote before they changed it is then visible."""
+    """Return a counter's value.
+
+    What other threads wrote to memory before they set this value is visible afterwards.
+    """
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return b.load_atomic(_place(context, b, sig, args), "seq_cst", 8)

@@ -18,7 +18,7 @@ _MAX_RECORDINGS = 8
 
 
 class Recording:
-    """A recorded call of `function(parameters, *tensors)`, to be replayed with other values."""
+    """A recorded call of `function(parameters, *tensors)`. It can be replayed with other values."""
 
     def __init__(
         self, function: Callable[..., Any], parameters: Any, tensors: list[Tensor]
@@ -40,9 +40,10 @@ class Recording:
 
 
 class RecordedFunction:
-    """Runs `function(parameters, x, state)` without gradients; replays it for x [B, 1, D] on CUDA.
+    """Runs `function(parameters, x, state)` without gradients. Replays it for x [B, 1, D] on CUDA.
 
-    The first call for each shape and dtype is not recorded: libraries allocate workspaces in it.
+    The first call for each shape and dtype is not recorded, since libraries allocate workspaces
+    during the first call.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

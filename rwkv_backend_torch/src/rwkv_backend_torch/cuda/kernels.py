@@ -1,8 +1,8 @@
 """Triton kernels for a layer's vector operations and, for one token, its matrix products.
 
-Each kernel fuses several operations of `rwkv4.block`: on a GPU a small operation takes no longer
-than the launch of its kernel. The scan's equations are those of `TensorOps.wkv`. Strides are in
-values; a state's rows are `width` apart.
+Each kernel fuses several operations of `rwkv4.block`, since a small operation on a GPU takes no
+longer than the launch of its kernel. The scan's equations are those of `TensorOps.wkv`. Strides are
+in values. A state's rows are `width` values apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def norm_and_mix(
     before_stride, after_stride,
     ROW: tl.constexpr, N_MIXES: tl.constexpr, BLOCK: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
-    """Layer norm of x [B, T, D], then N_MIXES token shifts.
+    """Compute the layer norm of x [B, T, D], then N_MIXES token shifts.
 
     Writes `mixed` [N, B * T, D], with the mix vectors `mixes` [N, D]. The first token's predecessor
     is row ROW of the state `before`; the normalized last token is written to that row of `after`.
@@ -76,7 +76,7 @@ def wkv_of_a_token(
     k, v, r, decay, first, before, after, y, width, before_stride, after_stride,
     AA: tl.constexpr, BB: tl.constexpr, PP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One step of the scan for k, v, r [B, D].
+    """Compute one step of the scan for k, v, r [B, D].
 
     Writes sigmoid(r) times the weighted mean to `y`, and the rows AA, BB and PP of `after`.
     """
@@ -107,7 +107,7 @@ def wkv_of_many(
     AA: tl.constexpr, BB: tl.constexpr, PP: tl.constexpr,
     BLOCK_TIME: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`wkv_of_a_token` for k, v, r [B, T, D], as a parallel scan over BLOCK_TIME tokens per step.
+    """Compute `wkv_of_a_token` for k, v, r [B, T, D], in parallel for BLOCK_TIME tokens per step.
 
     A token's mean needs the sums of all tokens before it. So the scan's elements are shifted by
     one: first the state before the tile, then all tokens of the tile but the last.
@@ -262,7 +262,7 @@ def products_of_a_row(
     FINISH_0: tl.constexpr, FINISH_1: tl.constexpr, FINISH_2: tl.constexpr,
     BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
-    """Multiply up to three matrices [out, in], each with its row of x [n, in]: float32 y [out]."""
+    """Multiply up to three matrices [out, in], each with one row of x [n, in]: float32 y [out]."""
     block = tl.program_id(0)
     blocks_0, blocks_1 = tl.cdiv(n_0, BLOCK_OUT), tl.cdiv(n_1, BLOCK_OUT)
     if block < blocks_0:

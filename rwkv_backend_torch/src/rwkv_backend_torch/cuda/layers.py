@@ -1,6 +1,6 @@
-"""`rwkv4.block` on a GPU with the kernels of `kernels`: seven launches per token and layer.
+"""Runs `rwkv4.block` on a GPU with the kernels of `kernels`: seven launches per token and layer.
 
-The equations are those of `rwkv4.block`; the conformance suite compares the results.
+The equations are the same as in `rwkv4.block`. The conformance suite compares the results.
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ class GPULayers:
 def products_of_a_row(
     weights: list[Weights], x: Tensor, finishes: list[str], base: Tensor | None, gate: Tensor | None
 ) -> list[Tensor]:
-    """Multiply up to three matrices, each with its row of `x` [n, 1, in], in one launch.
+    """Multiply up to three matrices, each with one row of `x` [n, 1, in], in one launch.
 
-    Applies each one's finish. Returns float32 arrays [1, out].
+    Applies the finish of each product. Returns float32 arrays [1, out].
     """
     n_in = weights[0].shape[1]
     results = [x.new_empty(1, one.shape[0], dtype=torch.float32) for one in weights]

@@ -2,7 +2,7 @@
 
 A version's parameters are named tuples, whose fields are annotated with the tensors they come from:
 `key: Annotated[Matrix, matrix("key.weight", D, D)]`. So each tensor is declared once, beside the
-equations that use it; loading, validation, byte counts and random models read this declaration.
+equations that use it. Loading, validation, byte counts and random models read this declaration.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Group(NamedTuple):
     """Annotation of a field that holds a named tuple of weights, or one for each layer."""
 
     prefix: str
-    """Prefix of its tensors' names; {} stands for the layer's number."""
+    """Prefix of the tensors' names; {} stands for the layer's number."""
     alias: str = ""
     """Prefix in transformers' files (for RWKV-7, FLA's); "" if it is the same as `prefix`."""
     feeds_stream: bool = False
-    """`Weight.feeds_stream` of all its tensors."""
+    """`Weight.feeds_stream` of all tensors in the group."""
     layer: int = 0
-    """Number of its layer."""
+    """Number of the group's layer."""
 
     @property
     def of_layers(self) -> bool:
@@ -61,8 +61,8 @@ class Architecture:
             stream after the last block and the state after the last token, in the same shapes.
         empty_state: takes a configuration; returns the initial state, float64 [L, rows, D].
         is_state: takes an array [L, rows, D]; returns whether it can be a state.
-        differs: weights that replace those declared in `parameters`, by their name there; None for
-            a weight that this version lacks.
+        differs: weights that replace the declared weights of `parameters`, by name; None for a
+            weight that this version lacks.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Config(NamedTuple):
         }
 
     def parameters(self, make: Callable[[Weight], Any]) -> Any:
-        """Return the architecture's parameters, with what `make` returns for each weight."""
+        """Return the architecture's parameters: each weight replaced by `make(weight)`."""
         sized = partial(_make_sized, make, self.weights())
         return fill(self.architecture, self.n_layer, sized)
 

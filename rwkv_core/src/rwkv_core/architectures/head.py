@@ -20,7 +20,7 @@ class LayerNorm(NamedTuple):
 def all_logits(
     architecture: Architecture, ops: TensorOps, p: Any, x: Array, state: Array
 ) -> tuple[Array, Array]:
-    """Run a model on embeddings `x` [B, T, D]: return all logits [B, T, V] and the last state."""
+    """Run a model on embeddings `x` [B, T, D]. Return all logits [B, T, V] and the last state."""
     x, state = architecture.blocks(ops, p, x, state)
     return ops.matmul(p.head, ops.layer_norm(x, *p.ln_out)), state
 
@@ -28,7 +28,7 @@ def all_logits(
 def last_logits(
     architecture: Architecture, ops: TensorOps, p: Any, x: Array, state: Array
 ) -> tuple[Array, Array]:
-    """Run a model on embeddings `x` [B, T, D]: return the last logits [B, 1, V] and state."""
+    """Run a model on embeddings `x` [B, T, D]. Return the last logits [B, 1, V] and state."""
     x, state = architecture.blocks(ops, p, x, state)
     return ops.matmul(p.head, ops.layer_norm(ops.last(x, state), *p.ln_out)), state
 
@@ -36,6 +36,6 @@ def last_logits(
 def last_hidden(
     architecture: Architecture, ops: TensorOps, p: Any, x: Array, state: Array
 ) -> tuple[Array, Array]:
-    """The final norm's result [B, 1, D] after the last token, and the state there."""
+    """Return the final norm's result [B, 1, D] for the last token, and the state after it."""
     x, state = architecture.blocks(ops, p, x, state)
     return ops.layer_norm(ops.last(x, state), *p.ln_out), state

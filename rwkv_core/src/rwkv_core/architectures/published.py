@@ -65,7 +65,7 @@ def rwkv7_config(n_layer: int, n_embd: int) -> Config:
 
 
 def _heads(n_embd: int) -> dict[str, int]:
-    """Return the sizes of heads of 64 channels; of one head where 64 does not divide the width."""
+    """Return the sizes of heads of 64 channels, or of one head if 64 does not divide the width."""
     size = n_embd if n_embd % _HEAD_SIZE else _HEAD_SIZE
     return {"n_head": n_embd // size, "head_size": size}
 

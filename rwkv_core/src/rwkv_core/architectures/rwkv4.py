@@ -31,7 +31,7 @@ MAX_TIME_DECAY = 40.0
 
 
 def decay_of(time_decay: NDArray[Any]) -> NDArray[Any]:
-    """Return the decay, which the scan adds to an exponent once a token."""
+    """Return the decay, which the scan adds to an exponent for each token."""
     return -np.exp(np.minimum(time_decay, MAX_TIME_DECAY))
 
 

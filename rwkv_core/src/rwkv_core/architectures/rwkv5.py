@@ -1,7 +1,8 @@
 """RWKV-5 "Eagle", over TensorOps: its weights, its state and its equations.
 
-There are three: 5.0 has no gate, 5.1 has one. 5.2 also has a decay and a bonus for each channel;
-5.0 and 5.1 have one for each head. The scan over the heads' matrices S is `TensorOps.wkv6`.
+There are three versions. 5.0 has no gate; 5.1 and 5.2 have a gate. 5.0 and 5.1 have a decay and a
+bonus for each head; 5.2 has them for each channel. The scan over the heads' matrices S is
+`TensorOps.wkv6`.
 Source: B. Peng et al., Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence
 (arXiv 2404.05892), section 4; names as in BlinkDL's RWKV-LM, RWKV-v5.
 Shapes: B batch, T time, D width, F channel mixing's inner width, V vocabulary, L layers, H heads of
@@ -38,7 +39,7 @@ EPSILON = 64e-5
 
 
 def decay_of(time_decay: NDArray[Any]) -> NDArray[Any]:
-    """Return the decay, which S is multiplied by once a token."""
+    """Return the decay, a factor of S for each token."""
     return np.exp(-np.exp(time_decay))
 
 

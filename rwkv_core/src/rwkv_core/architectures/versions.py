@@ -1,4 +1,4 @@
-"""All versions that rwkv-core runs, the latest first, since later ones keep earlier ones' names."""
+"""The versions of RWKV. Later ones come first, since they keep tensor names of earlier ones."""
 
 from rwkv_core.architectures.rwkv4 import RWKV4
 from rwkv_core.architectures.rwkv5 import RWKV5_0, RWKV5_1, RWKV5_2

@@ -16,16 +16,16 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a backend would run here, found out without importing its library.
+    """Whether a backend would run on this machine, found out without importing its library.
 
     Attributes:
-        available: whether it would run.
-        device: the device it would run on, such as "cpu" or "cuda:0".
-        reason: one line; why it would not run, and what to install.
-        score: rank among the available backends, the highest first, when the user names none:
-            roughly the tokens per second at which it decodes a 169M model.
-        min_bytes: a model with fewer bytes of tensors goes to the next backend. For a backend that
-            starts slowly, because it compiles.
+        available: whether the backend would run.
+        device: the device that the backend would run on, such as "cpu" or "cuda:0".
+        reason: one line that says why the backend would not run, and what to install.
+        score: roughly the tokens per second at which the backend decodes a 169M model. If the user
+            names no backend, the available backend with the highest score is used.
+        min_bytes: for a backend that starts slowly, because it compiles. A model whose tensors have
+            fewer bytes runs on the next backend.
     """
 
     available: bool
@@ -37,7 +37,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a backend; `type` is str, int, float, bool or list (of strings)."""
+    """One option of a backend. `type` is str, int, float, bool or list (of strings)."""
 
     name: str
     type: type
@@ -48,7 +48,7 @@ class Option:
     def parse(self, value: Any) -> Any:
         """Return `value`, which may be text from a command line, converted to this option's type.
 
-        Raises OptionError if it is of another type or not among the choices.
+        Raises OptionError if the value is of another type or not among the choices.
         """
         if value is None and self.default is None:
             return None
@@ -99,7 +99,7 @@ RUNTIME_DTYPE = Option(
     "runtime_dtype",
     str,
     None,
-    "type of vectors and of the state; by default float32, or float64 if dtype is float64",
+    "type of vectors and of the state (default: float32, or float64 if dtype is float64)",
     ("float32", "float64"),
 )
 
@@ -127,7 +127,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One row of `list_backends()`: a backend, or a plugin that failed before it named one.
+    """One row of `list_backends()`: a backend, or a plugin that failed before it named a backend.
 
     `status` is "ready", "unavailable" (`reason` says what to install) or "broken" (`reason` says
     what failed). `contract` is None if it is unknown. Every text is one printable line.
@@ -224,7 +224,7 @@ class HasOptions(Protocol):
 
 
 def resolve_options(offer: HasOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of every option of a backend or sampler: the given one or the default.
+    """Return the given value, or the default, of every option of a backend or sampler.
 
     Raises OptionError for an unknown name and for a value of a wrong type.
     """

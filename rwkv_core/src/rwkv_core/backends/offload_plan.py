@@ -43,7 +43,7 @@ def target_bytes(target: float) -> int:
 def model_bytes(
     weights: Collection[Weight], dtype: str, runtime_dtype: str
 ) -> tuple[list[int], int]:
-    """Return the bytes of each matrix, in the order of `weights`, and those of everything else.
+    """Return the bytes of each matrix, in the order of `weights`, and the bytes of everything else.
 
     Everything else is vectors and low-rank matrices, which always stay on the device. The dtypes
     are keys of `dtypes.BYTES_PER_WEIGHT`.
@@ -91,16 +91,16 @@ def smallest_target(sizes: Sequence[int], vectors: int) -> int:
 
 
 def as_target(n_bytes: int) -> str:
-    """Return `n_bytes` as text in GB, rounded up, so that it is a sufficient target."""
+    """Return `n_bytes` as text in GB, rounded up to a sufficient target."""
     if n_bytes >= GB:
         return f"{math.ceil(n_bytes / 1e6) / 1e3:.3f}"
     return f"{math.ceil(n_bytes / 1e3) / 1e6:.6f}"
 
 
 def _choose(sizes: Sequence[int], room: float, slot: int) -> list[bool] | None:
-    """Return which matrices stay within `room` bytes, if those larger than `slot` must stay.
+    """Return which matrices stay within `room` bytes, if all larger than `slot` must stay.
 
-    None if those alone exceed `room`.
+    Returns None if the matrices larger than `slot` already exceed `room`.
     """
     stays = [size > slot for size in sizes]
     room -= sum(size for size in sizes if size > slot)

@@ -1,17 +1,17 @@
 """The contract between RWKV's equations and a tensor library.
 
-Libraries differ in how they multiply, place and compile, not in what the equations need. So a
-backend gives its library's namespace of the Python array API standard (`xp`), and says how a vector
-and a matrix get onto its device and how an array comes back. All other methods have a default here,
-made of the standard's functions. A backend overrides those that it can do faster, one at a time;
-the conformance suite compares each override with its default.
+Libraries differ in how they multiply, place and compile arrays, but the equations need the same
+functions from all. So a backend gives its library's namespace of the Python array API standard
+(`xp`), and says how a vector and a matrix get onto its device and how an array comes back. All
+other methods have a default that uses the standard's functions. A backend overrides the methods
+that it can compute faster, and the conformance suite compares each override with the default.
 
-A matrix is opaque: the core gets one from `matrix`, and only ever gives it back to `matmul`. So a
-backend may quantize, stream or split it.
+A matrix is opaque: the core gets a matrix from `matrix`, and only passes it to `matmul`. So a
+backend may quantize, stream or split matrices.
 
-Several threads may use one model at once, and the caller keeps using the arrays that it passed or
-received. So an operation must not change its arguments, and must not reuse memory that it returned;
-it may reuse a buffer only within one thread. NaN stays NaN.
+Several threads may use one model at the same time, and the caller keeps using the arrays that it
+passed or received. So an operation must not change its arguments, and must not reuse memory that it
+returned. It may reuse a buffer only within one thread. NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ class TensorOps(ABC):
             of a few sizes only.
         ragged: True if a chunk of a prompt and single tokens of other sequences are computed
             together (see `ragged`) faster than one after the other.
-        threaded_library: name of a library that hangs in a forked process, which lacks the
-            library's threads; "" if there is none. Using a model there is then an error.
+        threaded_library: name of a library that hangs in a forked process, because the library's
+            threads are missing there; "" if there is none. If set, using a model in a forked
+            process is an error.
     """
 
     xp: Any
@@ -68,10 +69,10 @@ class TensorOps(ABC):
     threaded_library: str = ""
 
     def prepare(self, weights: Sequence[Weight]) -> None:  # noqa: B027
-        """Called once before a model is loaded, with its tensors. Does nothing by default.
+        """Prepare for loading a model with these tensors. Called once. Does nothing by default.
 
-        The tensors are in the order in which a token uses them and in which they are loaded. Raise
-        OptionError here, before anything is read, for a model that does not fit with the options.
+        The tensors are in the order in which they are loaded, and in which a token uses them. If
+        the model does not fit with the options, raise OptionError here, before anything is read.
         """
 
     @abstractmethod
@@ -92,8 +93,8 @@ class TensorOps(ABC):
         """Return a low-rank factor `array` [out, in] in the form that `matmul` takes.
 
         Either out or in is the rank. Default: `matrix`. A backend that quantizes matrices keeps
-        these in at least 16 bits: they are small, and small errors in them change the state. The
-        result shares no memory with `array`.
+        low-rank factors in at least 16 bits: they are small, and small errors in them change the
+        state. The result shares no memory with `array`.
         """
         return self.matrix(array)
 
@@ -171,26 +172,26 @@ class TensorOps(ABC):
         return previous + mix * (x - previous)
 
     def sigmoid(self, x: Array) -> Array:
-        """The logistic function, elementwise."""
+        """Return the logistic function of `x`, elementwise."""
         # tanh cannot overflow.
         return 0.5 * self.xp.tanh(0.5 * x) + 0.5
 
     def relu_squared(self, x: Array) -> Array:
-        """max(x, 0) squared, elementwise."""
+        """Return max(x, 0) squared, elementwise."""
         x = self.xp.clip(x, min=0.0)
         return x * x
 
     def wkv(
         self, k: Array, v: Array, decay: Array, first: Array, state: WKVState
     ) -> tuple[Array, WKVState]:
-        """RWKV-4's scan: an attention-like weighted mean over time (the RWKV paper's RNN cell).
+        """Compute RWKV-4's scan, a weighted mean over time like attention (the paper's RNN cell).
 
         Arguments:
             k, v: keys and values [B, T, D].
-            decay: -exp(time_decay) [D], negative; added to an exponent once a step.
+            decay: -exp(time_decay) [D], negative; added to an exponent for each token.
             first: time_first [D], the bonus of the current token.
             state: (aa, bb, pp), each [B, D]: numerator and denominator in units of exp(pp), where
-                pp is the running maximum of the exponents, so that nothing overflows.
+                pp is the running maximum of the exponents, which prevents overflow.
 
         Returns the means [B, T, D] and the state after the last token.
         """
@@ -207,7 +208,7 @@ class TensorOps(ABC):
         return xp.reshape(xp.broadcast_to(sums, heads.shape), x.shape)
 
     def normalize_heads(self, x: Array, head_size: int) -> Array:
-        """Return `x` [B, T, D], each head divided by its Euclidean norm, or by 1e-12 if larger."""
+        """Return `x` [B, T, D], each head divided by its Euclidean norm, but at least by 1e-12."""
         norms = self.xp.sqrt(self.head_sums(x * x, head_size))
         return x / self.xp.clip(norms, min=1e-12)
 
@@ -216,7 +217,7 @@ class TensorOps(ABC):
     ) -> Array:
         """Return the layer norm of each head of `x` [B, T, D], computed separately.
 
-        This is group normalization (Wu and He, 2018); its variance is the population's.
+        This is group normalization (Wu and He, 2018), with the population variance.
         """
         x = x - self.head_sums(x, head_size) / head_size
         variance = self.head_sums(x * x, head_size) / head_size
@@ -225,7 +226,7 @@ class TensorOps(ABC):
     def wkv6(
         self, r: Array, w: Array, k: Array, v: Array, bonus: Array, s: Array
     ) -> tuple[Array, Array]:
-        """RWKV-5's and RWKV-6's scan (arXiv 2404.05892, section 4). A head has N channels.
+        """Compute RWKV-5's and RWKV-6's scan (arXiv 2404.05892, section 4). A head has N channels.
 
             y = (S + v (bonus k)^T) r,    S <- S diag(w) + v k^T
 
@@ -245,7 +246,7 @@ class TensorOps(ABC):
     def wkv7(
         self, r: Array, w: Array, k: Array, v: Array, kk: Array, b: Array, s: Array
     ) -> tuple[Array, Array]:
-        """RWKV-7's scan (arXiv 2503.14456, section 4). A head has N channels.
+        """Compute RWKV-7's scan (arXiv 2503.14456, section 4). A head has N channels.
 
             S <- S diag(w) - (S kk) b^T + v k^T,    y = S r
 
@@ -263,8 +264,9 @@ class TensorOps(ABC):
     def scan(self, step: Callable[..., Any], s: Array, *inputs: Array) -> tuple[Array, Array]:
         """Run `step` (see `scans`) for each token of `inputs`, each [B, T, D].
 
-        Returns y [B, T, D] and `s` after the last token. This is the plain loop. A backend that
-        compiles overrides it with its library's loop; one with kernels overrides `wkv6` and `wkv7`.
+        Returns y [B, T, D] and `s` after the last token. The default is a plain loop. A backend
+        that compiles overrides this method with its library's loop. A backend with kernels
+        overrides `wkv6` and `wkv7`.
         """
         heads = [self._heads(x, s.shape[1]) for x in inputs]
         y, s = scans.scan(self.xp, step, scans.apart(self.xp, s), *heads)
@@ -285,16 +287,16 @@ class TensorOps(ABC):
         """Run all layers: return `x` and `state` [B, L, R, D] after them.
 
         Arguments:
-            x: what a block hands on to the next: [B, T, D], or a tuple of such arrays. The first
-                block may get a shorter tuple.
+            x: the array [B, T, D] that each block passes to the next block, or a tuple of such
+                arrays. The first block may get a shorter tuple.
             block: a pure function that takes (ops, the layer's parameters, x, the layer's state
                 [B, R, D]) and returns x and the state.
             blocks: the parameters of each layer.
             kernel: name of the equations that `block` computes, such as "rwkv4"; "" for others.
 
-        Override this to compile one layer at a time, where compiling all of them takes too long, or
-        to run a kernel for the equations that `kernel` names. `block` is then the plain version:
-        the conformance suite compares the two.
+        Override this method to compile one layer at a time, if compiling all layers takes too long,
+        or to run a kernel for the equations that `kernel` names. `block` is then the plain version,
+        with which the conformance suite compares the kernel.
         """
         rows = []
         for i, p in enumerate(blocks):
@@ -305,7 +307,7 @@ class TensorOps(ABC):
     def compile(self, function: Callable[..., Any], kernel: str = "") -> Callable[..., Any]:
         """Return a faster version of `function` where the library can (jax.jit, a CUDA graph, ...).
 
-        `function` is pure; its arguments and results are arrays, matrices and named tuples of them.
+        `function` is pure. Arguments and results are arrays, matrices and named tuples of these.
         `kernel` is the architecture, such as "rwkv4", if the function takes (parameters, x, state)
         and returns logits and state; "" for any other function.
         """
@@ -314,7 +316,7 @@ class TensorOps(ABC):
     def broadcast(self, number: int) -> int:
         """Return the first process's `number`, if several processes compute one model together.
 
-        Default: `number`. Seeds go through here, so that all processes choose the same tokens.
+        Default: `number`. All seeds are broadcast, so all processes choose the same tokens.
         """
         return number
 

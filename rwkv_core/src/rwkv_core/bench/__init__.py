@@ -1,8 +1,8 @@
 """Measurements of `rwkv-core bench`: how fast a model runs, and how fast the machine could run it.
 
-Decoding reads all weights once a token, so its yardstick is the rate at which large matrices can be
-read. Prefill is matrix products, so its yardstick is the same products alone. Each takes turns with
-its yardstick, in one process.
+Decoding reads all weights once per token, so its yardstick is the rate at which large matrices can
+be read. Prefill is matrix products, so its yardstick is the same products alone. A measurement and
+its yardstick take turns in one process.
 """
 
 from rwkv_core.bench.combinations import Combination, bench_alone

@@ -51,7 +51,7 @@ def bench_alone(
 ) -> Report:
     """Run `bench` for one combination in a new process; `arguments` are passed to `bench`.
 
-    Raises OptionError for an option that the combination sets too, and BackendError for a failure
+    Raises OptionError for an option that the combination also sets, and BackendError for a failure
     in the new process.
     """
     own = combination.options()
@@ -107,7 +107,7 @@ def busy_processes(n: int) -> Iterator[None]:
 
 @contextmanager
 def _limited_to(threads: int | None) -> Iterator[None]:
-    """Limit processes started inside to so many threads, whichever libraries they load.
+    """Limit processes started inside to this number of threads, whichever libraries they load.
 
     A library that reads none of the variables starts one thread for each core that the process may
     use, so the cores are limited too where the system can do that.

@@ -39,8 +39,8 @@ _MAX_LENGTH = 2**20
 def parse_shape(text: str) -> Config:
     """Return the sizes that `text` names.
 
-    That is a published model ("430M", "rwkv7:0.1B"), or layers x width ("24x1024",
-    "rwkv7:24x1024"). Without a version it is RWKV-4. Raises OptionError for any other text.
+    `text` is a published model ("430M", "rwkv7:0.1B"), or layers x width ("24x1024",
+    "rwkv7:24x1024"). Without a version, the model is an RWKV-4. Raises OptionError for other text.
     """
     published = published_configs()
     if text in published:
@@ -70,8 +70,8 @@ def bench(
 
     Arguments:
         lengths: prompt lengths in tokens; the first is also used for the time to the first token.
-        rounds: number of times that a measurement and its yardstick take turns; slow ones take
-            fewer.
+        rounds: number of times that a measurement and its yardstick take turns; slow measurements
+            are repeated fewer times.
         name: the model's name in the report; by default `model`.
         on_stage: called with the name of each stage when it begins.
 
@@ -131,7 +131,7 @@ def _bench_first_token(model: Model, length: int, rounds: int) -> FirstToken:
 
 
 def bench_decode(model: Model, rounds: int) -> Decode:
-    """Time single tokens of the model and of a generation, taking turns with the yardsticks."""
+    """Time single tokens of the model and of a generation, in turns with the yardsticks."""
     counts = model.config.count_parameters()
     stream = stream_for(model, counts.matrices)
     rwkv = RWKV(model, tokenizer=_NumberTokenizer(model.n_vocab))
@@ -173,7 +173,7 @@ def _rest() -> None:
 
 
 def _bench_prefill(model: Model, length: int, rounds: int) -> Prefill:
-    """Time a prompt, taking turns with its bare products."""
+    """Time a prompt and its bare products, in turns."""
     tokens = _prompt(model, length)
 
     def prompt() -> None:
@@ -187,7 +187,7 @@ def _bench_prefill(model: Model, length: int, rounds: int) -> Prefill:
 
 
 def _bench_batches(model: Model, rounds: int) -> tuple[Batch, ...]:
-    """Time one step of 1, 4 and 16 sequences, taking turns."""
+    """Time one step of 1, 4 and 16 sequences, in turns."""
 
     def step_of(n_batch: int) -> Callable[[], None]:
         state = model.empty_state(n_batch)

@@ -10,7 +10,7 @@ class FirstToken:
     """Time from a prompt of `tokens` tokens to the text of the first generated token.
 
     Attributes:
-        cold_seconds: the first time in the process, with the time for compilation.
+        cold_seconds: the first time in the process, which includes compilation.
         seconds: the median of later times.
     """
 
@@ -24,7 +24,7 @@ class Decode:
     """Decoding one sequence. Bytes, rates and shares are None if the matrices' size is unknown.
 
     Attributes:
-        bytes_per_token: size of the stored matrices and the vectors, each read once a token.
+        bytes_per_token: size of the stored matrices and the vectors, each read once per token.
         bytes_per_second: `bytes_per_token` times `tokens_per_second`.
         stream_bytes_per_second: the yardstick's rate.
         share: `bytes_per_second` / `stream_bytes_per_second`.
@@ -32,11 +32,11 @@ class Decode:
             matrices too large for the caches. Elsewhere it is "own": the backend's products with
             large matrices that are together as big as the model.
         product_seconds: time of a token's bare products with the model's own matrices.
-        overhead_seconds: a token of a generation, with sampling (top_p 0.9) and detokenizing, minus
-            `product_seconds`; minus the model's step if the backend computes that faster than the
-            bare products.
-        sampling_seconds: a token of a generation minus the model's step: the part of the overhead
-            for sampling, detokenizing and bookkeeping.
+        overhead_seconds: time of a token in a generation, with sampling (top_p 0.9) and
+            detokenizing, minus `product_seconds`. If the model's step is faster than the bare
+            products, the time of the step is subtracted instead.
+        sampling_seconds: time of a token in a generation, minus the time of the model's step. This
+            is the part of the overhead for sampling, detokenizing and bookkeeping.
     """
 
     tokens_per_second: float
@@ -69,7 +69,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoding `sequences` together: tokens per second in all, and its ratio to one sequence's."""
+    """Decoding `sequences` together: tokens per second of all, and the ratio to one sequence."""
 
     sequences: int
     tokens_per_second: float
@@ -78,7 +78,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Report:
-    """Results of a bench. `peak_memory` is the process's after loading, in bytes, if known."""
+    """Results of a bench. `peak_memory` is the process's peak after loading in bytes, if known."""
 
     model: str
     backend: str

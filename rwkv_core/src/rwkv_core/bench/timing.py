@@ -12,8 +12,8 @@ _MAX_SECONDS, _MIN_ROUNDS = 8.0, 3
 def in_turn(jobs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
     """Run every job once in each round; return each job's times in seconds.
 
-    A first round is not counted: it lets libraries compile, and caches and clocks settle. If the
-    jobs take long, there are fewer rounds than `rounds`, but at least 3.
+    A first round is not counted, since libraries compile in it, and caches and clocks settle. If
+    the jobs take long, there are fewer rounds than `rounds`, but at least 3.
     """
     times: list[list[float]] = [[] for _ in jobs]
     began = time.perf_counter()

@@ -75,7 +75,7 @@ def _chain(ops: TensorOps, matrices: tuple[Matrix, ...], x: Array) -> Array:
 def bare_products(model: Model, n_tokens: int) -> Callable[[], object]:
     """Return a function that runs only the products of `n_tokens` with the model's own matrices.
 
-    They go through `layers` and `compile`, like the model.
+    The products go through `layers` and `compile`, like the model.
     """
     ops = model.ops
     run = ops.compile(partial(_products, ops))
@@ -90,7 +90,7 @@ def _products(ops: TensorOps, p: Any, x: Array, state: Array) -> Array:
 
 
 def _block_products(ops: TensorOps, p: Any, x: Array, state: Array) -> tuple[Array, Array]:
-    """Multiply each matrix with the latest product of its width; add products of x's width to x."""
+    """Multiply each matrix with the last product of fitting width; add products of width D to x."""
     # The norm keeps the numbers in range: infinities and denormal numbers are slower.
     latest = {D: ops.layer_norm(x, *p.ln1)}
     total = x
@@ -105,7 +105,8 @@ def _block_products(ops: TensorOps, p: Any, x: Array, state: Array) -> tuple[Arr
 def matrix_bytes(model: Model, n_weights: int) -> float | None:
     """Return the bytes of the model's stored matrices, which hold `n_weights` weights.
 
-    Estimated from the dtype if the backend does not tell; None if the dtype is unknown too.
+    If the backend does not tell the bytes, they are estimated from the dtype. None if the dtype is
+    unknown too.
     """
     return _stored_bytes(model.ops, list(model.matrices().values()), n_weights)
 

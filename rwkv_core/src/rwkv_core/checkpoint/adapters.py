@@ -1,7 +1,7 @@
 """Reads PEFT's `adapter_config.json`, and refuses adapters that are not LoRA.
 
-PEFT saves it beside `adapter_model.safetensors` (or `.bin`). Source of the keys and of the tensors'
-names: https://github.com/huggingface/peft, src/peft/tuners.
+PEFT saves this file beside `adapter_model.safetensors` (or `.bin`). The source of the keys and of
+the tensors' names is https://github.com/huggingface/peft, src/peft/tuners.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _CHANGED_BASES = {
 
 
 class AdapterConfig(NamedTuple):
-    """LoRA settings of a configuration: alpha, if given, and how it is scaled."""
+    """LoRA settings of a configuration: alpha (if given), and how the product is scaled."""
 
     alpha: Any = None
     by_root_of_rank: bool = False

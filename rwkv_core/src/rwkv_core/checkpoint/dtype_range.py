@@ -1,4 +1,4 @@
-"""Refuses weights that are too large for the type they are converted to."""
+"""Refuses weights that are too large for the dtype to which they are converted."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _MAX_VALUES = {
 
 
 def check_range(what: str, array: NDArray[Any], dtype: str) -> None:
-    """Raise OptionError if a value of `array`, whose values are finite, is infinite in `dtype`.
+    """Raise OptionError if a finite value of `array` would be infinite in `dtype`.
 
-    `what` names the array in the message. `dtype` is a dtype's name; int8 and int4 hold any value.
+    `what` names the array in the message. `dtype` is a dtype's name. int8 and int4 hold any value.
     """
     kind = _TYPES.get(dtype)
     if kind is None or not array.size:

@@ -49,7 +49,7 @@ def model_in(folder: Path, suffixes: Collection[str]) -> Path:
 
 
 def models_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Return the files with a model's name; of a model in several files, only its index."""
+    """Return the files with a model's name. For a model in several files, only the index counts."""
     try:
         models = _without_shards(_files(folder, suffixes))
     except OSError:
@@ -58,7 +58,7 @@ def models_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def model_bytes(path: Path) -> int:
-    """Return the size of a model's file in bytes; for an index, of its files that exist."""
+    """Return the size of a model's file in bytes; for an index, the size of its existing files."""
     files = [path.with_name(name) for name in _shards(path)] if is_index(path.name) else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -83,7 +83,7 @@ def _without_shards(files: Sequence[Path]) -> list[Path]:
 
 
 def _shards(index: Path) -> list[str]:
-    """Return the names of an index's files; none if it is damaged or not an index."""
+    """Return the names of an index's files; empty if the file is damaged or not an index."""
     try:
         return shard_names(index)
     except CheckpointError:

@@ -1,4 +1,4 @@
-"""Opens a model file of any known format; for any other file the error says what it is."""
+"""Opens a model file of any known format. For other files, the error says what the file is."""
 
 from __future__ import annotations
 

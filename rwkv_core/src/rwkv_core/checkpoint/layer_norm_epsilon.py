@@ -1,4 +1,4 @@
-"""Rescales a model whose transformers `layer_norm_epsilon` is not 1e-5, so that 1e-5 is right.
+"""Rescales a model whose transformers `layer_norm_epsilon` is not 1e-5, for an epsilon of 1e-5.
 
 The layer norm of c x with epsilon e equals that of x with epsilon e / c^2. So a model trained with
 epsilon e / c^2 computes the same with epsilon e if its residual stream is c times as large. For
@@ -27,7 +27,7 @@ _MIN_EPSILON, _MAX_EPSILON = 1e-15, 1.0
 def configured_epsilon(path: Path) -> float:
     """Return the epsilon in transformers' configuration of an RWKV-4; by default 1e-5.
 
-    Raises CheckpointError if the file cannot be read or the epsilon is no small positive number.
+    Raises CheckpointError if the file cannot be read or the epsilon is not a small positive number.
     """
     config = read_config(path)
     # Another model's configuration may have an epsilon of this name too.

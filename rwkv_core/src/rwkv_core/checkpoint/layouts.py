@@ -39,8 +39,9 @@ def in_blinkdl_layout(extents: Mapping[str, Extent], sources: Collection[str]) -
     """Return the tensors of a file in BlinkDL's layout.
 
     Arguments:
-        extents: by BlinkDL's names; by the file's own where BlinkDL has no such tensor.
-        sources: the file's own names.
+        extents: extents by BlinkDL's names. For tensors that BlinkDL's files do not have, the key
+            is the name in the file.
+        sources: the names in the file.
     """
     embedding = extents.get("emb.weight")
     width = embedding.shape[-1] if embedding and embedding.shape else 0

@@ -39,7 +39,7 @@ class _Pair(NamedTuple):
 
 
 class Lora(NamedTuple):
-    """LoRA weights that are merged into a model while it is loaded.
+    """LoRA weights to merge into a model while the model is loaded.
 
     Attributes:
         path: a file of RWKV-LM-LoRA, or PEFT's file or folder, or an address; None for LoRA weights
@@ -60,8 +60,9 @@ def holds_lora(checkpoint: Checkpoint) -> bool:
 class LoraCheckpoint(Checkpoint):
     """A model with LoRA weights; each tensor is merged when it is read.
 
-    A merged tensor is float32 (float64 if the model's is), computed in that type and not rounded
-    back, since a LoRA's change can be smaller than a step of float16. Other tensors are unchanged.
+    A merged tensor is computed in float32, or in float64 if the model's tensor is float64. It is
+    not rounded back, since a LoRA's change can be smaller than a step of float16. Other tensors are
+    unchanged.
 
     Raises OptionError if alpha is not a finite number; CheckpointError if `lora` is not a LoRA, or
     is for another model, or if `base` is quantized.

@@ -1,7 +1,7 @@
 """Tensors as views of a memory-mapped file, which all built-in formats use.
 
-A view uses no memory until it is read. The pages of a tensor are released when the next one is
-read, so reading a model of any size takes the memory of about one tensor.
+A view uses no memory until it is read. The pages of a tensor are released when the next tensor is
+read. So reading a model of any size takes the memory of about one tensor.
 """
 
 from __future__ import annotations
@@ -103,13 +103,13 @@ class MappedFile:
             self._map.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
     def close(self) -> None:
-        """Close the file; it is unmapped when its last view is gone. It cannot be read after."""
+        """Close the file. No more views can be made, and the last view unmaps the file."""
         self._release(self._resident)
         del self._bytes, self._map
 
 
 class Piece(NamedTuple):
-    """Place of a tensor, and the file's member with a checksum that it is part of, if any."""
+    """Place of a tensor, and the checksummed member of the file that contains it, if any."""
 
     file: MappedFile
     extent: Extent
@@ -119,9 +119,9 @@ class Piece(NamedTuple):
 class MappedCheckpoint(Checkpoint):
     """A checkpoint whose tensors lie in one or several mapped files.
 
-    `path` is the file that the user named; `pieces` are by the files' own names of tensors. Raises
-    CheckpointError for a tensor that ends outside its file, for a name that is not text, for two
-    names of one tensor, and for tensors that share bytes, other than tied embeddings.
+    `path` is the file that the user named. `pieces` maps each tensor's name in its file to the
+    tensor's place. Raises CheckpointError if a tensor ends outside its file, a name is not text,
+    two names in the files mean the same tensor, or tensors share bytes (except tied embeddings).
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """`.pqth`, prequantized models: safetensors whose matrices are quantized; see `prequantize`.
 
 A matrix is three tensors, such as `head.weight.codes`, `.scales` and `.offsets`, laid out as in a
-`QuantizedMatrix`; vectors and the embedding are as in the model's own file. The metadata holds the
-format with its version, the bits, and the fingerprint of the model, whose states this file takes.
+`QuantizedMatrix`. Vectors and the embedding are as in the model's own file. The metadata holds the
+format with its version, the bits, and the fingerprint of the original model. States of the original
+model fit this file.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def pth_pieces(file: MappedFile) -> dict[str, Piece]:
 
 
 class _DirectoryReader(io.FileIO):
-    """A file that refuses large reads: zipfile reads a directory of whatever size a file claims."""
+    """A file that refuses large reads, since zipfile trusts the size of the directory in a file."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_DIRECTORY_BYTES:
@@ -163,15 +163,16 @@ class _Container(NamedTuple):
     key: str
     content: Any
     is_usual: bool
-    """Whether all keys on the way to it are usual ones."""
+    """Whether all keys on the way to this container are usual keys."""
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     """Return the model's dictionary of named tensors, at any depth of the pickle.
 
-    That is the first one with an embedding under usual keys. If there is none, it is the one with
-    the most tensors; of several such, one under usual keys: a model comes before its moving
-    average. Raises CheckpointError if none of several is, such as a model and its gradients.
+    This is the first dictionary with an embedding under usual keys. Without one, it is the
+    dictionary with the most tensors. If several have the most, the one under usual keys is chosen,
+    such as a model before its moving average. Raises CheckpointError if none of them is under usual
+    keys, such as a model and its gradients.
     """
     found: list[tuple[_Container, dict[str, Tensor]]] = []
     level, seen = [_Container("", content, True)], {id(content)}

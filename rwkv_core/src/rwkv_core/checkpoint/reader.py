@@ -49,9 +49,10 @@ class Checkpoint(ABC):
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """Return the tensor as a read-only array in the file's dtype, possibly not contiguous.
 
-        It is a view of the file where the format allows one. Reading a tensor releases the memory
-        of the tensor read before; that array stays valid, and is read from the file again.
-        Raises CheckpointError if there is no such tensor or the checkpoint is closed.
+        The array is a view of the file where the format allows a view. Reading a tensor releases
+        the memory of the tensor read before. The earlier array stays valid; its values are then
+        read from the file again. Raises CheckpointError if there is no such tensor or the
+        checkpoint is closed.
         """
 
     def verify(self, name: str) -> None:  # noqa: B027
@@ -66,12 +67,12 @@ class Checkpoint(ABC):
     def read_quantized(self, name: str) -> QuantizedMatrix | None:
         """Return a quantized matrix as it is in the file; None if the tensor is not quantized.
 
-        `read` dequantizes it to float32, which is also its dtype in `tensors`.
+        `read` dequantizes the matrix to float32, which is also its dtype in `tensors`.
         """
         return None
 
     def sample(self, name: str) -> np.ndarray[Any, Any]:
-        """Return a few values [n] that differ from those of another model's tensor."""
+        """Return a few values [n] that identify the tensor: another model has other values."""
         return self.read(name).reshape(-1)[:64]
 
     @abstractmethod
@@ -97,8 +98,8 @@ class CheckpointFormat(NamedTuple):
     summary: str
     """Description of one line."""
     matches: Callable[[Path, bytes], bool]
-    """Takes the path and the file's first 4096 bytes (or fewer); returns whether it is this kind.
-    Looks at the content, must not raise, and also accepts a damaged file of its kind."""
+    """Takes the path and the file's first 4096 bytes (or fewer). Returns whether the content is of
+    this kind, also for a damaged file of this kind. Must not raise."""
     open: Callable[[Path], Checkpoint]
     """Opens a file that `matches` accepted; raises CheckpointError."""
     suffixes: tuple[str, ...] = ()
@@ -109,7 +110,7 @@ class CheckpointFormat(NamedTuple):
 def read_head(path: Path) -> bytes:
     """Return the file's first 4096 bytes.
 
-    Raises CheckpointError unless it is a readable regular file: reading a pipe could block.
+    Raises CheckpointError unless `path` is a readable regular file: reading a pipe could block.
     """
     try:
         mode = path.stat().st_mode

@@ -1,4 +1,4 @@
-"""Writes `.safetensors` one tensor at a time, so that a model need not be in memory as a whole.
+"""Writes `.safetensors` one tensor at a time, without holding the whole model in memory.
 
 The safetensors library's `save_file` takes all tensors at once. `checkpoint/safetensors.py` reads
 this layout. The header comes first but is written last, into space reserved for it and padded with

@@ -1,9 +1,9 @@
-"""Reads state-tuned files: a trained initial state, without the model.
+"""Reads state-tuned files. State tuning trains an initial state; the file holds only this state.
 
 A file holds only `blocks.N.att.time_state` for each layer, [H, N, N]: for each head, a matrix with
 one row for each value channel and one column for each key channel, the same in RWKV-5 to 7.
-The `rwkv` package keeps RWKV-5's and 6's states transposed, and transposes a file's when it loads
-it. web-rwkv's converter writes a transposed .st for such a .pth, which is undone here.
+The `rwkv` package keeps the states of RWKV-5 and 6 transposed, so it transposes the matrices of a
+file. web-rwkv's converter writes a transposed .st for such a .pth; this module undoes that.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def check_tensor(checkpoint: Checkpoint, name: str, array: np.ndarray[Any, Any])
 def check_finite(name: str, array: np.ndarray[Any, Any]) -> None:
     """Raise CheckpointError, naming the tensor, if a value is NaN or infinite.
 
-    It checks a few rows at a time, and so needs little memory besides the array.
+    A few rows are checked at a time, which needs little memory besides the array.
     """
     rows = np.atleast_1d(array)
     step = max(1, 2**16 * len(rows) // max(rows.size, 1))

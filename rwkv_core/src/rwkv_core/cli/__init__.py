@@ -1,9 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK (argcomplete's global completion looks for this)
 """The command line: parse, call, print. Each command has a file of its own.
 
-Exit status: 0 for success, 1 if a command that checks something finds a failure (`verify`), 2 for
-an error, which is one line on stderr, 130 for Ctrl-C, 141 if the reader of a pipe has gone.
-RWKV_DEBUG=1 adds the traceback to an error.
+The exit status is 0 for success, 1 if `verify` finds a failure, 2 for an error, 130 for Ctrl-C, and
+141 if the reader of a pipe has gone. An error is one line on stderr. RWKV_DEBUG=1 adds the
+traceback to it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ __all__ = [
 
 def _add_help_arguments(parser: argparse.ArgumentParser) -> None:
     name = parser.add_argument(
-        "name", nargs="?", metavar="COMMAND", help="by default the list of commands"
+        "name", nargs="?", metavar="COMMAND", help="command to explain (default: list all commands)"
     )
     complete_with(name, lambda: [command.name for command in BUILTIN_COMMANDS])
 
@@ -101,7 +101,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Version(argparse.Action):
-    """Prints the version, which is looked up only then, since that takes a while."""
+    """Prints the version. It is looked up only here, since the look-up takes a while."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
@@ -154,7 +154,7 @@ def _print_warning(
 
 
 def _open_closed_streams() -> None:
-    """Open the null device for standard streams that are closed, such as by `>&-`."""
+    """Open the null device for standard streams that the shell closed, such as with `>&-`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode, encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -184,7 +184,10 @@ def _check_command(parser: Parser, first: str, names: list[str]) -> None:
 
 
 def _commands() -> list[Command]:
-    """Return the built-in commands, then those of plugins; a faulty one is a line on stderr."""
+    """Return the built-in commands and the plugins' commands.
+
+    A plugin's faulty command is left out, with a line on stderr.
+    """
     commands = list(BUILTIN_COMMANDS)
     names = [command.name for command in commands]
     for name, command in plugins.offered("rwkv_commands").items():

@@ -41,41 +41,45 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help="time this model: a file, its address, or the name of a model that ships",
+        help="time this model: a file, its address, or the name of a model that is part of "
+        "rwkv-core",
     )  # fmt: skip
     which.add_argument(
         "--shape", metavar="SHAPE", default="169M",
-        help="time random weights of this shape: 169M, 430M, ... or LAYERSxWIDTH (default 169M)",
+        help="time random weights of this shape: 169M, 430M, ... or LAYERSxWIDTH (default: "
+        "%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "-b", "--backend", type=filled, metavar="NAME", action="append",
-        help="see list-backends; by default the fastest one; may be repeated",
+        help="backend to time; list-backends shows all (default: the fastest one); may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", type=filled, metavar="DTYPE", action="append",
-        help="type of the matrices: float32, bfloat16, int8, ...; by default the backend's own; "
+        help="type of the matrices: float32, bfloat16, int8, ... (default: the backend's default); "
         "may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=int, metavar="N", action="append",
-        help="CPU threads; by default the libraries' own choice; may be repeated",
+        help="number of CPU threads (default: chosen by the libraries); may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--busy", type=int, metavar="N",
-        help="time everything again while N other processes each keep a core busy",
+        help="time each combination a second time, while N other processes each keep a core busy",
     )  # fmt: skip
     add_option_argument(parser)
     parser.add_argument(
         "--prefill", type=int, metavar="N", action="append",
-        help="length of the prompt in tokens (default 256 and 1024); may be repeated",
+        help="length of the prompt in tokens (default: 256 and 1024); may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=int, metavar="N", default=9,
-        help="how often each measurement is taken, fewer if it is slow (default 9)",
+        help="number of times that each measurement is repeated; slow measurements are repeated "
+        "less often (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--json", action="store_true", help="print one object, or a list for several combinations"
-    )
+        "--json", action="store_true",
+        help="print one JSON object, or a list of objects for several combinations",
+    )  # fmt: skip
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -138,7 +142,7 @@ def _outcome(
 
 @contextmanager
 def _model_file(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield the model's name and its file; a file of random weights is removed at the end."""
+    """Yield the model's name and file. A file of random weights is removed at the end."""
     from rwkv_core.bench import parse_shape
     from rwkv_core.evaluation.memory_estimate import memory_of_file
     from rwkv_core.evaluation.random_model import write_random_model
@@ -188,7 +192,7 @@ def _as_json(outcome: _Outcome) -> dict[str, Any]:
 
 
 def _print(outcomes: list[_Outcome]) -> None:
-    """Print a column for each combination, and below the table the reasons of those that failed."""
+    """Print a column for each combination, and below the table the errors of failed ones."""
     found = [(combination, report) for combination, report, _ in outcomes if report is not None]
     if found:
         first = found[0][1]
@@ -258,23 +262,24 @@ COMMAND = Command(
     _run,
     """\
 Each combination of the given backends, dtypes and numbers of threads is timed in a process of its
-own and fills a column of the table; one that fails is a line below it. All times are medians:
-  load, peak memory  time until the model is ready, and the memory of the whole process by then
-  first token        time from the prompt to the first token's text; cold: the first time in the
-                     process, with the time for compilation
-  decode             tokens per second of one sequence, by the model alone
+own, and has a column in the table. A failed combination has a line below the table. All times are
+medians:
+  load, peak memory  time until the model is ready, and peak memory of the process until then
+  first token        time from the prompt to the first token's text. "When cold" is the first
+                     measurement in the process, which includes compilation
+  decode             rate of decoding one sequence, for the model without sampling
     reads            rate of reading the stored weights, each once per token
-    NumPy's W @ x    the yardstick: the rate at which NumPy multiplies large float32 matrices; the
-                     same for all backends. On a GPU: the rate of the backend's own products
+    NumPy's W @ x    yardstick for reads: the rate at which NumPy reads large float32 matrices while
+                     it computes products, the same for all backends. On a GPU the row is "own W @
+                     x", the rate of the backend's own products
     share            reads / yardstick
-    overhead         time of a generated token, minus its bare matrix products (or minus the
-                     model's step, if that is shorter)
-    of it sampling   time of a generated token, minus the model's step: sampling with top_p 0.9,
-                     detokenizing, bookkeeping
-  prefill            reading a prompt: operations per second of its matrix products, and of the same
-                     products alone (bare products)
-  batch              several sequences decoded together: tokens per second of all, and the ratio to
-                     one sequence
+    overhead         time per generated token, minus the time of its matrix products alone (or of
+                     the model's step, if that is shorter)
+    of it sampling   part of the overhead for sampling with top_p 0.9, detokenizing and bookkeeping:
+                     time per generated token, minus the time of the model's step
+  prefill            rate of reading a prompt. GFLOP/s counts the matrix products; "bare products"
+                     is the rate of the same products alone
+  batch              rate of decoding several sequences together, and its ratio to one sequence
 
   rwkv-core bench --shape 430M -b numpy -b torch
   rwkv-core bench -m prose --busy 2

@@ -24,20 +24,31 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_tokenizer_argument(parser)
     names = parser.add_argument_group("template")
-    names.add_argument("--user-name", metavar="NAME", default="User", help="(default %(default)s)")
-    names.add_argument("--bot-name", metavar="NAME", default="Bot", help="(default %(default)s)")
+    names.add_argument(
+        "--user-name",
+        metavar="NAME",
+        default="User",
+        help="name before each message of the user (default: %(default)s)",
+    )
+    names.add_argument(
+        "--bot-name",
+        metavar="NAME",
+        default="Bot",
+        help="name before each answer of the model (default: %(default)s)",
+    )
     names.add_argument(
         "--system",
         "--intro",
         metavar="TEXT",
         default="",
-        help=r"a text before the first turn; \n is understood",
+        help=r"text before the first turn, in which \n is a line break",
     )
     names.add_argument(
         "--state",
         type=filled,
         metavar="FILE",
-        help="continue a saved conversation or state, or start from a state-tuned .pth",
+        help="start from this file's state: a saved conversation or state, or a state-tuned file "
+        "(a trained initial state)",
     )
     parser.add_argument(
         "--no-history", action="store_true", help="do not read or write the history of typed lines"

@@ -37,8 +37,8 @@ def _state_folder() -> Path:
 class ChatHistory:
     """Entries of earlier chats, and the file to which new ones are written.
 
-    Each line of the file is a JSON string, as an entry may have several lines. If the file cannot
-    be read or written, the chat goes on without history, after a line on stderr.
+    Each line of the file is a JSON string, since an entry may have several lines. If the file
+    cannot be read or written, the chat prints a line on stderr and continues without history.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -76,12 +76,12 @@ class ChatHistory:
 
 
 def _open_private(path: str, flags: int) -> int:
-    """Open a file; a new one is readable by its user only, since people type private things."""
+    """Open a file. Only the user can read a new file, since people type private things."""
     return os.open(path, flags, 0o600)
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterable[str]:
-    """Yield the entries; damaged lines, such as one cut off by a full disk, are skipped."""
+    """Yield the entries. Skip damaged lines, such as a line that a full disk cut off."""
     for line in lines:
         try:
             entry = json.loads(line)

@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from rwkv_core.generation.stream import GenerationStream
 
 HELP = '''\
-/retry            give another answer to the last question
+/retry            generate another answer to the last question
 /undo             remove the last question and its answer
-/reset            begin again
-/system TEXT      begin again, with TEXT before the first turn
+/reset            start a new conversation
+/system TEXT      start a new conversation, with TEXT before the first turn
 /save FILE        save the conversation
 /load FILE        continue a saved conversation
 /set NAME VALUE   change a setting, such as temperature
 /show             list the settings
 /help             show this list
-/exit, /quit      end, like Ctrl-D. Ctrl-C ends an answer, or clears the line.
+/exit, /quit      end the chat, like Ctrl-D. Ctrl-C stops an answer, or clears the typed line
 
-A line that ends with \\ continues in the next line. A text between """ and """ may have several
+A line that ends with \\ continues in the next line. A message between """ and """ may have several
 lines.
-Several pasted lines are one message. If the terminal sends them one by one, put the text between
-""" and """.'''
+Several pasted lines are one message. Some terminals send pasted lines one by one: put the text
+between """ and """ there.'''
 
 
 class ChatSession:
@@ -69,7 +69,7 @@ class ChatSession:
                 _say("\n(Ctrl-D or /exit ends the chat)")
 
     def _next(self, read_line: ReadLine) -> bool:
-        """Handle the next message. Return whether the chat goes on."""
+        """Handle the next message. Return whether the chat continues."""
         try:
             typed = read_message(read_line, f"{printable(self._conversation.user)}: ")
         except EOFError:

@@ -24,8 +24,8 @@ class Settings:
 
     Attributes:
         max_tokens: the largest number of tokens in an answer.
-        options: keyword arguments for `RWKV.stream`. Its seed is one random generator for all
-            answers, so that a second answer differs from the first, and a session is repeatable.
+        options: keyword arguments for `RWKV.stream`. The seed is one random generator for all
+            answers: so a second answer differs from the first, and a session is repeatable.
         seed: the number that the random generator began with.
         verbose: whether each answer's speed is shown.
     """

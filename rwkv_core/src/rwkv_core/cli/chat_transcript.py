@@ -1,4 +1,4 @@
-"""The text of a conversation, saved with the chat's state and shown when that is loaded."""
+"""The text of a conversation. It is saved with the chat's state, and shown when that is loaded."""
 
 from __future__ import annotations
 

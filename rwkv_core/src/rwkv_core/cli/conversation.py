@@ -1,4 +1,4 @@
-"""A conversation: turns as text in a template, and the states from which /undo and /retry go on."""
+"""A conversation: turns as text in a template, and the states that /undo and /retry return to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Turn:
 
 
 class Conversation:
-    """A conversation in the form of RWKV-4 Raven and of the Pile's dialogues:
+    """A conversation in the form that RWKV-4 Raven was trained on:
 
         User: a question
 
@@ -47,7 +47,7 @@ class Conversation:
     Attributes:
         user, bot: names of the speakers.
         system: the text before the first turn.
-        settings: how answers are generated. An answer also ends where the next turn would begin.
+        settings: settings of the generation. An answer also ends where the next turn would begin.
     """
 
     def __init__(self, rwkv: RWKV, user: str, bot: str, system: str, settings: Settings) -> None:
@@ -58,7 +58,7 @@ class Conversation:
         self.begin(system)
 
     def begin(self, system: str) -> None:
-        """Begin again, with `system` before the first turn."""
+        """Start a new conversation, with `system` before the first turn."""
         before = self._rwkv.get_state()
         self._rwkv.reset_state()
         try:
@@ -100,7 +100,7 @@ class Conversation:
         return turn.question
 
     def reset(self) -> None:
-        """Begin again, after the text before the first turn."""
+        """Return to the state after `system`, before the first turn."""
         if self._start is None:
             return self.begin(self.system)
         self._rwkv.set_state(self._start)
@@ -121,8 +121,8 @@ class Conversation:
     def load(self, path: str | os.PathLike[str]) -> ChatTranscript | None:
         """Continue from a saved state, with the names and the text that were saved with it.
 
-        Returns the transcript; None if none was saved. `undo` cannot remove turns from before.
-        Raises StateError if the file is not a state of this model.
+        Returns the transcript, or None if no transcript was saved. `undo` cannot remove turns from
+        before the saved state. Raises StateError if the file is not a state of this model.
         """
         from rwkv_core.checkpoint.tuned_state import is_tuned_state
 

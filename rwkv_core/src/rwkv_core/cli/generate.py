@@ -26,11 +26,15 @@ from rwkv_core.state import check_place
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text; - reads stdin")
     parser.add_argument(
-        "--prompt-file", type=filled, metavar="FILE", help="read the prompt from a UTF-8 file"
+        "prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads it from stdin"
     )
-    parser.add_argument("--echo", action="store_true", help="print the prompt too")
+    parser.add_argument(
+        "--prompt-file", type=filled, metavar="FILE", help="read the prompt from this UTF-8 file"
+    )
+    parser.add_argument(
+        "--echo", action="store_true", help="print the prompt before the continuation"
+    )
     add_model_arguments(parser)
     add_tokenizer_argument(parser)
     add_sampling_arguments(parser, 200, {})
@@ -38,15 +42,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state",
         type=filled,
         metavar="FILE",
-        help="continue a saved state or conversation, or start from a state-tuned .pth",
+        help="start from this file's state: a saved state or conversation, or a state-tuned file "
+        "(a trained initial state)",
     )
     parser.add_argument(
-        "--save-state", type=filled, metavar="FILE", help="save the state after the text"
+        "--save-state", type=filled, metavar="FILE", help="save the state after the text in a file"
     )
     parser.add_argument(
-        "--json-schema", type=filled, metavar="FILE", help="write JSON that follows this schema"
+        "--json-schema",
+        type=filled,
+        metavar="FILE",
+        help="generate JSON that follows the schema in this file",
     )
-    parser.add_argument("--json", action="store_true", help="print one object, at the end")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end, instead of the text"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -128,7 +138,10 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _json_schema(path: str) -> str:
-    """The text of a schema's file. Raises OptionError if it is none."""
+    """Return the text of the file `path`.
+
+    Raises OptionError if the file cannot be read or holds no valid JSON schema.
+    """
     from rwkv_core.generation.grammar import json_schema_grammar
 
     try:

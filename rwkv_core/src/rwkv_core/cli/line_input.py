@@ -1,9 +1,9 @@
 """Reads lines for a chat: from a terminal, with editing and history, or from a pipe.
 
 GNU readline, where Python has it, returns several pasted lines as one line with newlines in it.
-libedit, or Python without either library, does not. There, lines that are already waiting when a
-line is read are taken as part of the same paste. prompt_toolkit handles pastes everywhere, but
-takes 0.06 s to import and loses keys typed between prompts.
+libedit, or Python without either library, does not. So if more lines are waiting when a line is
+read, they count as part of the same paste. prompt_toolkit handles pastes everywhere, but takes
+0.06 s to import and loses keys typed between prompts.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "name", nargs="?", metavar="NAME", help="show only this backend, with its options"
     )
     complete_with(name, lambda: plugins.offered("rwkv_backends"))
-    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -97,7 +97,7 @@ def _option_cells(option: Option) -> tuple[str, ...]:
     if option.choices:
         notes.append(f"one of {', '.join(map(printable, option.choices))}")
     if option.default is not None:
-        notes.append(f"default {printable(option.default)}")
+        notes.append(f"default: {printable(option.default)}")
     text = printable(option.help) + (f" ({'; '.join(notes)})" if notes else "")
     return (option.name, option.type.__name__, text)
 
@@ -126,8 +126,8 @@ COMMAND = Command(
     "list the installed backends, their status and their options",
     _add_arguments,
     _run,
-    "Imports no tensor library.\n\n"
-    "  rwkv-core list-backends          lists all, the fastest first\n"
-    "  rwkv-core list-backends torch    shows one: its version, how it loads prequantized files,\n"
-    "                                   and its options for -o",
+    "This command imports no tensor library.\n\n"
+    "  rwkv-core list-backends          lists all backends, the fastest first\n"
+    "  rwkv-core list-backends torch    shows one backend: its version, how it loads prequantized\n"
+    "                                   files, and its options for -o",
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -55,9 +55,11 @@ def _offers(row: PluginInfo) -> str:
 
 COMMAND = Command(
     "list-plugins",
-    "list the installed plugins, with or without a backend, and the samplers",
+    "list the installed plugins and the samplers",
     _add_arguments,
     _run,
-    "RWKV_PLUGINS=NAME,... allows only those plugins or distributions (empty: none).\n"
-    "RWKV_PLUGINS_STRICT=1 makes a plugin's failure an error; RWKV_DEBUG=1 adds the traceback.",
+    "These environment variables apply to all commands:\n"
+    "  RWKV_PLUGINS=NAME,...    load only these plugins or distributions; if empty, load none\n"
+    "  RWKV_PLUGINS_STRICT=1    make a plugin's failure an error\n"
+    "  RWKV_DEBUG=1             print the traceback of an error",
 )

@@ -1,4 +1,4 @@
-'''Joins lines into messages: each line is one, unless it ends with \\ or is within """ and """.'''
+'''Joins lines into messages. A line is a message, unless it ends with \\ or is in """ and """.'''
 
 from __future__ import annotations
 

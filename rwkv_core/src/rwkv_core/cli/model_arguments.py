@@ -26,22 +26,22 @@ _RESERVED = ("model", "backend", "on_progress", "lora")
 
 
 def filled(text: str) -> str:
-    """Return `text` unless it is empty, as from an unset variable; the type of such arguments."""
+    """Return `text` unless it is empty, such as from an unset variable. For argparse's `type`."""
     if not text:
         raise argparse.ArgumentTypeError("found nothing, expected a name (an unset variable?)")
     return text
 
 
 def add_backend_arguments(
-    parser: argparse.ArgumentParser, default: str = "the fastest one that suits the model's size"
+    parser: argparse.ArgumentParser, default: str = "the fastest one for the model's size"
 ) -> None:
-    """Declare -b and -o; `default` describes in the help what runs without -b."""
+    """Declare -b and -o. `default` is the help's description of what runs without -b."""
     name = parser.add_argument(
         "-b",
         "--backend",
         type=filled,
         metavar="NAME",
-        help=f"see list-backends; by default {default}",
+        help=f"backend to use; list-backends shows all (default: {default})",
     )
     complete_with(name, lambda: plugins.offered("rwkv_backends"))
     add_option_argument(parser)
@@ -51,7 +51,7 @@ def add_option_argument(parser: argparse.ArgumentParser) -> None:
     """Declare -o."""
     parser.add_argument(
         "-o", "--option", metavar="KEY=VALUE", action="append", default=[], dest="options",
-        help="an option of the backend, such as dtype=bfloat16; may be repeated",
+        help="option of the backend, such as dtype=bfloat16; may be repeated",
     )  # fmt: skip
 
 
@@ -59,12 +59,13 @@ def add_lora_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare --lora and --lora-alpha."""
     parser.add_argument(
         "--lora", type=filled, metavar="FILE",
-        help="merge these LoRA weights, of RWKV-LM-LoRA or PEFT, into the model",
+        help="merge the LoRA weights in this file, from RWKV-LM-LoRA or PEFT, into the model",
     )  # fmt: skip
     parser.add_argument(
         "--lora-alpha", type=float, metavar="A",
-        help="the alpha with which the LoRA was trained; needed unless PEFT's adapter_config.json "
-        "has it. Given without --lora, it merges LoRA weights that the model's own file holds",
+        help="alpha with which the LoRA was trained; required unless PEFT's adapter_config.json "
+        "has it. If --lora is absent, the LoRA weights in the model's own file are merged with "
+        "this alpha",
     )  # fmt: skip
 
 
@@ -81,8 +82,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare -m, -b, -o, --lora and --lora-alpha."""
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help="a path, an address (hf://owner/repo/file or http(s)://...), or the name of a small "
-        f"model that ships with rwkv-core: {' or '.join(bundled.MODELS)}",
+        help="path or address (hf://owner/repo/file or http(s)://...) of a model, or the name of "
+        f"a small model that is part of rwkv-core: {' or '.join(bundled.MODELS)} (default: "
+        f"{bundled.NAME}; on a terminal, the command asks if the current folder has models)",
     )  # fmt: skip
     add_backend_arguments(parser)
     add_lora_arguments(parser)
@@ -92,13 +94,14 @@ def add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
     """Declare --tokenizer."""
     parser.add_argument(
         "--tokenizer", type=filled, metavar="FILE",
-        help="a file or its address; by default the one beside the model file. For a Pile model "
-        "without one: that of EleutherAI/gpt-neox-20b on the hub",
+        help="tokenizer file or its address (default: the tokenizer file beside the model. For a "
+        "model trained on the Pile data set, if there is no such file: the tokenizer of "
+        "EleutherAI/gpt-neox-20b on the hub)",
     )  # fmt: skip
 
 
 def backend_options(pairs: list[str]) -> dict[str, str]:
-    """Return the KEY=VALUE pairs of -o. Raises OptionError for a malformed or repeated one."""
+    """Return the KEY=VALUE pairs of -o. Raises OptionError for a malformed or repeated pair."""
     options: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -155,7 +158,7 @@ def load_rwkv(args: argparse.Namespace, options: Mapping[str, Any] | None = None
 
 
 def check_initial_state(path: str | os.PathLike[str]) -> None:
-    """Raise StateError unless a file begins like a saved state or is state-tuned."""
+    """Raise StateError unless a file begins like a saved state, or is a state-tuned file."""
     from rwkv_core.checkpoint.tuned_state import is_tuned_state
 
     if not is_tuned_state(path):

@@ -1,4 +1,4 @@
-"""Chooses the model if -m is absent: asks on a terminal, or takes the one that ships."""
+"""Chooses the model if -m is absent: asks the user on a terminal, or takes the bundled model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _MAX_NAMED = 3
 def choose_model(named: str | None) -> str:
     """Return `named`, or the user's choice among the models in this folder.
 
-    The user is asked on a terminal, if the folder has models; otherwise the model that ships is
-    returned. Raises OptionError if the user chooses none.
+    The user is asked on a terminal, if the folder has models. Otherwise the bundled model is
+    returned. Raises OptionError if the user chooses no model.
     """
     if named is not None:
         return named

@@ -36,22 +36,26 @@ _HEADER = ("text", "tokens", "bytes", "nats/token", "perplexity", "bits/byte", "
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a UTF-8 text")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="UTF-8 text to score")
     add_model_arguments(parser)
     add_tokenizer_argument(parser)
-    parser.add_argument("--context", type=int, metavar="N", help="start again after every N tokens")
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="score the first N tokens of each file"
-    )
+        "--context", type=int, metavar="N",
+        help="start again with an empty state after every N tokens (default: never)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N",
+        help="score only the first N tokens of each file (default: all)",
+    )  # fmt: skip
     parser.add_argument(
         "--compare", action="store_true", help="compare the model's precisions on these texts"
     )
     parser.add_argument(
         "--group-size", type=int, metavar="N",
-        help="with --compare: group size of int8 and int4, as in prequantize; by default "
-        f"{GROUP_SIZE}",
+        help="with --compare: number of weights that share a scale in int8 and int4 (default: "
+        f"{GROUP_SIZE})",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -184,14 +188,15 @@ COMMAND = Command(
     _add_arguments,
     _run,
     """\
-Every token is scored; the model first reads token 0 (<|endoftext|>), and keeps its state through
-the whole text. With --context N it starts again, at token 0, after every N tokens. Bits per byte
-count the text's bytes in UTF-8, so models with different tokenizers can be compared.
+Every token is scored. The model first reads token 0 (<|endoftext|>), and keeps its state through
+the whole text. With --context N, the model starts again at token 0 after every N tokens. Bits per
+byte is the loss of the text in bits, divided by its size in UTF-8. This number does not depend on
+the tokenizer, so models with different tokenizers can be compared.
 
---compare prints a row for each precision: the dtypes that the backend has, and int8 and int4,
-quantized with one scale and offset per 64 weights. The column divergence gives the KL divergence
-from float32's predictions, in nats per token; the column matrices gives the bytes of matrices that
-decoding reads for each token; the column tokens/s gives the rate at which the text was read.
+--compare prints a row for each precision: the backend's dtypes, int8 and int4. The columns are:
+  divergence  mean KL divergence from float32's predictions, in nats per token
+  matrices    size of the matrices that decoding reads for each token
+  tokens/s    rate at which the text was read
 
   rwkv-core perplexity novel.txt
   rwkv-core perplexity *.txt --context 1024 --json

@@ -17,18 +17,22 @@ from rwkv_core.util.printable import printable
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=filled, metavar="MODEL",
-        help="a model file, its address, or the name of a model that ships",
+        help="model file, its address, or the name of a model that is part of rwkv-core",
     )  # fmt: skip
-    parser.add_argument("--bits", type=int, default=8, metavar="N", help="8 (default) or 4")
+    parser.add_argument(
+        "--bits", type=int, default=8, metavar="N",
+        help="number of bits per weight: 8 or 4 (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--group-size", type=int, default=GROUP_SIZE, metavar="N",
-        help="weights that share a scale and an offset; by default %(default)s",
+        help="number of weights that share a scale and an offset (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--output",
         type=filled,
         metavar="FILE",
-        help="by default the model file's name with .pqth; an existing .pqth is replaced",
+        help="file to write; an existing .pqth file is replaced (default: the model file's name "
+        "with .pqth)",
     )
     add_lora_arguments(parser)
 
@@ -50,10 +54,11 @@ COMMAND = Command(
     _add_arguments,
     _run,
     """\
-The file loads on every backend, with -m. A backend with a kernel for it keeps it quantized (see
-list-backends NAME); the others dequantize it to their dtype. Vectors and the embedding are not
-quantized. A state of the model works with its quantized file, and the other way round.
-To measure the loss of quality: rwkv-core perplexity TEXT -m MODEL --compare
+Every backend can load the file with -m. A backend with a kernel for the file keeps the matrices
+quantized (see list-backends NAME). The other backends dequantize them to their dtype. Vectors and
+the embedding are not quantized. A state saved with the model works with the quantized file, and the
+other way round.
+To measure the loss of quality, run: rwkv-core perplexity TEXT -m MODEL --compare
 
   rwkv-core prequantize RWKV-4-Pile-430M.pth
   rwkv-core prequantize RWKV-4-Pile-430M.pth --bits 4 --output small.pqth""",

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def print_pieces(running: GenerationStream, label: str = "", quiet: bool = False) -> None:
-    """Print `label`, the generated text and a newline; nothing if `quiet`.
+    """Print `label`, the generated text and a newline. If `quiet`, print nothing.
 
-    After Ctrl-C, the result is the text printed by then.
+    After Ctrl-C, the result is the text that was printed before.
     """
     try:
         with _noting_ctrl_c() as check:
@@ -35,7 +35,7 @@ def print_pieces(running: GenerationStream, label: str = "", quiet: bool = False
 
 
 def print_text(text: str) -> None:
-    """Print a model's or a file's text unchanged; on a terminal without control characters."""
+    """Print a model's or a file's text, on a terminal without control characters."""
     print(without_control(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 

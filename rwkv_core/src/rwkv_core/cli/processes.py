@@ -1,7 +1,7 @@
-"""Several processes that run one command together, started by torchrun, for example.
+"""Several processes that run one command together, for example started by torchrun.
 
-The variables WORLD_SIZE and RANK tell each process the number of processes and its own number. A
-backend computes one model in all of them; the user sees one program.
+The environment variables WORLD_SIZE and RANK hold the number of processes and the number of this
+process. A backend computes one model in all processes, and the user sees one program.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def refuse_stdin(what: str, instead: str) -> None:
 
 @contextmanager
 def as_one_program() -> Iterator[None]:
-    """Let only the first process print to stdout, and none ask the user. All may use stderr."""
+    """Let only the first process print to stdout, and no process ask the user. All use stderr."""
     if not several_processes():
         yield
         return

@@ -17,7 +17,7 @@ _CLEAR = "\r\x1b[K"
 
 @contextmanager
 def progress_line(label: str) -> Iterator[OnProgress]:
-    """Yield a function (done, total) that shows the progress; the line is erased at the end."""
+    """Yield a function (done, total) that shows the progress. Erases the line at the end."""
     shown = -1
 
     def show(done: int, total: int) -> None:

@@ -20,7 +20,7 @@ def add_sampling_arguments(
     group = parser.add_argument_group("generation")
     group.add_argument(
         "-n", "--max-tokens", type=int, default=max_tokens, metavar="N",
-        help="the largest number of tokens (default %(default)s)",
+        help="largest number of tokens to generate (default: %(default)s)",
     )  # fmt: skip
 
     for one in PARAMETERS:
@@ -28,7 +28,7 @@ def add_sampling_arguments(
             default = defaults.get(one.name, one.default)
             group.add_argument(
                 one.flag, dest=one.name, type=one.kind, default=default, metavar=one.metavar,
-                help=f"{one.help} (default {default})",
+                help=f"{one.help} (default: {default})",
             )  # fmt: skip
         else:
             group.add_argument(
@@ -38,24 +38,28 @@ def add_sampling_arguments(
             )  # fmt: skip
     group.add_argument(
         "--stop", metavar="STRING", action="append", default=[],
-        help=r"end before this string; \n, \t and \\ are understood; may be repeated",
+        help=r"end the text before this string, in which \n, \t, \r and \\ are escapes; "
+        "may be repeated",
     )  # fmt: skip
     group.add_argument(
         "--stop-token", metavar="TOKEN", type=int, action="append", default=[],
-        help="end before this token; may be repeated",
+        help="end the text before this token, given by its number; may be repeated",
     )  # fmt: skip
     group.add_argument(
         "--ignore-eos", action="store_true",
-        help="do not stop at token 0, which ends a document",
+        help="do not stop at token 0, which marks the end of a document",
     )  # fmt: skip
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    group.add_argument(
+        "--seed", type=int, metavar="N",
+        help="seed of the random numbers; the same seed gives the same text (default: random)",
+    )  # fmt: skip
     group.add_argument(
         "--verbose", action="store_true", help="print the speed of generation on stderr"
     )
     group.add_argument(
         "--sampler", metavar="NAME:KEY=VALUE,...", action="append", default=[],
-        help="a further sampling step, such as mirostat:tau=3 or dry; list-plugins lists them; "
-        "may be repeated",
+        help="additional sampling step, such as mirostat:tau=3 or dry; list-plugins shows all "
+        "samplers; may be repeated",
     )  # fmt: skip
 
 

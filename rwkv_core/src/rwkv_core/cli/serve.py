@@ -30,28 +30,62 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_tokenizer_argument(parser)
     add = parser.add_argument
-    add("--host", type=filled, default="127.0.0.1", help="the address to listen on (%(default)s)")
-    add("--port", type=int, default=8000, metavar="N", help="0 takes a free one (%(default)s)")
-    add("--max-batch", type=int, metavar="N", help="requests that run together (16)")
-    add("--cache-bytes", type=int, metavar="N", help="for states of prompts (2**30)")
+    add(
+        "--host", type=filled, default="127.0.0.1",
+        help="address to listen on (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--port", type=int, default=8000, metavar="N",
+        help="port to listen on; 0 takes a free port (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--max-batch", type=int, metavar="N",
+        help="largest number of requests that run together (default: 16)",
+    )  # fmt: skip
+    add(
+        "--cache-bytes", type=int, metavar="N",
+        help="largest total size in bytes of the cached states (default: 2**30)",
+    )  # fmt: skip
     add(
         "--chat-template", type=filled, metavar="NAME|FILE",
-        help="world, raven, q-and-a, g1, or a Jinja file; by default the model's name tells",
+        help="template for messages: world, raven, q-and-a, g1, or a Jinja file (default: chosen "
+        "by the model's name and vocabulary)",
     )  # fmt: skip
     add(
         "--api-key-file", type=filled, metavar="FILE",
-        help="keys that open the server, one a line; RWKV_API_KEY in the environment holds some "
-        "too; without a key it is open",
+        help="file with API keys, one per line. The server also reads keys from the environment "
+        "variable RWKV_API_KEY. Without any key, it accepts all requests",
     )  # fmt: skip
-    add("--state-folder", type=filled, metavar="DIR", help="keep named states there")
+    add(
+        "--state-folder", type=filled, metavar="DIR",
+        help="folder for named states (default: named states are kept in memory)",
+    )  # fmt: skip
     bounds = parser.add_argument_group("bounds")
     add = bounds.add_argument
-    add("--max-waiting", type=int, metavar="N", help="requests that wait; more get a 429 (256)")
-    add("--max-prompt", type=int, metavar="N", help="tokens of a prompt (131072)")
-    add("--max-tokens", type=int, metavar="N", help="tokens of an answer (16384)")
-    add("--max-seconds", type=float, metavar="S", help="until a request is cut off (600)")
-    add("--max-body", type=int, metavar="N", help="bytes of a request (8388608)")
-    add("--state-folder-bytes", type=int, metavar="N", help="of states in --state-folder (2**32)")
+    add(
+        "--max-waiting", type=int, metavar="N",
+        help="largest number of waiting requests; more are refused with status 429 (default: 256)",
+    )  # fmt: skip
+    add(
+        "--max-prompt", type=int, metavar="N",
+        help="largest number of tokens in a prompt (default: 131072)",
+    )  # fmt: skip
+    add(
+        "--max-tokens", type=int, metavar="N",
+        help="largest number of tokens in an answer (default: 16384)",
+    )  # fmt: skip
+    add(
+        "--max-seconds", type=float, metavar="S",
+        help="time limit of a request in seconds; its answer ends at the limit (default: 600)",
+    )  # fmt: skip
+    add(
+        "--max-body", type=int, metavar="N",
+        help="largest size of a request's body in bytes (default: 8388608)",
+    )  # fmt: skip
+    add(
+        "--state-folder-bytes", type=int, metavar="N",
+        help="largest total size in bytes of the states in --state-folder (default: 2**32)",
+    )  # fmt: skip
     add(
         "--cors-origin", type=filled, action="append", metavar="ORIGIN",
         help="let web pages of this origin call the server; may be repeated",
@@ -59,7 +93,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    """What the arguments say. Raises OptionError."""
+    """Return the settings that the arguments give. Raises OptionError."""
     from rwkv_core.server.settings import Settings, read_api_keys
 
     key_file = None if args.api_key_file is None else Path(args.api_key_file)
@@ -139,7 +173,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _address(listening: socket.socket) -> str:
-    """Where it listens, its port being the one that was found."""
+    """Return the address that the server listens on, with the port that the system chose."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -149,7 +183,7 @@ COMMAND = Command(
     "serve the model over HTTP, with OpenAI's endpoints",
     _add_arguments,
     _run,
-    "GET /health answers 200 once a request can be served.\n\n"
+    "GET /health answers 200 once the server is ready for requests.\n\n"
     "  rwkv-core serve -m prose --port 8000\n"
     "  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\\n"
     '    -d \'{"prompt": "It was a dark night", "max_tokens": 20}\'',

@@ -12,7 +12,7 @@ from rwkv_core.util.printable import MAX_LENGTH, printable
 def print_table(
     header: Sequence[object], rows: Sequence[Sequence[object]], right: Collection[int] = ()
 ) -> None:
-    """Print `header` and `rows` in columns of fitting widths; columns in `right` right-aligned."""
+    """Print `header` and `rows` in columns of fitting widths. Columns in `right` align right."""
     lines = [[_cell(cell) for cell in line] for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

@@ -21,7 +21,7 @@ _HEADER = ("backend", "dtype", "device", "result", "error", "tolerance")
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backend_arguments(parser, default="all")
-    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -22,17 +22,20 @@ _HEADER_OF_TARGET = ("model", "matrices", "resident", "slots", "total", "streame
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", "--model", type=filled, metavar="MODEL",
-        help="show only this model (a file or its address); by default the published sizes",
+        help="show only this model: a file or its address (default: the published sizes)",
     )  # fmt: skip
     parser.add_argument(
         "--target", type=float, metavar="GB",
-        help="show what stays on a device if weights may take so many GB (10^9 bytes) there",
+        help="show which matrices stay on a device with this much room for weights, in GB (10^9 "
+        "bytes)",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--option", metavar="KEY=VALUE", action="append", default=[], dest="options",
-        help="with --target: dtype=float16, the type of the matrices; by default float32",
+        help="with --target: type of the matrices, such as dtype=float16 (default: float32)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print a list of objects, in bytes")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list of objects, with sizes in bytes"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -136,27 +139,27 @@ COMMAND = Command(
     _add_arguments,
     _run,
     """\
-Computed from the model's shapes:
-  float32, 16 bits  matrices in this type, vectors in float32, and the embedding in the file's type
-                    (16 bits for the published sizes)
-  8 bits, 4 bits    the same with quantized matrices, an estimate: groups of 64 weights that share
-                    a scale and an offset of 16 bits each
-  state             for each sequence: 5 float32 vectors per layer (in RWKV-5 to 7 one for each
-                    channel of a head, and 2 more), and the logits
-  prefill           while a prompt is read: the vectors of 512 tokens, about 4 D + max(12 D, 3 F)
-                    float32 per token, where D is the width of the model and F that of its channel
-                    mixing
+The columns are computed from the model's shapes:
+  float32, 16 bits  weights: matrices in this type, vectors in float32, and the embedding in the
+                    file's type (16 bits for the published sizes)
+  8 bits, 4 bits    estimate of the weights with quantized matrices: 64 weights share a scale and
+                    an offset of 16 bits each
+  state             memory per sequence: the logits, and for each layer 5 float32 vectors of width
+                    D (2 + N vectors in RWKV-5 to 7, where N is the size of a head)
+  prefill           memory for reading a prompt: the vectors of 512 tokens, about
+                    4 D + max(12 D, 3 F) float32 numbers per token. D is the width of the model, F
+                    the width of its channel mixing
 The tensor library's own memory, such as a CUDA context, is not included.
 
---target shows what a streaming backend keeps on a device; it copies the other matrices there ahead
-of their use. All columns but the first are in GB (10^9 bytes):
-  matrices      number that stays on the device, and number of all
-  resident      size of the matrices that stay
+--target shows what a streaming backend keeps on a device. The backend copies the other matrices to
+the device just before they are used. Sizes are in GB (10^9 bytes):
+  matrices      number of matrices that stay on the device, and number of all matrices
+  resident      size of the matrices that stay on the device
   slots         size of the two buffers for the other matrices
-  total         size of everything on the device, with the vectors; the embedding is in host memory
-  streamed      size of what is copied to the device for each token; divided by the rate of the
-                bus, it is the least time that a token takes
-  least target  the smallest target with which the model runs
+  total         size of everything on the device, with the vectors. The embedding is in host memory
+  streamed      size of the matrices that are copied for each token. A token takes at least this
+                size divided by the rate of the bus
+  least target  smallest --target with which the model runs
 
   rwkv-core vram
   rwkv-core vram --target 8 -o dtype=float16

@@ -3,8 +3,9 @@
     pytest --pyargs rwkv_core.conformance --rwkv-backend NAME [--rwkv-option KEY=VALUE ...]
 
 All tests run once for each `dtype` and `runtime_dtype` that the backend's descriptor lists as
-choices; `--rwkv-option dtype=float32` selects one. If the backend refuses a type on this machine,
-its tests are skipped with the backend's reason, unless the type is the default or was given.
+choices. `--rwkv-option dtype=float32` selects one type. If the backend refuses a type on this
+machine, the tests of this type are skipped with the backend's reason, unless the type is the
+default or was given.
 
 The tests cover: arrays to the device and back; each operation against its formula and against the
 default of `TensorOps`, at the sizes where implementations switch algorithms (`shapes.py`); models

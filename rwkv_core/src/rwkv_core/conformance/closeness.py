@@ -109,9 +109,9 @@ def rounded(array: NDArray[Any], dtype: str) -> Floats:
 def effective(
     ops: TensorOps, matrix: Matrix, n_columns: int, columns: NDArray[np.int64] | None = None
 ) -> NDArray[Any]:
-    """Return the values of a backend's opaque matrix [out, in], found by products with 1.
+    """Return the values of a backend's opaque matrix [out, in], from products with unit vectors.
 
-    `n_columns` is the matrix's width. Returns only `columns` if they are given.
+    `n_columns` is the matrix's width. If `columns` are given, returns only these.
     """
     wanted = np.arange(n_columns) if columns is None else columns
     found = []
@@ -127,8 +127,8 @@ def effective(
 def held(ops: TensorOps, matrix: Matrix, array: NDArray[Any], dtype: str | None = None) -> Floats:
     """Return the values [out, in] that `matrix`, made from `array`, must multiply with.
 
-    They are `array` as NumPy rounds it. If the backend quantizes, they are the matrix's own values
-    instead, after checking that these are close to `array`.
+    The values are `array` as NumPy rounds it. If the backend quantizes, they are the matrix's own
+    values instead, after a check that these values are close to `array`.
     """
     dtype = ops.dtype if dtype is None else dtype
     if is_exact(dtype):

@@ -1,4 +1,4 @@
-"""The backend under test, once for each of its types, and models on it."""
+"""Fixtures: the backend under test, once for each of its dtypes, and models on this backend."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
     """Return the combinations of types to test.
 
-    Each type of the matrices is tested with the state's default type. Each other type of the state
-    is tested with matrices of that type, or of their default type if they do not have it. A type
-    that is given on the command line is the only one.
+    Each dtype of the matrices is tested with the state's default dtype. Each other dtype of the
+    state is tested with matrices of the same dtype, or of the default dtype if matrices cannot have
+    it. If a dtype is given on the command line, only this dtype is tested.
     """
     rows = {row.name: row for row in rwkv_core.list_backends() if row.status == "ready"}
     known = {option.name: option for option in rows[config.getoption("rwkv_backend")].options}
@@ -59,7 +59,7 @@ def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
 
 
 def _choices(known: Mapping[str, Option], given: Mapping[str, Any], name: str) -> list[Any]:
-    """Return an option's choices, its default first; [None] if it has none, or is given."""
+    """Return an option's choices, the default first. [None] if it has no choices, or is given."""
     if name in given or name not in known or not known[name].choices:
         return [None]
     return sorted(known[name].choices, key=lambda choice: choice != known[name].default)
@@ -73,7 +73,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def ops(request: pytest.FixtureRequest, options: dict[str, Any]) -> TensorOps:
-    """The operations under test. A combination of types that is refused here is skipped."""
+    """The operations under test. Skips a combination of dtypes that the backend refuses."""
     try:
         return build_ops(request.config, options)
     except (BackendError, OptionError) as error:
@@ -94,7 +94,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def tokens() -> list[int]:
-    """Tokens of the models' vocabulary, for more than one chunk."""
+    """Tokens of the models' vocabulary, more than one chunk."""
     return np.random.default_rng(1).integers(0, reference.SMALL.n_vocab, 540).tolist()
 
 
@@ -108,7 +108,7 @@ def _weights(sizes: reference.Sizes, key_size: int) -> reference.Weights:
 
 
 class Models:
-    """Makes model files, models on the backend under test, and reference runs, each once."""
+    """Makes model files, models on the backend under test, and reference runs, each only once."""
 
     def __init__(self, folder: Path, backend: str, tokens: list[int]) -> None:
         self._folder, self._backend, self._tokens = folder, backend, tokens
@@ -188,7 +188,7 @@ def load_later(
     tokens: list[int],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, blocks.Sizes], Loaded]:
-    """Return a function that loads a model of a version and sizes on the tested backend, once."""
+    """Return a function that loads a model (version, sizes) on the tested backend, only once."""
     if ops.fixed_shapes and (ops.dtype, ops.runtime_dtype) != ("float32", "float32"):
         # Products and scans are compared in every type; these compile some hundred functions.
         pytest.skip("each shape costs a compilation: later versions run whole in float32 alone")

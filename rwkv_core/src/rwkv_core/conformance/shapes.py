@@ -10,7 +10,7 @@ _BATCHES = [2, 3, 4, 5, 8, 9, 16, 17, 33, 64]
 
 
 def token_counts(ops: TensorOps) -> list[int]:
-    """Return numbers of tokens in one call; with fixed shapes, all that occur."""
+    """Return numbers of tokens in one call; with fixed shapes, all numbers that occur."""
     if ops.fixed_shapes:
         return sorted({size for n_tokens in range(1, 1200) for size in ops.chunks(n_tokens)})
     return _TOKENS
@@ -24,7 +24,7 @@ def row_shapes(ops: TensorOps) -> list[tuple[int, int]]:
 
 
 def vector_shapes(ops: TensorOps) -> list[tuple[int, int, int]]:
-    """Return shapes [B, T, D] of one call; the largest of each kind are wider than the others."""
+    """Return shapes [B, T, D] of one call. A few of them have a larger D than the others."""
     widths = {(3, 4): 1088, (5, 64): 160, (1, 512): 800}
     return [(*rows, widths.get(rows, 64)) for rows in row_shapes(ops)]
 

@@ -34,10 +34,10 @@ def read_only(array: NDArray[np.float64], dtype: DTypeLike) -> NDArray[np.floati
 
 
 def check_matrix(ops: TensorOps, array: NDArray[Any]) -> None:
-    """Compare `ops.matrix(array)` with `array`: exactly if the type is exact.
+    """Compare `ops.matrix(array)` with `array`, exactly if the dtype is exact.
 
-    64 columns, among them those next to a power of two, are compared number by number. All columns
-    are compared by a product, which shows a missing or misplaced column.
+    64 columns, including the columns next to a power of two, are compared number by number. A
+    product compares all columns: it shows a missing or misplaced column.
     """
     matrix, dtype, width = ops.matrix(array), ops.dtype, array.shape[1]
     tolerance = of_matmul(ops)

@@ -115,7 +115,7 @@ def test_scan_goes_on_from_a_state(
 def test_decays_of_0_and_of_1(
     ops: TensorOps, rng: np.random.Generator, of_tokens: bool, n_time: int
 ) -> None:
-    """exp(-exp(.)) may round to 0 and 1, so a scan must not divide by a decay."""
+    """A decay exp(-exp(.)) may round to 0 and 1, so a scan must not divide by a decay."""
     case = Case(rng, "wkv6", (2, n_time, 3, 32))
     if not of_tokens:
         case.arrays["w"] = case.arrays["w"][0, 0]
@@ -128,7 +128,7 @@ def test_decays_of_0_and_of_1(
 def test_one_channels_decay_is_not_anothers(
     ops: TensorOps, rng: np.random.Generator, n_time: int
 ) -> None:
-    """Only one key channel is stored and read; its decay is 1, and the others forget."""
+    """One key channel has decay 1 and keeps everything. The others have decay 0 and forget."""
     case = Case(rng, "wkv6", (1, n_time + 1, 2, 32))
     case.arrays["w"][:] = 0
     case.arrays["w"][..., 5] = 1
@@ -136,7 +136,10 @@ def test_one_channels_decay_is_not_anothers(
 
 
 def test_the_fastest_decay_of_rwkv7(ops: TensorOps, rng: np.random.Generator) -> None:
-    """Of 256 tokens the product is 1e-68, which float32 does not have: nothing to divide by."""
+    """The product of 256 tokens' decays is 1e-68.
+
+    Float32 rounds this product to 0, so a scan must not divide by it.
+    """
     case = Case(rng, "wkv7", (1, 256, 1, 32))
     case.arrays["w"][:] = np.exp(-np.exp(-0.5))
     case.arrays["w"][..., 0::4] = 1
@@ -151,7 +154,7 @@ def test_a_key_of_zeros_takes_nothing_out(ops: TensorOps, rng: np.random.Generat
 
 
 def test_a_key_taken_out_whole_is_forgotten(ops: TensorOps, rng: np.random.Generator) -> None:
-    """Without decay and with b = kk, only the last value stored under kk is found there."""
+    """Without decay and with b = kk, the key kk reads only the last value stored under it."""
     case = Case(rng, "wkv7", (1, 4, 2, 32))
     case.arrays["w"][:] = 1
     case.arrays["b"] = case.arrays["r"] = case.arrays["k"] = case.arrays["kk"]

@@ -1,6 +1,6 @@
 """Whole models of RWKV-5 to 7 against the float64 references.
 
-If only these tests fail, and those of single operations pass, the error is in `layers` or
+If only these tests fail, and the tests of single operations pass, the error is in `layers` or
 `compile`, in the values that one layer passes to the next, or in the backend's kernel for a token.
 """
 
@@ -141,7 +141,7 @@ def test_states_and_results_outlive_the_next_call(later: Loaded, tokens: list[in
 def test_a_model_of_another_size_is_the_references(
     ops: TensorOps, load_later: Load, tokens: list[int], version: str
 ) -> None:
-    """Two layers, with heads of 64 except in 5.0 and 5.1; a prompt, then single tokens."""
+    """Read a prompt, then single tokens. Two layers, with heads of 64 except in 5.0 and 5.1."""
     sizes = SMALL if version in ("rwkv5.0", "rwkv5.1") else WIDE
     loaded = load_later(version, sizes)
     assert loaded.model.architecture == version
@@ -157,7 +157,7 @@ def test_layer_0_of_rwkv7_needs_no_v0(
     tokens: list[int],
     tmp_path: Path,
 ) -> None:
-    """Files may have it, with v1 and v2; they are not used."""
+    """Files may have v0, v1 and v2 in layer 0, but these tensors are not used."""
     model = load_later("rwkv7", MEDIUM).model
     unused = [f"blocks.0.att.v{i}" for i in range(3)]
     weights = dict(later_weights("rwkv7", MEDIUM))

@@ -78,7 +78,7 @@ def test_product_is_the_defaults(ops: TensorOps, rng: np.random.Generator) -> No
 def test_sums_of_one_sign_keep_their_digits(
     ops: TensorOps, rng: np.random.Generator, shape: tuple[int, int]
 ) -> None:
-    """Squared ReLUs are such: a sum in 16 bits stops growing long before it is complete."""
+    """Squared ReLUs have one sign: a sum in 16 bits stops growing long before it is complete."""
     array = rng.uniform(0, 1, shape).astype(np.float32)
     matrix = ops.matrix(array)
     x = rng.uniform(0, 1, (1, 4, shape[1])).astype(np.float32)
@@ -141,7 +141,7 @@ def test_quantized_product_is_that_of_the_restored_matrix(
 
 
 def _restored_in(ops: TensorOps) -> str:
-    """Return the type of dequantized matrices; float64 if a kernel multiplies with codes."""
+    """Return the dtype of dequantized matrices; float64 if a kernel multiplies with codes."""
     return ops.dtype if ops.dtype in ("float16", "bfloat16") else "float64"
 
 

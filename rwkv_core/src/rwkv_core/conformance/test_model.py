@@ -1,7 +1,7 @@
-"""Whole models against the float64 reference, in one piece, in chunks, in steps, in batches.
+"""Whole models against the float64 reference: in one piece, in chunks, token by token, in batches.
 
-If only these tests fail, and those of single operations pass, the error is in `layers`, `compile`,
-`embed` or `chunks`, or in memory that an operation keeps between calls.
+If only these tests fail, and the tests of single operations pass, the error is in `layers`,
+`compile`, `embed` or `chunks`, or in memory that an operation keeps between calls.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_reading_goes_on_from_a_state(
     cut: int,
     end: int,
 ) -> None:
-    """More than a chunk is read after the state, or 64 tokens, or one."""
+    """From a state, read more than a chunk, 64 tokens, or one token."""
     _, state = model.forward(tokens[:cut])
     logits, state = model.forward(tokens[cut:end], state, all_logits=True)
     what = f"logits of {end - cut} tokens after a state of {cut}"
@@ -151,7 +151,7 @@ def test_a_model_of_another_size_is_the_references(
     tokens: list[int],
     sizes: reference.Sizes,
 ) -> None:
-    """The prompt in one piece, and token by token."""
+    """Read the prompt in one piece, and token by token."""
     try:
         model = models.load(sizes, options)
     except OptionError as error:

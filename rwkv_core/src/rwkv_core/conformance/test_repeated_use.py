@@ -52,7 +52,7 @@ def test_four_threads_read_a_token_of_rwkv7(
 
 
 def check_threads(model: Model, tokens: list[int], n_tokens: int, n_rounds: int = N_ROUNDS) -> None:
-    """Read in four threads at the same time, and compare the results with those of one thread."""
+    """Read in four threads at the same time, and compare with the results of one thread."""
     prompts = [tokens[40 * i : 40 * i + n_tokens] for i in range(N_THREADS)]
     states = [model.forward(tokens[50 * i : 50 * i + 4])[1] for i in range(N_THREADS)]
     together = Barrier(N_THREADS)

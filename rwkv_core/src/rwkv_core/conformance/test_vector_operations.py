@@ -1,4 +1,4 @@
-"""The operations between the products: each against its formula and against its default."""
+"""The operations between the products. Each is compared with its formula and its default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The WKV scan against the reference's sums over the whole past, gentle and extreme."""
+"""The WKV scan against the reference's sums over the whole past, for usual and extreme values."""
 
 from __future__ import annotations
 

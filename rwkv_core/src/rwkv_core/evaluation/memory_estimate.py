@@ -19,7 +19,7 @@ class Memory:
 
     Attributes:
         parameters: number of parameters.
-        weights: by dtype of the matrices: size of matrices, vectors and embedding together.
+        weights: for each dtype of the matrices, size of matrices, vectors and embedding together.
         state: size of one sequence's state and logits, in float32.
         prefill: largest size of the vectors of a chunk of 512 tokens.
     """

@@ -1,7 +1,7 @@
 """Measures how well a model predicts a text: nats per token, perplexity, bits per byte.
 
-Every token of a text is scored, the first one too: the model first reads token 0, <|endoftext|> in
-the Pile and World vocabularies, which stands before every document in training.
+Every token of a text is scored, also the first token. For this, the model first reads token 0
+(<|endoftext|> in the Pile and World vocabularies), which precedes every document in training.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Score:
 
     Attributes:
         name: name of the text, such as its file.
-        tokens, bytes: number of scored tokens, and of their bytes in UTF-8.
-        nats: minus the natural logarithm of the probability that the model gave the text.
+        tokens, bytes: number of scored tokens, and number of their bytes in UTF-8.
+        nats: minus the natural logarithm of the probability that the model gave to the text.
         seconds: time of scoring.
     """
 
@@ -100,9 +100,9 @@ def score(
     """Score a text.
 
     Arguments:
-        context: start again, with a new state, after every so many tokens; None: keep the state
-            through the whole text.
-        max_tokens: score only so many tokens from the beginning.
+        context: number of tokens after which the model starts again with an empty state; None:
+            keep the state through the whole text.
+        max_tokens: score only this number of tokens from the beginning.
         on_progress: called with the number of tokens scored so far and in all.
 
     Raises OptionError for an empty text and for a number below 1.
@@ -162,12 +162,12 @@ def compare_tokens(
     context: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[float, float, float]:
-    """Score `tokens` with `model`, and compare it with `reference`, of the same vocabulary.
+    """Score `tokens` with `model`, and compare it with `reference`, which has the same vocabulary.
 
     Returns the nats of all tokens under `model`; the KL divergence of its predictions from the
-    reference's, in nats, summed over all tokens; and the time of `model` in seconds. Both models
-    read the text chunk by chunk, so that only one chunk's logits are held. Raises the errors of
-    `score_tokens`.
+    reference's predictions, in nats, summed over all tokens; and the time of `model` in seconds.
+    Both models read the text chunk by chunk, and only one chunk's logits are held in memory. Raises
+    the errors of `score_tokens`.
     """
     nats, divergences, seconds, done = [], [], 0.0, 0
     predictions = _predictions(model, tokens, context)

@@ -1,8 +1,8 @@
 """Compares a model's precisions with float32 on the same texts.
 
 The precisions are the backend's dtypes, then int8 and int4, prequantized with one group size. A
-backend without a kernel for quantized matrices loads them dequantized to float32, which are the
-same numbers.
+backend without a kernel for quantized matrices dequantizes them to float32, which does not change
+the numbers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
     divergence: float
     """Mean KL divergence from float32's predictions, in nats per token."""
     matrix_bytes: int
-    """Bytes of all matrices. Decoding reads each once per token."""
+    """Bytes of all matrices. Decoding reads each matrix once per token."""
 
 
 class Precisions:
@@ -51,7 +51,7 @@ class Precisions:
     Attributes:
         backend: the backend whose precisions are compared.
         names: names of the precisions; float32, the reference, is the first.
-        reference: the model in float32; on another backend if this one has no float32.
+        reference: the model in float32, on another backend if `backend` has no float32.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Compares the installed backends' logits with golden ones, for a model of each architecture.
 
-Those come from the conformance suite's float64 references (training/golden.py writes them), so that
-a wrong library, driver or build shows on the machine that has it.
+The golden logits come from the conformance suite's float64 references (training/golden.py writes
+them). So a wrong library, driver or build shows on the machine where it is installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
     tokens: list[int]
     positions: list[int]
-    """Indices into `tokens`; `logits` are those after these tokens."""
+    """Indices into `tokens`. `logits` are the logits after these tokens."""
     logits: NDArray[np.float32]  # [len(positions), V]
 
 
@@ -39,7 +39,7 @@ class Check:
         status: "pass", "FAIL", or "skipped" if the backend is not available on this machine.
         error: the largest difference in any model's logits, divided by their root mean square; None
             if there are no logits to compare.
-        reason: why it was skipped, or which models failed, and how.
+        reason: why the check was skipped, or which models failed, and how.
     """
 
     backend: str
@@ -54,7 +54,7 @@ class Check:
 def golden_cases(path: Path, fingerprint: str) -> list[Case]:
     """Return the cases in a file of golden logits.
 
-    Raises RWKVError if they are not for the model with this fingerprint.
+    Raises RWKVError if the file is not for the model with this fingerprint.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -75,11 +75,11 @@ def golden_cases(path: Path, fingerprint: str) -> list[Case]:
 
 
 def verify(backend: str | None, options: Mapping[str, Any]) -> Iterator[Check]:
-    """Check `backend`, or all installed ones, with each of its dtypes, one after the other.
+    """Check `backend`, or all installed backends, with each of its dtypes, one after the other.
 
-    `options` are the backend's; if they name a dtype, only that is checked. Raises BackendError if
-    `backend` is not ready or none is installed, and OptionError for options that none of the
-    backends has.
+    `options` are options of the backend. If they name a dtype, only this dtype is checked. Raises
+    BackendError if `backend` is not ready or no backend is installed, and OptionError for options
+    that no backend has.
     """
     rows = plugins.list_backends()
     if not rows:
@@ -112,7 +112,7 @@ def _check_options(names: list[str], options: Mapping[str, Any]) -> None:
 
 
 def _choices(row: BackendInfo, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield options for each dtype of a backend; for one only if `options` name it."""
+    """Yield options for each dtype of a backend, or only for the dtype that `options` name."""
     for option in row.options:
         if option.name == "dtype":
             given = (options["dtype"],) if "dtype" in options else option.choices
@@ -154,10 +154,10 @@ def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
 
 
 def deviation_of(model: Model, case: Case) -> float:
-    """Return the largest error of the model's logits, with the prompt read at once and by tokens.
+    """Return the largest error of the model's logits. Read the prompt at once, then token by token.
 
-    It is divided by the root mean square of the expected logits; infinite if a logit is NaN or
-    infinite.
+    The error is divided by the root mean square of the expected logits. It is infinite if a logit
+    is NaN or infinite.
     """
     together, _ = model.forward(case.tokens, all_logits=True)
     at_once = model.to_numpy(together)[case.positions]

@@ -27,7 +27,7 @@ class TokenChooser:
     """Draws the tokens of one generation.
 
     Attributes:
-        stop_tokens: the tokens that end it.
+        stop_tokens: the tokens that end the generation.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TokenChooser:
         ignore_eos: bool,
         seed: Seed,
     ) -> None:
-        """See `GenerationStream` for the arguments. Raises OptionError for a wrong one."""
+        """See `GenerationStream` for the arguments. Raises OptionError for a wrong argument."""
         self._processors = started(processors)
         if not isinstance(ignore_eos, bool):
             raise OptionError(f"ignore_eos: found {ignore_eos!r}, expected True or False")

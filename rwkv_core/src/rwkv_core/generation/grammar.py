@@ -1,6 +1,6 @@
-"""Text that follows a JSON schema, a regular expression or a grammar, by llguidance.
+"""Restricts text to a JSON schema, a regular expression or a grammar, with llguidance.
 
-It needs the extra `[grammar]`. A grammar says which tokens may come next, and which must.
+This needs the extra `[grammar]`. A grammar says which tokens may come next, and which must.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANY_OBJECT = {"type": "object"}
 
 
 def json_schema_grammar(schema: str | Mapping[str, Any]) -> str:
-    """The grammar of JSON that a schema, or its JSON, describes. Raises OptionError."""
+    """Return the grammar for JSON that follows a schema (an object or JSON). Raises OptionError."""
     llguidance = _llguidance()
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else dict(schema)
@@ -42,7 +42,7 @@ def json_schema_grammar(schema: str | Mapping[str, Any]) -> str:
 
 
 def regex_grammar(regex: str) -> str:
-    """The grammar of text that a regular expression, in Rust's syntax, matches whole.
+    """Return the grammar for text that matches a whole regular expression, in Rust's syntax.
 
     Raises OptionError.
     """
@@ -52,14 +52,14 @@ def regex_grammar(regex: str) -> str:
 
 
 def lark_grammar(grammar: str) -> str:
-    """The grammar that a text in llguidance's variant of Lark describes. Raises OptionError."""
+    """Return the grammar for a text in llguidance's variant of Lark. Raises OptionError."""
     if not isinstance(grammar, str):
         raise OptionError(f"grammar: found a {type(grammar).__name__}, expected text")
     return _checked("grammar", _llguidance().LLMatcher.grammar_from_lark(grammar))
 
 
 def chosen_grammar(json_schema: Any, regex: str | None, grammar: str | None) -> str | None:
-    """The grammar of the one that is given; None without one. Raises OptionError."""
+    """Return the grammar for the argument that is given; None without one. Raises OptionError."""
     if sum(one is not None for one in (json_schema, regex, grammar)) > 1:
         raise OptionError("json_schema, regex, grammar: found several, expected one of them")
     if json_schema is not None:
@@ -82,7 +82,7 @@ class GrammarConstraint:
         self._check()
 
     def mask(self) -> NDArray[np.bool]:
-        """Which tokens may come next: [V]. None of them where the text is complete."""
+        """Return which tokens may come next, [V]; no token where the text is complete."""
         if self._matcher.is_stopped():
             return np.zeros(self._n_vocab, np.bool)
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
@@ -91,13 +91,13 @@ class GrammarConstraint:
         return found[: self._n_vocab].astype(np.bool)
 
     def accept(self, token: int) -> None:
-        """`token` has come next."""
+        """Advance by `token`, the next token of the text."""
         if not self._matcher.is_stopped():
             self._matcher.consume_token(token)
             self._check()
 
     def forced(self) -> list[int]:
-        """The tokens that must come next."""
+        """Return the tokens that must come next."""
         if self._matcher.is_stopped():
             return []
         found = self._matcher.compute_ff_tokens()
@@ -116,7 +116,7 @@ class GrammarProcessor:
         self._mask: NDArray[np.bool] | None = None
 
     def is_complete(self, history: Sequence[int]) -> bool:
-        """Whether nothing may come after `history`."""
+        """Return whether no token may come after `history`."""
         return not self._mask_after(history).any()
 
     def __call__(self, logits: NDArray[Any], history: Sequence[int]) -> NDArray[Any]:
@@ -153,9 +153,10 @@ def _checked(name: str, grammar: str) -> str:
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance takes it.
+    """A tokenizer in the form that llguidance takes.
 
-    Where no token ends a document, one beyond the vocabulary does, which no model can choose.
+    If the vocabulary has no token that ends a document, a token beyond the vocabulary stands for
+    it. The model cannot choose that token.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -177,7 +178,7 @@ _lock = threading.Lock()
 
 
 def _tokens_of(tokenizer: Tokenizer) -> Any:
-    """llguidance's tables of a vocabulary, made once: that takes a while."""
+    """Return llguidance's tables of a vocabulary. They are made only once, since that is slow."""
     with _lock:
         if tokenizer not in _vocabularies:
             from llguidance import LLTokenizer

@@ -1,7 +1,7 @@
-"""A text that grows by tokens' bytes, and decides how much of it can be given out.
+"""A text that grows by the bytes of tokens, and decides how much text can be given out.
 
-Text is given out in whole characters, and only up to where a stop string may have begun, so that
-nothing has to be taken back.
+Text is given out in whole characters, and only up to the place where a stop string may have begun.
+So text that was given out is never taken back.
 """
 
 from __future__ import annotations

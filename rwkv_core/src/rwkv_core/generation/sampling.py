@@ -30,10 +30,11 @@ def check_vocabulary(sampling: Sampling, stop_tokens: Collection[int], n_vocab: 
 class TokenCounts:
     """Counts of each token in a growing history, such as one generation's.
 
-    Recounting at each token would cost O(history), and to look for what occurs, O(vocabulary).
+    Recounting at each token would cost O(history), and searching for tokens that occur,
+    O(vocabulary).
 
     Attributes:
-        tokens: those that occur, each once.
+        tokens: the tokens that occur, each once.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ def sample(
     Arguments:
         logits: [V], any float type.
         history: the tokens generated so far, for the penalties.
-        rng: draws one uniform number per token; none at temperature 0.
+        rng: draws one uniform number per token, but no number at temperature 0.
         processors: the user's own steps, run after the penalties.
         counts: keeps the counts of this history between calls; None recounts.
 

@@ -4,8 +4,8 @@ Steps up to top-k take logits, float64 [V]; an excluded token has the logit -inf
 take weights, float64 [V]: probabilities times a constant factor, at most 1; an excluded token has
 the weight 0. `sampling` runs the steps in order.
 
-Sorting a vocabulary of 50,000 tokens or more takes milliseconds per token. So a filter first finds
-by sums over all tokens which ones are near its edge, and sorts only those.
+Sorting a vocabulary of 50,000 tokens or more takes milliseconds per token. So a filter first uses
+sums over all tokens to find the tokens near its edge, and sorts only these.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def ban(logits: Logits, tokens: Tokens) -> Logits:
 def repetition_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits:
     """Return `logits` [V] with x / penalty (if x > 0) or x * penalty at `tokens` [n].
 
-    `tokens` are those that have occurred. Keskar et al. 2019 (CTRL, section 4.1) divide every logit
-    by the penalty. That would favour tokens with a negative logit, so these are multiplied, which
-    has become usual.
+    `tokens` are the tokens that have occurred. Keskar et al. 2019 (CTRL, section 4.1) divide every
+    logit by the penalty. That would favour tokens with a negative logit, so negative logits are
+    multiplied, as is usual today.
     """
     logits = logits.copy()
     old = logits[tokens]
@@ -67,7 +67,7 @@ def repetition_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits
 
 
 def presence_penalty(logits: Logits, tokens: Tokens, penalty: float) -> Logits:
-    """Return `logits` [V] with `penalty` subtracted at `tokens` [n], those that have occurred.
+    """Return `logits` [V] with `penalty` subtracted at `tokens` [n], which have occurred.
 
     Source: OpenAI's API reference.
     """
@@ -89,7 +89,7 @@ def frequency_penalty(logits: Logits, tokens: Tokens, counts: Tokens, penalty: f
 def temperature(logits: Logits, value: float, top: float) -> Logits:
     """Return (logits - top) / value, where `top` is the largest logit.
 
-    It has the softmax of logits / value, and cannot overflow to +inf.
+    The result has the same softmax as logits / value, and cannot overflow to +inf.
     """
     with np.errstate(over="ignore"):
         scaled = logits - top
@@ -116,7 +116,7 @@ def top_k(logits: Logits, k: int) -> Tokens:
 def top_p(weights: Weights, mass: float, total: float | None = None) -> Weights:
     """Keep the smallest set of the likeliest tokens whose probability is at least `mass`.
 
-    `total` is the sum of all weights, where `weights` lack some that are not kept.
+    `total` is the sum of all weights. `weights` may lack tokens that are not kept anyway.
 
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
@@ -130,7 +130,8 @@ def top_p(weights: Weights, mass: float, total: float | None = None) -> Weights:
 def typical(logits: Logits, weights: Weights, mass: float) -> Weights:
     """Keep the smallest set of tokens with a typical surprise whose probability is at least `mass`.
 
-    Surprise is -log p; its expectation is the entropy; tokens nearest to that are kept first.
+    Surprise is -log p, and its expectation is the entropy. Tokens whose surprise is nearest to the
+    entropy are kept first.
     `logits` are the logarithms of `weights`. Source: Meister et al. 2022, "Locally Typical
     Sampling", section 3.
     """
@@ -174,7 +175,7 @@ def _first_of_mass(
 ) -> NDArray[np.bool]:
     """Return the mask [V] of the smallest prefix whose weights reach `wanted`.
 
-    Tokens are in (key, token) order. At the key `last` the weights have reached it for certain.
+    Tokens are in (key, token) order. At the key `last`, the weights certainly reach `wanted`.
     """
     # Sums over buckets of keys narrow down the tokens among which the edge is.
     near, keys, masses, before = None, key, weights, 0.0

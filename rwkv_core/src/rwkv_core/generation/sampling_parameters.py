@@ -99,32 +99,36 @@ def _checked_list(name: str, tokens: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Parameters for choosing the next token. The defaults draw from the model's distribution.
+    """Parameters for choosing the next token.
+
+    By default, the token is drawn from the model's distribution.
 
     Raises OptionError for a value of the wrong type or out of range.
     """
 
-    temperature: float = _number(1.0, _NOT_NEGATIVE, "0 always takes the likeliest token")
-    top_p: float = _number(
-        1.0, _SHARE, "keep the likeliest tokens whose probabilities together reach this"
+    temperature: float = _number(
+        1.0, _NOT_NEGATIVE, "divisor of the logits; 0 always takes the likeliest token"
     )
-    top_k: int = _count(0, "keep this many of the likeliest tokens; 0 keeps all")
+    top_p: float = _number(
+        1.0, _SHARE, "keep the likeliest tokens, until their probabilities add up to this"
+    )
+    top_k: int = _count(0, "keep this number of the likeliest tokens; 0 keeps all")
     typical_p: float = _number(
-        1.0, _SHARE, "keep the most typical tokens whose probabilities together reach this"
+        1.0, _SHARE, "keep the most typical tokens, until their probabilities add up to this"
     )
     min_p: float = _number(
         0.0,
         _FRACTION,
-        "drop tokens whose probability is below this fraction of the likeliest token's",
+        "drop tokens with a probability below this fraction of the largest probability",
     )
     repetition_penalty: float = _number(
-        1.0, _POSITIVE, "above 1, makes tokens generated before less likely"
+        1.0, _POSITIVE, "values above 1 make tokens that were generated before less likely"
     )
     presence_penalty: float = _number(
-        0.0, _ANY, "subtracted from the logit of each token generated before"
+        0.0, _ANY, "number subtracted from the logit of each token that was generated before"
     )
     frequency_penalty: float = _number(
-        0.0, _ANY, "subtracted from a token's logit for each time it was generated"
+        0.0, _ANY, "number subtracted from a token's logit for each time it was generated"
     )
     logit_bias: Mapping[int, float] = field(
         default_factory=dict,
@@ -170,12 +174,12 @@ class Sampling:
 
 
 class Parameter(NamedTuple):
-    """One of sampling's parameters, for a command line and its help.
+    """Parameter of sampling, for a command line and its help.
 
     Attributes:
-        kind: float or int; None for one with several values, which are given one by one.
-        flag: its name on the command line.
-        metavar: the placeholder of its value in the help.
+        kind: float or int; None if the parameter has several values, which are given one by one.
+        flag: the parameter's name on the command line.
+        metavar: the placeholder of the parameter's value in the help.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Finds stop strings in growing text, in bytes: complete ones, and one that may have begun."""
+"""Finds stop strings in the bytes of a growing text: complete and incomplete stop strings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rwkv_core.errors import OptionError
 
 
 def encode_stop_strings(stop_strings: Sequence[str]) -> tuple[bytes, ...]:
-    """Return stop strings in UTF-8. Raises OptionError unless it is a list of non-empty strings."""
+    """Return the stop strings in UTF-8. Raises OptionError unless they are non-empty, in a list."""
     if isinstance(stop_strings, str):
         raise OptionError(
             f"stop_strings: found {stop_strings!r}, expected a list: [{stop_strings!r}]"

@@ -1,7 +1,7 @@
-"""Generation: samples tokens, gives out text as it becomes certain, keeps the state in step.
+"""Generation: samples tokens, gives out finished text, and keeps the state after this text.
 
-Text is given out up to where a stop string may have begun or a character is unfinished, so a stop
-string never shows in part, nor half a character.
+Text is given out up to the place where a stop string may have begun or a character is unfinished.
+So neither a part of a stop string nor half a character is ever given out.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Generated:
     """Result of a generation.
 
     Attributes:
-        text: the text, up to a stop string. The bytes of an incomplete last character are not in it
-            but in `state.pending`; the next generation continues them.
-        tokens: the tokens of exactly this text, which `state` has read.
+        text: the text, up to a stop string. The bytes of an incomplete last character are not in
+            `text`, but in `state.pending`; the next generation completes the character.
+        tokens: the tokens of `text`, which `state` has read.
         state: the state after the text.
         logits: the state's logits, float32 [V], an array of the backend.
         stop_reason: "length", "stop_string", "stop_token" (also where a grammar allows no further
@@ -87,7 +87,7 @@ OnToken = Callable[[Progress], object]
 
 @one_thread_at_a_time("__next__", "run", "close")
 class GenerationStream:
-    """Continues from a state, as an iterator over pieces of text, none of them empty.
+    """Continues from a state, as an iterator over non-empty pieces of text.
 
     Any exception while iterating, including Ctrl-C's KeyboardInterrupt, ends the generation and is
     raised again. `result` then has only the text yielded before it.
@@ -119,25 +119,25 @@ class GenerationStream:
         """Check the arguments. Nothing is computed before the first piece is requested.
 
         Arguments:
-            state: a single state. An empty one reads token 0 first, <|endoftext|> in the Pile and
-                World vocabularies.
+            state: a single state. With an empty state, the model first reads token 0, which is
+                <|endoftext|> in the Pile and World vocabularies.
             max_tokens: the largest number of tokens.
-            stop_strings: the text ends before the first place where one of them begins.
-            stop_tokens: the text ends before one of these, which the state does not read.
-            ignore_eos: go on after the token that ends a document (`tokenizer.end_of_text`), which
-                is a stop token by default.
+            stop_strings: the text ends before the first place where one of these strings begins.
+            stop_tokens: the text ends before one of these tokens, which the state does not read.
+            ignore_eos: continue after the token that ends a document (`tokenizer.end_of_text`),
+                which is a stop token by default.
             seed: a number, a NumPy Generator to draw from, or None for a different text each time.
             on_progress: called with a Progress after each token. An exception from it ends the
                 generation.
             processors: steps of the sampling chain, run after the penalties: functions (logits
                 [V], tokens so far) -> logits, or samplers by name, such as "mirostat:tau=3";
                 `rwkv-core list-plugins` lists them.
-            json_schema, regex, grammar: one of them, for text that follows it: a JSON schema or its
-                JSON, a regular expression in Rust's syntax, a grammar in llguidance's Lark. They
-                need the extra `[grammar]`.
+            json_schema, regex, grammar: restrict the text; at most one may be given. A JSON schema
+                (an object or JSON), a regular expression in Rust's syntax, or a grammar in
+                llguidance's Lark. These arguments need the extra `[grammar]`.
             sampling: a Sampling; by default the model's own distribution.
-            sampling_options: temperature, top_p and other attributes of `Sampling`, which replace
-                those of `sampling`.
+            sampling_options: temperature, top_p and other attributes of `Sampling`. They replace
+                the attributes of `sampling`.
 
         Raises OptionError for an argument, StateError for a state that does not fit the model.
         """
@@ -190,7 +190,7 @@ class GenerationStream:
         return self.result
 
     def close(self) -> None:
-        """End the generation: `result` holds the text yielded so far, and its state."""
+        """End the generation. `result` holds the text yielded so far, and the state after it."""
         if self._advancing:
             raise StateError("no state is settled during on_progress: use its argument's .state")
         if self.result is None:
@@ -236,7 +236,7 @@ class GenerationStream:
     def _check_state(self, logits: NDArray[Any]) -> None:
         """Raise StateError if the logits are NaN or infinite because of the initial state.
 
-        That is so if the tokens read since give finite logits without that state.
+        The initial state is the cause if the same tokens give finite logits without this state.
         """
         if is_drawable(logits):
             return
@@ -297,6 +297,6 @@ def _grammar_processor(
     regex: str | None,
     grammar: str | None,
 ) -> GrammarProcessor | None:
-    """Return the processor for the argument that is given; None without one. Raises OptionError."""
+    """Return the processor for the given argument; None without argument. Raises OptionError."""
     found = chosen_grammar(json_schema, regex, grammar)
     return None if found is None else GrammarProcessor(GrammarConstraint(tokenizer, found))

@@ -1,8 +1,8 @@
-"""What a generation has read, in tokens and bytes, and the way back to the state of any part of it.
+"""Records the tokens and bytes that a generation has read, and goes back to earlier states.
 
-Each token read leaves a mark: the state after it, and how many bytes there were. To go back to a
-place, take the last mark before it and read the text between again. Text that is given out is never
-taken back, so marks from before it are dropped.
+Each token leaves a mark: the state after the token, and the number of bytes so far. To go back to a
+place, the model starts from the last mark before the place and reads the text in between again.
+Text that was given out is never taken back, so the marks before such text are dropped.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Transcript(GrowingText):
     """The tokens of one generation as they are read.
 
     Attributes:
-        tokens: those read so far.
+        tokens: the tokens read so far.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class Transcript(GrowingText):
         del self.data[last.n_bytes :], self.tokens[last.n_tokens :]
 
     def _drop_old_marks(self) -> None:
-        """Keep the last mark from which all text not yet given out can be read, and later ones."""
+        """Drop marks, except the last one before all text not yet given out, and later marks."""
         usable = [i for i, m in enumerate(self._marks) if m.starts_text_at(self.given_out)]
         for _ in range(usable[-1] if usable else 0):
             self._marks.popleft()
 
     def go_back(self, place: int) -> tuple[list[int], State]:
-        """Return the tokens of the text up to byte `place`, and the state after exactly that text.
+        """Return the tokens of the text up to byte `place`, and the state after this text.
 
-        Where no token ends at `place`, the text from the last mark to there is encoded again. An
-        unfinished character from before this generation cannot be undone: the state keeps it.
+        If no token ends at `place`, the text from the last mark to `place` is encoded again. An
+        unfinished character from before this generation stays in the state.
         """
         usable = [mark for mark in self._marks if mark.starts_text_at(place)]
         mark = usable[-1] if usable else self._marks[0]

@@ -16,8 +16,8 @@ class Command:
         help: one line for the list of commands in `rwkv-core --help`.
         add_arguments: declares the command's arguments. It is called at every start of the program,
             so it must not import large libraries.
-        run: runs the command and returns the exit status. It raises RWKVError for errors that a
-            user can cause; they are shown as one line on stderr.
+        run: runs the command and returns the exit status. For an error that a user can cause, it
+            raises RWKVError, which is shown as one line on stderr.
         description: further lines for the command's own --help, shown unchanged.
     """
 

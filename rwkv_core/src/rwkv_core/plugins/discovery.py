@@ -1,7 +1,8 @@
-"""Loads the plugins of this environment. A broken plugin is a row in a list; the others work.
+"""Loads the plugins of this environment. A broken plugin is listed, and the other plugins work.
 
-Two environment variables control this: RWKV_PLUGINS names the allowed entry points or distributions
-(comma-separated; empty: none), and RWKV_PLUGINS_STRICT=1 makes the first failure an exception.
+Two environment variables control this. RWKV_PLUGINS lists the allowed entry points or
+distributions, separated by commas; if it is empty, no plugin is loaded. RWKV_PLUGINS_STRICT=1 makes
+the first failure an exception.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class PluginInfo:
 
     Attributes:
         name: name of the entry point.
-        offers: names of what the plugin offers, by kind: "backends", "checkpoint_formats",
+        offers: names of the plugin's objects, by kind: "backends", "checkpoint_formats",
             "architectures", "samplers" or "commands".
         problems: the plugin's errors; empty if there are none.
     """
@@ -97,7 +98,7 @@ def own_extras() -> dict[str, str]:
 
 
 def plugin_limit() -> str:
-    """Return the limit by RWKV_PLUGINS as text for a message; "" if it is not set."""
+    """Return the limit that RWKV_PLUGINS sets, as text for a message; "" if it is not set."""
     names = os.environ.get("RWKV_PLUGINS")
     return "" if names is None else f"; RWKV_PLUGINS allows only: {printable(names) or 'none'}"
 

@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement: the complete interface between rwkv-core and plugins.
 
-A plugin is a module (or object) named by an entry point in the group `rwkv_core`, whose functions
-are marked with `@rwkv_core.hookimpl`. It implements only the hooks it needs.
+A plugin is a module (or object) that an entry point in the group `rwkv_core` names. Its hooks are
+functions marked with `@rwkv_core.hookimpl`. A plugin implements only the hooks that it needs.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ def rwkv_backends() -> list[Backend]:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def rwkv_tensor_ops(backend: str, options: Mapping[str, Any]) -> TensorOps | None:
-    """Return the operations of `backend`; its library is imported here.
+    """Return the operations of `backend`. Import the tensor library here.
 
     `options` holds every option of the descriptor, checked, with defaults filled in. Return None
-    for a backend that is not this plugin's.
+    for a backend of another plugin.
     """
 
 
 @hookspec
 def rwkv_checkpoint_formats() -> list[CheckpointFormat]:  # type: ignore[empty-body]
-    """Return the model file formats of this plugin; they are tried before the built-in ones."""
+    """Return the model file formats of this plugin, which are tried before the built-in formats."""
 
 
 @hookspec
 def rwkv_architectures() -> list[Architecture]:  # type: ignore[empty-body]
-    """Return the RWKV versions of this plugin; they are tried before the built-in ones."""
+    """Return the RWKV versions of this plugin, which are tried before the built-in versions."""
 
 
 @hookspec

@@ -1,7 +1,7 @@
 """Gives the pip commands, for messages, that install this project's own distributions.
 
-Before a release the package index has none of them, so a command also names folders of the
-checkout: those beside the folder that rwkv-core was installed from, or their usual names.
+Before a release the package index has none of these distributions. So a command also names folders
+of the checkout: the folders beside the one that rwkv-core was installed from, or the usual names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OWN = re.compile(r"(rwkv-[\w-]+)(\[[\w,-]+\])?")
 
 
 def install_extra(extra: str) -> str:
-    """Return the pip command for an extra of rwkv-core, and, if needed, the one for a checkout."""
+    """Return the pip command for an extra of rwkv-core, and if needed, one for a checkout."""
     asked = f"rwkv-core[{extra}]"
     return install_line(asked) + from_checkout(_own_requirements().get(extra, asked))
 
@@ -33,7 +33,7 @@ def install_recommended() -> str:
 def from_checkout(requirement: str) -> str:
     """Return the pip command for a distribution in a checkout, to append to the usual command.
 
-    "" if rwkv-core was installed from a package index, which then has the others too.
+    "" if rwkv-core was installed from a package index, which then has all distributions.
     """
     source = _source()
     if source is None:
@@ -46,7 +46,7 @@ def from_checkout(requirement: str) -> str:
 
 
 def _own_requirements() -> dict[str, str]:
-    """Return this project's requirement that each extra of rwkv-core stands for."""
+    """Return for each extra of rwkv-core the requirement that names a package of this project."""
     found = {}
     for line in metadata.requires("rwkv-core") or []:
         own, extra = _OWN.match(line), re.search(r"extra *== *['\"]([\w-]+)['\"]", line)

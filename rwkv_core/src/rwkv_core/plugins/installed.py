@@ -1,8 +1,8 @@
 """Finds the installed plugins: the entry points of the group `rwkv_core`.
 
-`importlib.metadata.entry_points` reads the files of all distributions together, and fails if one of
-them is malformed, even of an unrelated distribution. So the files are read one by one here, and
-only the section `rwkv_core` of each.
+`importlib.metadata.entry_points` reads the files of all distributions together, and fails if any
+file is malformed, even in an unrelated distribution. So this module reads the files one by one, and
+only the section `rwkv_core` of each file.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class InstalledPlugin:
 
     @property
     def origin(self) -> str:
-        """Distribution and version, as far as they are known."""
+        """Distribution and version of the plugin, as far as they are known."""
         return f"{self.distribution} {self.version}".strip()
 
     @property
     def package(self) -> str:
-        """Top-level package of its code."""
+        """Top-level package of the plugin's code."""
         return re.split(r"[.:\s]", self.target, maxsplit=1)[0]
 
     def load(self) -> object:

@@ -24,8 +24,8 @@ class Sampler:
         name, summary: one word, and one line for a listing.
         start: called once per generation with the options, checked, with defaults filled in. It
             returns a new function that takes float64 logits [V] and the tokens generated so far,
-            and returns logits [V]; its memory is for this generation only. It raises OptionError
-            for a value out of range.
+            and returns logits [V]. What this function remembers is for one generation only. `start`
+            raises OptionError for a value out of range.
         options: the options that a user may set, as NAME:KEY=VALUE.
     """
 

@@ -67,7 +67,7 @@ def _is_installed(requirement: str) -> bool:
 
 
 def list_backends() -> list[BackendInfo]:
-    """Return every installed backend with its status, sorted by name; broken plugins are rows too.
+    """Return every installed backend with its status, and every broken plugin, sorted by name.
 
     Imports no tensor library.
     """
@@ -126,8 +126,9 @@ def start_backend(
 ) -> tuple[str, TensorOps]:
     """Start backend `name`. Return its name and its operations.
 
-    None starts `default_backend(n_bytes, options)`; if that fails, a BackendWarning is given and
-    the next one is started. Raises the errors of `tensor_ops`; if all fail, those of the first.
+    If `name` is None, `default_backend(n_bytes, options)` is started. If that fails, the next best
+    backend is started, with a BackendWarning. Raises the errors of `tensor_ops`; if all backends
+    fail, the error of the first.
     """
     if name is not None:
         return name, tensor_ops(name, options)

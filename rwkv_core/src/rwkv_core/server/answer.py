@@ -15,7 +15,7 @@ class Answer:
 
     Attributes:
         raw: the generated text.
-        content, thought: its two parts, without the whitespace before each.
+        content, thought: the two parts of the text, each without leading whitespace.
         n_thought: number of tokens in the thought.
     """
 
@@ -34,7 +34,7 @@ class Answer:
     def add(
         self, text: str, logprobs: Sequence[TokenLogprob] = (), n_tokens: int = 0, end: bool = False
     ) -> Delta:
-        """Add text; `end` says that no more will come. Returns the new thought and content."""
+        """Add text. `end` says that this is the last text. Returns the new thought and content."""
         self.raw += text
         self._held += text
         self._tokens += self._texts.of(logprobs)
@@ -69,7 +69,7 @@ class Answer:
         return found
 
     def _take_tokens(self) -> list[TokenText]:
-        """Return the new tokens of the content; cut one that begins before the content."""
+        """Return the new tokens of the content; cut a token that begins before the content."""
         if self._begin is None:
             return []
         found = []

@@ -32,7 +32,7 @@ router = APIRouter()
 
 
 class _Job:
-    """One request: its prompt and its choices."""
+    """One request: the prompt and the choices."""
 
     def __init__(self, body: ChatBody, served: Running) -> None:
         body.check()

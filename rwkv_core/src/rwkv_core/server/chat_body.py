@@ -21,7 +21,7 @@ class ContentPart(Body):
 
 
 class CalledFunction(Body):
-    """The function of an earlier call, with its `arguments` as JSON."""
+    """The function of an earlier call, with the call's `arguments` as JSON."""
 
     name: str
     arguments: str = "{}"

@@ -19,5 +19,5 @@ router = APIRouter()
 
 @router.get("/", include_in_schema=False)
 async def chat_page() -> FileResponse:
-    """The chat page."""
+    """Return the chat page."""
     return FileResponse(FOLDER / "index.html", headers=_HEADERS)

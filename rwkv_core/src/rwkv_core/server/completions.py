@@ -60,7 +60,7 @@ class CompletionBody(SamplingFields):
 
 
 class _Job:
-    """One request: its prompts, and the choices for each."""
+    """One request: its prompts, and the choices for each prompt."""
 
     def __init__(self, body: CompletionBody, served: Running) -> None:
         body.check()
@@ -141,7 +141,10 @@ class _Job:
     def logprobs(
         self, number: int, texts: TokenTexts, logprobs: Sequence[TokenLogprob], offset: int
     ) -> dict[str, Any] | None:
-        """Return the `logprobs` of tokens that begin at character `offset` of a choice's text."""
+        """Return the `logprobs` of new tokens of a choice.
+
+        `offset` is the character of the choice's text at which the first of these tokens begins.
+        """
         if self.body.logprobs is None:
             return None
         if not self.body.echo:

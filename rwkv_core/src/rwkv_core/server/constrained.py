@@ -87,7 +87,7 @@ def _named(tools: Sequence[Tool], choice: Any) -> Sequence[Tool]:
 
 
 def _calls(tools: Sequence[Tool], must: bool, one_call: bool) -> str:
-    """Return the grammar of calls of these functions; without `must`, also of other text."""
+    """Return the grammar for calls of these functions, and, without `must`, for other text too."""
     kinds = [
         {
             "type": "object",

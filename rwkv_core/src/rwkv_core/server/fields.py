@@ -30,7 +30,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SamplingFields(Body):
-    """Sampling parameters. Those from `top_k` on are not in OpenAI's API.
+    """Sampling parameters. The fields from `top_k` on are not in OpenAI's API.
 
     Attributes:
         state: the name of a stored state, from which the prompt continues.
@@ -98,7 +98,7 @@ class SamplingFields(Body):
         return Sampling(**given)
 
     def processors(self) -> list[str]:
-        """Return the request's samplers, each as its name with options: "dry:multiplier=0.8"."""
+        """Return the request's samplers as names with options, such as "dry:multiplier=0.8"."""
         found = []
         if self.mirostat:
             options = {"tau": self.mirostat_tau, "eta": self.mirostat_eta}

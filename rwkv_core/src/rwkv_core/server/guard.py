@@ -20,7 +20,7 @@ _MAX_DISCARDED = 2**26
 
 
 class KeyGuard:
-    """Refuses requests without a valid API key. If `keys` is empty, refuses none."""
+    """Refuses requests without a valid API key. If `keys` is empty, no request is refused."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app, self._keys = app, [key.encode() for key in keys]
@@ -51,7 +51,7 @@ class KeyGuard:
 
 
 class BodyGuard:
-    """Refuses bodies larger than `max_bytes`, and those that take longer than `seconds`."""
+    """Refuses bodies that are larger than `max_bytes`, or need more than `seconds` to arrive."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self._app, self._max_bytes, self._seconds = app, max_bytes, seconds

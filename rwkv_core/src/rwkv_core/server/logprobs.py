@@ -1,4 +1,4 @@
-"""Logprobs in OpenAI's two formats. The tokens' texts, joined, are the generated text."""
+"""Logprobs in OpenAI's two formats. The texts of all tokens join to the generated text."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _LABEL = "model_name"
 
 
 class _EngineCollector(Collector):
-    """Reads an engine's counters at each scrape."""
+    """Reads an engine's counters each time that Prometheus asks for metrics."""
 
     def __init__(self, engine: Engine, model_id: str) -> None:
         self._engine, self._model_id = engine, model_id

@@ -27,7 +27,7 @@ def metrics(served: Served) -> Response:
 
 @router.get("/v1/models")
 async def list_models(served: Served) -> dict[str, Any]:
-    """List the one model that is served."""
+    """List the server's only model."""
     return {"object": "list", "data": [_described(served)]}
 
 

@@ -16,7 +16,7 @@ _ONE, _OTHER = "0", "x"
 def system_text(template: Template, conversation: Conversation) -> str:
     """Return the prefix of the prompt that does not depend on what the user says.
 
-    It holds the system prompt and the tools; it is "" if there are neither.
+    The prefix holds the system prompt and the tools. It is "" without a system prompt and tools.
     """
     systems = list(takewhile(lambda message: message.role == "system", conversation.messages))
     if not systems and not conversation.tools:

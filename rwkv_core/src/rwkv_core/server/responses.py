@@ -63,7 +63,7 @@ class _Job:
         self.messages = [*earlier, *body.new_messages()]
 
     async def submit(self) -> Handle:
-        """Queue the request; start from the previous answer's state if its text is a prefix."""
+        """Queue the request. Start from the previous answer's state if its text is a prefix."""
         body, served, settings = self.body, self.served, self.served.settings
         limit = body.max_output_tokens or settings.max_tokens
         if limit > settings.max_tokens:
@@ -138,7 +138,7 @@ class _Job:
         return body
 
     def parts(self, answer: Answer) -> tuple[str, list[dict[str, Any]]]:
-        """Return an answer's content, and the calls in it."""
+        """Return an answer's content, and the function calls in the answer."""
         return calls_of(answer.content) if self.has_tools else (answer.content, [])
 
     def described(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:

@@ -36,13 +36,13 @@ class Stored:
 
     @cached_property
     def nbytes(self) -> int:
-        """Size in bytes. What several answers share, such as earlier messages, counts for each."""
+        """Size in bytes. Data that answers share, such as messages, counts for each answer."""
         texts = (self.text, str(self.messages), str(self.body))
         return self.state_nbytes + sum(map(sys.getsizeof, texts))
 
 
 class ResponsesStore:
-    """Answers by id. The least recently used is dropped first. Not thread-safe."""
+    """Answers by id. The least recently used answer is dropped first. Not thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._nbytes = max_bytes, 0
@@ -56,7 +56,7 @@ class ResponsesStore:
         return found
 
     def add(self, response_id: str, stored: Stored) -> None:
-        """Store an answer. Drops others if all exceed the bound in bytes.
+        """Store an answer. If all answers exceed the bound in bytes, drop older ones.
 
         An answer that alone exceeds the bound is not stored.
         """

@@ -20,7 +20,7 @@ Submit = Callable[[], Handle]
 async def submit_all(submits: Iterable[Submit]) -> list[Handle]:
     """Call each of `submits` in a thread, since a long prompt takes a while to encode.
 
-    If one raises, those before it are cancelled, and its error is raised.
+    If a call raises an error, the requests of earlier calls are cancelled, and the error is raised.
     """
     handles: list[Handle] = []
     try:
@@ -61,7 +61,7 @@ async def cancelled_without_client(
 async def completions_of(
     served: Running, request: Request, handles: Sequence[Handle]
 ) -> list[Completion]:
-    """Wait for all completions. Raises the error of the first handle that has one."""
+    """Wait for all completions. Raises the error of the first handle that has an error."""
     async with cancelled_without_client(request, handles):
         found = [await handle for handle in handles]
     for completion in found:
@@ -84,9 +84,9 @@ def check_was_read(completion: Completion, param: str) -> None:
 async def pieces_of(
     served: Running, handles: Sequence[Handle]
 ) -> AsyncGenerator[tuple[int, Piece | Completion], None]:
-    """Yield (number of the handle, piece) as pieces come, and for each handle its completion last.
+    """Yield (number of the handle, piece) as pieces come, and each handle's completion at its end.
 
-    Raises the first error. Cancels the remaining requests when it is closed.
+    Raises the first error. Cancels the remaining requests when the generator is closed.
     """
     queue: asyncio.Queue[tuple[int, Piece | Completion | Exception]] = asyncio.Queue()
 

@@ -1,4 +1,4 @@
-"""The service behind the endpoints: the model, its engine, its template and stored states."""
+"""The service behind the endpoints: the model, the engine, the template and stored states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Running:
-    """A loaded model, and all that serves it.
+    """A loaded model, and the objects that serve it.
 
     Attributes:
         model_id: the model's name at the endpoints.
@@ -72,7 +72,7 @@ class Service:
         self._is_closed = False
 
     def start(self, on_ready: Callable[[Running], None], on_error: Callable[[], None]) -> None:
-        """Load the model in a thread; then call `on_ready`, or `on_error` if that failed.
+        """Load the model in a thread. Then call `on_ready`, or `on_error` if loading failed.
 
         `on_ready` is not called after `close`.
         """
@@ -98,7 +98,7 @@ class Service:
     def close(self) -> None:
         """Close the engine. Remaining requests are cancelled.
 
-        A model that still loads gets no engine.
+        If the model is still loading, its engine is not started.
         """
         with self._lock:
             self._is_closed = True
@@ -106,7 +106,7 @@ class Service:
             self._running.engine.close()
 
     def _start(self) -> Running | None:
-        """Load the model and start its engine; None if the service was closed meanwhile."""
+        """Load the model and start the engine. Returns None if the service was closed meanwhile."""
         settings = self.settings
         rwkv = self._load()
         if self._is_closed:

@@ -21,11 +21,13 @@ class Settings:
         max_batch, cache_bytes: see `Engine`.
         max_waiting: largest number of waiting requests; more are refused with status 429.
         max_prompt, max_tokens: largest number of tokens in a prompt and in an answer.
-        max_seconds: time limit of a request in seconds; it then ends with the text so far.
+        max_seconds: time limit of a request in seconds. At the limit, the answer ends with the text
+            so far.
         max_body: largest size of a request's body in bytes.
         body_seconds: time limit in seconds for receiving a request's body.
         ping_seconds: seconds of silence in a stream before a comment is sent to keep it open.
-        chat_template: a template's name or a Jinja file; None chooses by the model.
+        chat_template: a template's name or a Jinja file; None chooses by the model's name and
+            vocabulary.
         api_keys: a request needs one of these keys; if empty, requests need no key.
         state_folder: folder for named states; None keeps them in memory.
         state_folder_bytes: largest total size in bytes of named states in the folder.

@@ -29,7 +29,7 @@ def response(events: AsyncIterator[bytes], ping_seconds: float) -> EventSourceRe
 
 
 async def with_errors(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield `events`, then an error as an event if one was raised, then "[DONE]".
+    """Yield `events`, then "[DONE]". If `events` raise an error, yield it as an event before.
 
     The HTTP status has already been sent when an error occurs.
     """

@@ -1,4 +1,4 @@
-"""`/v1/states`: named states. A request with `"state": "NAME"` continues from one."""
+"""`/v1/states`: named states. A request with `"state": "NAME"` continues from this state."""
 
 from __future__ import annotations
 

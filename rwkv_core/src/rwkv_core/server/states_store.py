@@ -33,7 +33,7 @@ class StateInfo:
     Attributes:
         nbytes: size of the state or its file in bytes.
         created: time of storing, in seconds since 1970.
-        is_tuned: whether it is a state-tuned file that the operator put into the folder.
+        is_tuned: whether the state is a state-tuned file that the operator put into the folder.
     """
 
     name: str
@@ -46,7 +46,7 @@ class StatesStore:
     """Named states. Thread-safe."""
 
     def __init__(self, model: Model, folder: Path | None, max_bytes: int) -> None:
-        """Store states of up to `max_bytes` in `folder`, or if it is None, in memory.
+        """Store states of up to `max_bytes` in `folder`, or in memory if `folder` is None.
 
         Raises OptionError if the folder cannot be made.
         """
@@ -65,7 +65,7 @@ class StatesStore:
             return sorted(self._infos(), key=lambda info: info.name)
 
     def get(self, name: str) -> State:
-        """Return a state. Raises ApiError if there is none, StateError if it is damaged."""
+        """Return a state. Raises ApiError if it does not exist, and StateError if it is damaged."""
         with self._lock:
             if name in self._held:
                 return self._held[name][0]
@@ -87,9 +87,9 @@ class StatesStore:
             )
 
     def save(self, name: str, state: State, created: int) -> StateInfo:
-        """Store a state; replaces one of the same name. `created` is in seconds since 1970.
+        """Store a state. Replaces a state of the same name. `created` is in seconds since 1970.
 
-        Raises ApiError for a wrong name or for lack of room, StateError if it cannot be written.
+        Raises ApiError for a wrong name or lack of room, StateError if the file cannot be written.
         """
         self.check_name(name)
         nbytes = nbytes_of(self._model, state)
@@ -106,7 +106,7 @@ class StatesStore:
             return info
 
     def delete(self, name: str) -> None:
-        """Delete a state. Raises ApiError if there is none, or it is a state-tuned file."""
+        """Delete a state. Raises ApiError if it does not exist, or is a state-tuned file."""
         with self._lock:
             if self._held.pop(name, None) is not None:
                 return

@@ -20,7 +20,7 @@ _HEAD = re.compile(
 def calls_of(text: str) -> tuple[str, list[dict[str, Any]]]:
     """Return the text without calls, and the calls in OpenAI's format.
 
-    A call that is not valid stays in the text. Without any call, the text is returned unchanged.
+    A call that is not valid stays in the text. If there is no call, the text is unchanged.
     """
     calls: list[dict[str, Any]] = []
 

@@ -18,9 +18,10 @@ def finish_reason(completion: Completion) -> str:
 def usage(
     completions: Sequence[Completion], n_per_prompt: int = 1, n_thought: int = 0
 ) -> dict[str, Any]:
-    """Return the `usage` of `completions`, of which each prompt has `n_per_prompt` in a row.
+    """Return the `usage` of `completions`.
 
-    `n_thought` is the number of tokens in thoughts.
+    The first `n_per_prompt` completions are those of the first prompt, and so on. `n_thought` is
+    the number of tokens in thoughts.
     """
     firsts = [one.usage for one in completions[::n_per_prompt]]
     n_prompt = sum(one.prompt_tokens for one in firsts)

@@ -21,8 +21,8 @@ _STEPS_BEFORE_SHRINKING = 16
 class Batch(Generic[Member]):
     """Members that are decoded together, each with a row of one state array [C, L, R, D].
 
-    C is 1, 2, 4, 8, ... or `max_rows`, so that a backend that compiles for each shape compiles few
-    times. Rows without a member are computed too, and their results are dropped.
+    C is 1, 2, 4, 8, ... or `max_rows`, since some backends compile for each shape. Rows without a
+    member are computed too, and their results are dropped.
     """
 
     def __init__(self, model: Model, max_rows: int) -> None:

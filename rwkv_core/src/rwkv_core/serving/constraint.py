@@ -18,8 +18,8 @@ class Constraint(Protocol):
     def mask(self) -> NDArray[np.bool] | None:
         """Return which tokens may come next: bool [n], n <= V; tokens from n on are forbidden.
 
-        None allows all tokens. A mask that allows none ends the text with finish reason "stop". To
-        let the model decide where to end, allow the tokenizer's `end_of_text`.
+        None allows all tokens. A mask that allows no token ends the text with finish reason "stop".
+        To let the model decide where to end, allow the tokenizer's `end_of_text`.
         """
 
     def accept(self, token: int) -> None:
@@ -28,7 +28,7 @@ class Constraint(Protocol):
     def forced(self) -> Sequence[int]:
         """Return the tokens that must come next, in order; empty where there is a choice.
 
-        They become part of the text. Several of them are prefilled together, like a prompt.
+        These tokens become part of the text. Several of them are prefilled together, like a prompt.
         """
 
 

@@ -1,7 +1,7 @@
 """Keeps the prefix cache's entries in files, for the next run.
 
-Each entry is a safetensors file with a checksum over its values, written atomically. A file that is
-damaged, or of another model, is not used. A separate thread writes the files.
+Each entry is a safetensors file with a checksum of the values, and is written atomically. A file
+that is damaged or belongs to another model is not used. A separate thread writes the files.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class DiskCache:
     def __init__(
         self, folder: str | os.PathLike[str], model: Model, tokenizer: Tokenizer, max_bytes: int
     ) -> None:
-        """Make the subfolder and start the thread. Raises StateError if that folder cannot be made.
+        """Make the subfolder and start the thread. Raises StateError if making the folder fails.
 
-        `max_bytes` bounds what `load` reads, and the files once entries are written.
+        `max_bytes` is the largest size of the entries that `load` reads, and of the files once
+        entries are written.
         """
         self._key = _key_of(model, tokenizer)
         self._folder = Path(folder) / self._key[:32]
@@ -61,7 +62,7 @@ class DiskCache:
     def load(self) -> list[Entry]:
         """Read the most recently written entries, up to `max_bytes`; return the oldest first.
 
-        Damaged files among them are removed. The other files stay until entries are written.
+        Damaged files are removed. Files beyond `max_bytes` stay until new entries are written.
         """
         found: list[Entry] = []
         files = self._files()
@@ -82,9 +83,9 @@ class DiskCache:
         return found[::-1]
 
     def save(self, entry: Entry) -> None:
-        """Queue an entry to be written. If that fails, as on a full disk, it is left out.
+        """Queue an entry to be written. If writing fails, as on a full disk, the entry is left out.
 
-        The oldest files that `load` did not read make room for it.
+        To make room, the oldest of the files that `load` did not read are removed.
         """
         self._jobs.put(("save", entry))
 

@@ -30,7 +30,7 @@ class End:
     """How a request ends.
 
     Attributes:
-        place: the byte at which its text ends; None for the end of all bytes.
+        place: the byte at which the request's text ends; None for the end of all bytes.
         stop: see `Completion`.
     """
 
@@ -44,9 +44,9 @@ class Drawn:
     """A drawn token.
 
     Attributes:
-        token: its number; None if the constraint allows no token.
-        data: its bytes.
-        logprob: its logprob, if asked for.
+        token: the token's number; None if the constraint allows no token.
+        data: the token's bytes.
+        logprob: the token's logprob, if asked for.
     """
 
     token: int | None
@@ -82,7 +82,7 @@ def _drawn(request: Request, logits: NDArray[Any]) -> int | None:
 def grow(request: Request, drawn: Drawn) -> End | None:
     """Add the drawn token to a request's text.
 
-    Returns how the request ends; None if it goes on. Raises what its constraint raises.
+    Returns how the request ends; None if it continues. Raises the errors of the constraint.
     """
     asked, token = request.asked, drawn.token
     if token is None:
@@ -113,8 +113,8 @@ def _checked(tokens: Sequence[int], n_vocab: int) -> list[int]:
 def take_forced(tokenizer: Tokenizer, request: Request) -> End | None:
     """Add all forced tokens to a request's text and to its `unread`, if they are many.
 
-    Does nothing if they are few, or if their logprobs are asked for: `draw` then takes them one by
-    one. Returns how the request ends; None if it goes on.
+    Does nothing if there are few forced tokens, or if their logprobs are asked for: `draw` then
+    takes them one by one. Returns how the request ends; None if it continues.
     """
     if len(request.forced) < MIN_READ_AHEAD or request.asked.top_logprobs is not None:
         return None

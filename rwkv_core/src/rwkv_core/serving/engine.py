@@ -48,7 +48,7 @@ class Engine:
     request's result does not depend on the other requests. Call `close` at the end, or use `with`.
 
     Attributes:
-        model, tokenizer: those given to the constructor.
+        model, tokenizer: the arguments of the constructor.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Engine:
         Arguments:
             max_batch: largest number of requests that run at the same time; others wait.
             cache_bytes: largest size of the prefix cache in bytes; 0 for no cache.
-            cache_folder: folder in which the cache is also kept for the next run; None for memory
-                only.
+            cache_folder: folder in which the cache is also kept for the next run; None keeps it in
+                memory only.
             max_waiting: largest number of waiting requests.
             max_prompt: largest number of tokens in a prompt; None for no limit.
 
@@ -121,21 +121,22 @@ class Engine:
 
         Arguments:
             prompt: text, tokens, or a list of texts, such as messages. Each text of a list is
-                encoded separately, and the cache also keeps the state at its end. An empty prompt
-                continues `state`; without a state it begins a document.
+                encoded separately, and the cache also keeps the state at the end of each text. With
+                an empty prompt, the text continues `state`, or begins a document.
             max_tokens: largest number of tokens to generate. 0 only prefills the prompt.
             stop_strings, stop_tokens, ignore_eos, seed, processors: as for `RWKV.generate`.
-            sampling, sampling_options: a Sampling, and parameters by name that override it.
+            sampling, sampling_options: a Sampling, and parameters by name that override its values.
             state: a single state of this model, from which the prompt continues.
-            top_logprobs: return each token's logprob, and those of so many likeliest tokens.
+            top_logprobs: return each token's logprob, and the logprobs of this number of likeliest
+                tokens.
             prompt_logprobs: the same for each token of the prompt, which is then prefilled in full.
             constraint: restricts the tokens; must not be shared with another request.
             keep_state: return the state after the text.
-            max_seconds: end the request after so many seconds, including the time in the queue,
-                with the text so far.
+            max_seconds: time limit of the request in seconds, including the time in the queue. At
+                the limit, the request ends with the text so far.
             marks: numbers of prompt tokens after which the cache also keeps the state, for example
-                at the end of a system prompt. Without marks, the cache detects where prompts
-                diverge.
+                [120] if a system prompt has 120 tokens. Without marks, the cache detects where
+                prompts diverge.
 
         Raises OptionError, TokenizerError and StateError for a wrong argument, PromptTooLongError
         for a prompt of more than `max_prompt` tokens, QueueFullError if `max_waiting` requests
@@ -182,9 +183,9 @@ class Engine:
     ) -> Handle:
         """Queue a prompt whose embedding is computed: see `Model.embed`.
 
-        The result has `embedding`, float32 [D], and no text; after `max_seconds` the embedding is
-        None. Arguments and errors are those of `submit`. An empty prompt is read as the token that
-        begins a document.
+        The result has `embedding`, float32 [D], and no text. If the request ends at `max_seconds`,
+        the embedding is None. Arguments and errors are the same as in `submit`. An empty prompt is
+        read as the token that begins a document.
         """
         _check_seconds(max_seconds)
         if state is not None:
@@ -210,10 +211,11 @@ class Engine:
     def generate_many(
         self, prompts: Iterable[Prompt], max_tokens: int, **options: Any
     ) -> list[Completion]:
-        """Continue each of `prompts`, many at the same time. Returns completions in their order.
+        """Continue all `prompts`, many at the same time. Returns completions in the same order.
 
-        `max_tokens` and `options` are as in `submit`. If a seed is given, all prompts use it. There
-        may be more prompts than the queue takes. An error of one request cancels all and is raised.
+        `max_tokens` and `options` are as in `submit`. If a seed is given, all prompts use this
+        seed. There may be more prompts than the queue holds. An error of one request cancels all
+        requests and is raised.
         """
         handles: list[Handle] = []
         try:
@@ -239,7 +241,7 @@ class Engine:
         return self._scheduler.stats()
 
     def close(self, grace: float = 0.0) -> None:
-        """Refuse new requests, and wait until the present ones have ended.
+        """Refuse new requests, and wait until the running and waiting requests have ended.
 
         After `grace` seconds the remaining requests are cancelled.
         """

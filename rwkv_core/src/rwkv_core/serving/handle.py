@@ -15,8 +15,8 @@ from rwkv_core.serving.results import Completion, Piece
 class Handle:
     """A submitted request. `for` and `async for` yield its pieces, each piece once.
 
-    `await handle` and `handle.result` wait for the completion. All four raise the error that ended
-    the request, if one did.
+    `await handle` and `handle.result` wait for the completion. If an error ended the request, both
+    loops, `await` and `result` raise this error.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ class Handle:
             return self._changed.wait_for(lambda: self.done, timeout)
 
     def cancel(self) -> None:
-        """End the request within one step; its result is the text so far. Does not wait."""
+        """End the request within one step, with the text so far as its result. Does not wait."""
         self._is_cancelled = True
         self._wake()
 
@@ -99,7 +99,7 @@ class Handle:
         return self._completion
 
     def _listen(self) -> asyncio.Future[None]:
-        """Return a future that the next `put` sets. The caller holds the lock."""
+        """Return a future that the next `put` sets. The caller must hold the lock."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._listeners.append((loop, future))

@@ -11,7 +11,7 @@ from rwkv_core.serving.results import TokenLogprob
 
 
 def token_logprob(logits: NDArray[Any], token: int, data: bytes, n_top: int) -> TokenLogprob:
-    """Return the logprob of `token` by `logits` [V], with the `n_top` likeliest tokens.
+    """Return the logprob of `token`, computed from `logits` [V], with the `n_top` likeliest tokens.
 
     `data` is the token's bytes.
     """

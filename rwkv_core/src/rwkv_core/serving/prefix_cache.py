@@ -1,7 +1,7 @@
 """Cache of the states after prefixes of prompts: a trie over tokens, bounded in bytes.
 
-It holds NumPy arrays and does not depend on a model. The least recently used entry is dropped
-first.
+The cache holds NumPy arrays and does not depend on a model. The least recently used entry is
+dropped first.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PrefixCache:
 
     Attributes:
         max_bytes: largest total size of the entries in bytes.
-        nbytes: their present total size in bytes.
+        nbytes: present total size of the entries in bytes.
         lookups, hits: number of calls of `find`, and of calls that found an entry.
     """
 
@@ -134,7 +134,7 @@ class PrefixCache:
         return dropped
 
     def _node(self, root: bytes, tokens: Tokens) -> _Node:
-        """Return the node of `tokens`; make it if there is none."""
+        """Return the node of `tokens`, which is made if it does not exist."""
         node = self._roots.setdefault(root, _Node(tokens[:0], None))
         while len(tokens):
             child = node.children.get(int(tokens[0]))

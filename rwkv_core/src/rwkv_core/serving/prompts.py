@@ -40,7 +40,8 @@ class Prompts:
         requests: the requests, in the order in which they came.
         cache: the states after prompts and their prefixes.
         pace: the measured durations of prefill chunks and decode steps.
-        n_tokens, n_cached: number of prompt tokens so far, and of those taken from the cache.
+        n_tokens, n_cached: number of prompt tokens so far, and number of these whose state came
+            from the cache.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Prompts:
     def _note_logprobs(
         self, request: Request, tokens: list[int], rows: NDArray[Any], n_top: int
     ) -> None:
-        """Record the logprob of each of `tokens`; `rows` [n, V] are the logits after each."""
+        """Record the logprob of each of `tokens`. `rows` [n, V] are the logits after each token."""
         before = [request.logits, *rows[:-1]]
         for token, logits in zip(tokens, before, strict=True):
             data = bytes_of(self._tokenizer, token)
@@ -154,7 +155,7 @@ class Prompts:
             )
 
     def _find_beginning(self, request: Request) -> None:
-        """Start from the longest cached prefix, or wait for a request that prefills more."""
+        """Start from the longest cached prefix, or wait while another request prefills more."""
         asked = request.asked
         # Logprobs need all logits, an embedding the last token's hidden state.
         usable = request.n_prompt - asked.embeds
@@ -176,7 +177,7 @@ class Prompts:
             request.marks.add(found.n_shared)
 
     def _leader_of(self, request: Request, usable: int) -> tuple[Request | None, int]:
-        """Return the request that will prefill the longest shared prefix, and that length."""
+        """Return the request that will prefill the longest shared prefix, and its length."""
         best, best_shared = None, 0
         wanted = np.array(request.asked.prompt[:usable], np.int64)
         for other in self.requests:
@@ -208,7 +209,7 @@ class Prompts:
         request.unread = request.asked.prompt[place:]
 
     def _root_of(self, start: State) -> bytes:
-        """Return the digest of a start state's values, the `Entry.root` of what follows it."""
+        """Return the digest of a start state's values: the `Entry.root` of all states after it."""
         found = self._roots.get(start)
         if found is None:
             values = self._model.to_numpy(start).tobytes()

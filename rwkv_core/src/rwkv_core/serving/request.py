@@ -32,7 +32,8 @@ class Asked:
         pending: the bytes of a character that the prompt leaves unfinished.
         top_logprobs: number of likeliest tokens to return with each token; None for no logprobs.
         prompt_logprobs: the same for each token of the prompt.
-        seconds: time limit, after which the request ends with finish reason "time"; None for none.
+        seconds: time limit, after which the request ends with finish reason "time"; None for no
+            limit.
         marks: numbers of prompt tokens after which the state is cached.
         embeds: whether to compute the prompt's embedding instead of a text.
     """
@@ -66,16 +67,16 @@ class Request:
     """One request in the engine. Only the engine changes it.
 
     Attributes:
-        asked, handle: its arguments, and the handle that receives its results.
-        text: its continuation.
+        asked, handle: the arguments, and the handle that receives the results.
+        text: the continuation.
         unread: tokens to prefill before the next token is drawn.
         n_read: number of tokens read so far, of the prompt and the continuation.
         n_cached: number of prompt tokens whose state came from the cache or from another request.
         state: the state after the tokens read, while the request is not in the batch.
         logits: the last logits [V], on the host.
         next_token: the token to decode next, while the request is in the batch.
-        root: the `Entry.root` of its states.
-        marks: numbers of prompt tokens after which its state is cached.
+        root: the `Entry.root` of the request's states.
+        marks: numbers of prompt tokens after which the state is cached.
         leader, awaited: a request that prefills the same tokens, and the number of tokens after
             which this request takes over its state.
         forced: the next tokens of the continuation, which the constraint forces.
@@ -109,7 +110,7 @@ class Request:
 
     @property
     def n_fed(self) -> int:
-        """Number of tokens of the continuation that its state has read."""
+        """Number of tokens of the continuation that the state has read."""
         return max(0, self.n_read - self.n_prompt)
 
     @property

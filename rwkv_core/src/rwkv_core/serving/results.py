@@ -15,13 +15,13 @@ FinishReason = Literal["stop", "length", "cancelled", "time"]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's logprob (natural logarithm), and those of the likeliest tokens at its position.
+    """A token's logprob (natural logarithm), and the likeliest tokens at its position.
 
     Logprobs are computed from the model's logits, before penalties, temperature and constraints.
 
     Attributes:
-        token: its number.
-        bytes: its bytes; if a stop string begins inside the token, only those before it.
+        token: the token's number.
+        bytes: the token's bytes; if a stop string begins inside the token, only the bytes before.
         logprob: None for the first token of a prompt, before which there are no logits.
         top: (token, logprob) pairs, the likeliest first.
     """
@@ -55,8 +55,8 @@ class Usage:
         prompt_tokens: number of tokens in the prompt.
         cached_tokens: number of prompt tokens that were not prefilled, because their state was
             cached.
-        completion_tokens: number of generated tokens, with those of a stop string but without a
-            stop token.
+        completion_tokens: number of generated tokens, including the tokens of a stop string, but
+            not a stop token.
     """
 
     prompt_tokens: int
@@ -69,9 +69,9 @@ class Times:
     """Durations in seconds, from the submission of the request.
 
     Attributes:
-        queued: until it left the queue.
-        first_token: until the first token was drawn; None if none was.
-        total: until its end.
+        queued: until the request left the queue.
+        first_token: until the first token was drawn; None if no token was drawn.
+        total: until the end of the request.
     """
 
     queued: float
@@ -91,7 +91,7 @@ class Completion:
         usage, times: token counts, and durations in seconds.
         logprobs: one for each of `tokens`, if asked for.
         prompt_logprobs: one for each token of the prompt, if asked for.
-        state: the state after exactly `text`, if asked for.
+        state: the state after `text`, if asked for.
         embedding: the prompt's embedding, float32 [D], for `Engine.embed`.
     """
 

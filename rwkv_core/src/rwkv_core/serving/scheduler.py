@@ -1,4 +1,4 @@
-"""Runs the model in one thread: in turn, a decode step of the batch and chunks of prefill."""
+"""Runs the model in one thread: decode steps of the batch alternate with chunks of prefill."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class Scheduler:
             self._changed.notify_all()
 
     def close(self, grace: float) -> None:
-        """Refuse new requests; `run` returns when the others have ended.
+        """Refuse new requests. `run` returns when the other requests have ended.
 
-        Those that still run after `grace` seconds are cancelled.
+        Requests that still run after `grace` seconds are cancelled.
         """
         with self._changed:
             end = time.monotonic() + grace
@@ -107,7 +107,7 @@ class Scheduler:
             )
 
     def run(self) -> None:
-        """Run requests until `close` was called and all have ended."""
+        """Run requests until `close` was called and all requests have ended."""
         with self._pool:
             self._run()
 
@@ -131,7 +131,7 @@ class Scheduler:
         return True
 
     def _drop_ended(self) -> None:
-        """End requests that were cancelled or are late, and all once the grace period is over."""
+        """End cancelled and late requests; when the grace period is over, end all requests."""
         over = self._closing is not None and time.monotonic() >= self._closing
         for request in [*self._waiting, *self._prompts.requests, *self._batch.members]:
             if over or request.handle.is_cancelled:
@@ -252,7 +252,7 @@ class Scheduler:
             return error
 
     def _go_on(self, request: Request, drawn: Drawn | Exception) -> None:
-        """Add the drawn token to a request's text, give out a piece, and place or end it.
+        """Add the drawn token to a request's text, give out a piece, and place or end the request.
 
         `drawn` is an exception if drawing failed.
         """

@@ -1,4 +1,4 @@
-"""Computes the state after exactly the text of a request that has ended."""
+"""Computes the state after the text of a request that has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds a model's file: from a path, the name of a model that ships, or an address."""
+"""Finds a model's file: from a path, the name of a bundled model, or an address."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def local_file(model: str | os.PathLike[str]) -> Path:
     """Return the path of a model's file on this machine, downloaded into a cache if necessary.
 
     Arguments:
-        model: one of: a path; "prose" or "prose7" for a model that ships; hf://owner/repo/file, or
+        model: one of: a path; "prose" or "prose7" for a bundled model; hf://owner/repo/file, or
             hf://owner/repo for a repository of transformers or PEFT, both with an optional
             @revision after the repository; the address of a file on Hugging Face; any http(s)
-            address. If an address ends in #sha256=<64 hex digits>, the file is checked against it.
+            address. If an address ends in #sha256=<64 hex digits>, the file must have this digest.
 
-    Raises DownloadError if an address cannot be downloaded, and CheckpointError if `model` is no
-    str or Path. A path need not exist: opening it raises the error.
+    Raises DownloadError if an address cannot be downloaded, and CheckpointError if `model` is not a
+    str or Path. A missing path is returned too: opening it raises the error.
     """
     if isinstance(model, str) and model in bundled.MODELS:
         return bundled.MODELS[model]
@@ -56,7 +56,7 @@ def _fetch(address: str) -> Path:
 def fetch_beside(address: str, name: str) -> Path | None:
     """Download the file `name` beside the file at `address`, into the folder of that file's copy.
 
-    Returns its path; None if there is no such file. Raises DownloadError if the address is
+    Returns the path; None if there is no such file. Raises DownloadError if the address is
     malformed or the server cannot be reached.
     """
     from rwkv_core.sources import download, hub

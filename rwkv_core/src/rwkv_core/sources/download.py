@@ -1,8 +1,8 @@
-"""Downloads a file over http(s) into a cache, resumes after a failure, never leaves half a file.
+"""Downloads a file over http(s) into a cache. It resumes after a failure and leaves no half file.
 
-No library is used, since none of these makes sure that the parts of a resumed file are of one
-version: `http_get` of huggingface_hub 2.4 resumes without If-Range and compares only sizes; pooch
-1.9 and fsspec 2026.9 begin again from the first byte.
+No library is used, since no library resumes a download and also makes sure that all parts are of
+one version: `http_get` of huggingface_hub 2.4 resumes without If-Range and compares only sizes;
+pooch 1.9 and fsspec 2026.9 begin again from the first byte.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _only_one(lock_file: Path, address: str) -> Iterator[None]:
 
 
 class _Restart(Exception):
-    """The part so far is useless: the file has changed, or the server sends no ranges."""
+    """The part so far cannot be used: the file has changed, or the server sends no ranges."""
 
 
 class _Download:

@@ -30,7 +30,7 @@ _CHUNK = 1 << 20
 
 
 class Broken(Exception):
-    """The connection failed or the server is busy; `hopeless` if a retry is useless."""
+    """The connection failed or the server is busy. `hopeless` says that a retry is useless."""
 
     def __init__(self, reason: str, hopeless: bool = False) -> None:
         super().__init__(reason)
@@ -38,7 +38,7 @@ class Broken(Exception):
 
 
 class About(NamedTuple):
-    """The server's description of a file, saved beside it to ask later whether it has changed."""
+    """The server's description of a file. It is saved beside the file, to ask later for changes."""
 
     etag: str | None
     modified: str | None

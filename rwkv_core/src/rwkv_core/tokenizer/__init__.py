@@ -19,7 +19,7 @@ class Tokenizer(ABC):
 
     Attributes:
         n_vocab: one more than the highest token number.
-        holes: unused token numbers below n_vocab, which stand for no bytes.
+        holes: unused token numbers below n_vocab, which have no bytes.
         end_of_text: the token that ends a document, 0 in the Pile and World vocabularies; None if
             token 0 is ordinary text.
     """
@@ -42,9 +42,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Return tokens that stand for exactly `data`, which need not be complete characters.
+        """Return tokens whose bytes are exactly `data`, which may end inside a character.
 
-        Raises TokenizerError if the vocabulary lacks a byte that this needs.
+        Raises TokenizerError if the vocabulary lacks a byte of `data`.
         """
 
     def decode(self, tokens: list[int]) -> str:
@@ -86,7 +86,7 @@ def utf8(text: str) -> bytes:
 
 
 def load_tokenizer(file: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer file of either kind, which is recognized by its content.
+    """Read a tokenizer file. The kind of the file is recognized by its content.
 
     Arguments:
         file: a path or an address, as for `sources.local_file`. The file is a byte-level BPE of the

@@ -1,4 +1,4 @@
-"""Byte-level BPE, in files of the `tokenizers` library, such as the 20B of RWKV-4 Pile models."""
+"""Byte-level BPE, in files of the `tokenizers` library, as RWKV-4 models of the Pile use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rwkv_core.tokenizer.json_file import MAX_BYTES, library_errors, parse, read
 
 
 def byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's alphabet, in which byte-level vocabularies are written: byte by character.
+    """Return GPT-2's alphabet of byte-level vocabularies, as a dict of bytes by character.
 
     A byte that is a printable Latin-1 character is written as itself. The others are written, in
     order, as the characters from U+0100 on.

@@ -1,9 +1,9 @@
 """Reads and checks a `tokenizers` JSON file before the `tokenizers` library gets it.
 
 The library trusts its files: a small file can make it panic (a BaseException in Python), allocate
-gigabytes until the process is killed, or compute forever. So sizes are limited here, and steps that
-no byte-level tokenizer needs are refused. The library then gets the checked content, written again
-as JSON, since two parsers may choose different values of a key that occurs twice.
+gigabytes until the process is killed, or compute forever. So this module limits sizes, and refuses
+steps that no byte-level tokenizer needs. The library then gets the checked content, written again
+as JSON: if a key occurs twice, two parsers may choose different values.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Finds a model's tokenizer, if none is named: beside the model, or on the hub.
+"""Finds a model's tokenizer beside the model, or on the hub, if the user names no tokenizer.
 
-If possible this is done before the model is downloaded and loaded.
+If possible, this happens before the model is downloaded and loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rwkv_core.tokenizer.world import N_VOCAB as N_WORLD
 from rwkv_core.util.addresses import scheme_of, shown
 
 PILE = hub.HubFile("EleutherAI/gpt-neox-20b", "tokenizer.json")
-"""The tokenizer of RWKV-4 Pile models: that of GPT-NeoX-20B."""
+"""GPT-NeoX-20B's tokenizer, which all RWKV-4 models trained on the Pile use."""
 N_PILE = 50277
 _JSON = ("tokenizer.json", "20B_tokenizer.json")
 
@@ -28,9 +28,9 @@ def tokenizer_before_load(
 ) -> Tokenizer | None:
     """Return the tokenizer of a model that is not loaded yet; None if it depends on the model.
 
-    It is `given`, or one beside the model. For an address, tokenizers beside it are downloaded
-    first, then the model's file. Raises TokenizerError, also if the tokenizer does not fit the
-    model, and the errors of `open_model`.
+    The result is `given`, or a tokenizer beside the model. For an address, tokenizers beside it are
+    downloaded first, then the model's file. Raises TokenizerError, also if the tokenizer does not
+    fit the model, and the errors of `open_model`.
     """
     if given is not None:
         if (known := vocabulary_size(model)) is not None:
@@ -50,17 +50,17 @@ def tokenizer_before_load(
         check_fits(tokenizer, n_vocab)
         return tokenizer
     except TokenizerError:
-        # A copy of the model that ships is recognized by its fingerprint, after loading.
+        # A copy of a bundled model is recognized by its fingerprint, after loading.
         if n_vocab != load_tokenizer(bundled.TOKENIZER).n_vocab:
             raise
         return None
 
 
 def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
-    """Download the tokenizers beside a model's address; if there are none, the Pile models'.
+    """Download the tokenizers beside a model's address; if there are none, download `PILE`.
 
-    Does nothing for a path. Raises TokenizerError if there are none, before gigabytes of the model
-    are downloaded in vain.
+    Does nothing for a path. Raises TokenizerError if no tokenizer is found, before gigabytes of the
+    model are downloaded in vain.
     """
     if not isinstance(model, str) or not scheme_of(model):
         return
@@ -93,10 +93,10 @@ def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
 def find_tokenizer(model_path: str | os.PathLike[str], n_vocab: int) -> Path:
     """Return the tokenizer's file for a model of `n_vocab` tokens.
 
-    The search goes through the model's folder; then, for a model in the hub client's cache, the
-    same commit of its repository; then, for a Pile model, the repository of its tokenizer.
+    First, the model's folder is searched. Then, for a model in the hub client's cache, the same
+    commit of the model's repository. Last, for a model of the Pile, `PILE` is downloaded.
 
-    Raises TokenizerError, which says what to download, if there is none or it cannot be downloaded.
+    Raises TokenizerError, which says what to download, if no tokenizer is found or downloaded.
     """
     path = Path(model_path)
     # World's vocabulary is the largest, so it does not fit a smaller model.

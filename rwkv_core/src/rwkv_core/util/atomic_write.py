@@ -1,8 +1,8 @@
 """Writes a file atomically: a failure leaves the old file.
 
-The new file is written in a temporary folder. A killed process leaves that folder; the next process
-that makes one in the same place removes it. Each process holds a lock on its own folder, which ends
-with the process.
+The new file is written in a temporary folder. A killed process leaves its folder behind. The next
+process that makes a temporary folder in the same place removes the old folder. Each process holds a
+lock on its own folder until the process ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a new file, which replaces `path` when the `with` block ends without an error.
 
     Symbolic links are followed, and the replaced file's permissions are kept. Raises OSError, also
-    if `path` exists and is no regular file.
+    if `path` exists and is not a regular file.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -47,7 +47,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
-    """Make a folder in `parent` and remove it at the end; folders of killed processes are removed.
+    """Make a folder in `parent` and remove it at the end. Also removes killed processes' folders.
 
     Raises OSError.
     """
@@ -68,7 +68,7 @@ def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _make_locked(folder: Path) -> BinaryIO | None:
-    """Make the folder and lock it; None if another process has just removed it as abandoned."""
+    """Make the folder and lock it. Returns None if another process has just removed the folder."""
     folder.mkdir(mode=0o700)
     try:
         lock = (folder / _LOCK).open("wb")

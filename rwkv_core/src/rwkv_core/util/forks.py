@@ -1,4 +1,4 @@
-"""Refuses to use a library after a fork, where it would hang: its threads are not in the child."""
+"""Refuses to use a library in a forked process, where it would hang for lack of its threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _lost: set[str] = set()
 
 
 def note_use(library: str) -> None:
-    """Record that `library` starts threads in this process; "" does nothing."""
+    """Record that `library` starts threads in this process. Does nothing for ""."""
     if library:
         _used.add(library)
 

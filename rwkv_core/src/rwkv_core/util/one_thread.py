@@ -15,7 +15,7 @@ Class = TypeVar("Class", bound=type)
 def one_thread_at_a_time(*methods: str) -> Callable[[Class], Class]:
     """Decorate a class: while a thread runs one of `methods`, other threads get a StateError.
 
-    The same thread may call them again, as `on_progress` does.
+    The same thread may call the methods again, as `on_progress` may do.
     """
 
     def decorate(cls: Class) -> Class:

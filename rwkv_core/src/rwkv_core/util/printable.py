@@ -20,7 +20,7 @@ _STEERING = {
 
 
 def printable(value: object, limit: int = MAX_LENGTH) -> str:
-    """Return `str(value)` as one line of at most `limit` characters, without its middle if longer.
+    """Return `str(value)` as one line of at most `limit` characters; drop the middle if longer.
 
     Control characters become U+FFFD. Spaces are kept, since paths may have them.
     """

@@ -12,9 +12,9 @@ _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def available_threads() -> int:
     """Return the number of cores that this process may use, at least 1.
 
-    It is the number of cores in the process's affinity mask, or a container's CPU quota (cgroup
-    version 1 or 2) if that is less. A quota is rounded down: a thread that runs out of quota also
-    stops the others.
+    This is the number of cores in the process's affinity mask, or a container's CPU quota (cgroup
+    version 1 or 2) if the quota is smaller. A quota is rounded down, since a thread that runs out
+    of quota also stops the other threads.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -46,7 +46,7 @@ def _cpu_quotas() -> Iterator[float]:
 
 
 def _quota_of(group: Path) -> float | None:
-    """Return the quota of one control group, in cores; None if it has none."""
+    """Return the quota of one control group, in cores; None without a quota."""
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()

@@ -2,8 +2,8 @@
 
 Source: B. Peng et al., RWKV: Reinventing RNNs for the Transformer Era (2023), section 3:
 token shift, WKV operator, output gating.
-Every token attends to the whole past, with all weights as logarithms. There is no state and no
-running maximum that could be wrong. This module uses no other code of rwkv_core.
+Every token attends to the whole past, with all weights as logarithms. So no state and no running
+maximum can be wrong. This module uses no other code of rwkv_core.
 T time, D width, F inner width of channel mixing, V vocabulary, L layers.
 """
 

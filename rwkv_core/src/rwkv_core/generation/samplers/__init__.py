@@ -1,8 +1,8 @@
 """Samplers: named steps of the sampling chain, with options; some keep a state of their own.
 
-A user names one on the command line (`--sampler mirostat:tau=3,eta=0.1`) or in Python
-(`processors=["mirostat:tau=3,eta=0.1"]`). rwkv-core's own samplers, like those of plugins, are
-offered through the hook `rwkv_samplers`.
+A user names a sampler on the command line (`--sampler mirostat:tau=3,eta=0.1`) or in Python
+(`processors=["mirostat:tau=3,eta=0.1"]`). Both rwkv-core's own samplers and the samplers of plugins
+are offered through the hook `rwkv_samplers`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ MIROSTAT = Sampler(
     _mirostat,
     (
         Option("tau", float, 5.0, "target surprise in bits per token; lower is more focused"),
-        Option("eta", float, 0.1, "how fast it adapts, 0 to 1"),
+        Option("eta", float, 0.1, "rate of adaptation to the target, 0 to 1"),
     ),
 )
 DRY = Sampler(
@@ -42,10 +42,10 @@ DRY = Sampler(
     "penalizes tokens that would repeat an earlier sequence (DRY, by p-e-w)",
     _dry,
     (
-        Option("multiplier", float, 0.8, "the penalty for a repetition of allowed_length; 0: none"),
+        Option("multiplier", float, 0.8, "penalty of a repetition of allowed_length tokens"),
         Option("base", float, 1.75, "factor of the penalty for each further token"),
-        Option("allowed_length", int, 2, "repetitions of fewer tokens are not penalized"),
-        Option("breakers", list, [], "numbers of tokens that no repetition extends across"),
+        Option("allowed_length", int, 2, "length in tokens of the shortest penalized repetition"),
+        Option("breakers", list, [], "numbers of tokens at which a repetition ends"),
     ),
 )
 

