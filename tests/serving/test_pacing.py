@@ -28,11 +28,12 @@ def test_a_pass_with_a_step_in_it_takes_less_than_three_steps() -> None:
         if not pace.knows_step:
             pace.note_step(0.010)
             continue
-        n_tokens = pace.n_tokens(beside=True)
+        n_tokens = pace.n_tokens_beside()
         seconds.append(0.010 + 0.0001 * n_tokens)
         assert abs(pace.note_pass(n_tokens, seconds[-1]) - 0.0001 * n_tokens) < 1e-9
-    # The weights are read once: 128 tokens fit, where 64 do after a step of their own.
-    assert sorted(seconds)[150] == 0.010 + 0.0128 and sum(one > 0.03 for one in seconds) < 30
+    assert sorted(seconds)[150] == 0.010 + 0.0128
+    # 192 tokens take a little more than the time that there is: they are tried now and then.
+    assert max(seconds) < 0.03 and sum(one > 0.028 for one in seconds) < 60
 
 
 def test_it_reads_some_tokens_even_where_that_takes_longer() -> None:

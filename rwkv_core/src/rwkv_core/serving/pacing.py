@@ -4,12 +4,16 @@ from __future__ import annotations
 
 # Prefill between two decode steps takes at most 1.8 times as long as a step.
 _SHARE = 1.8
-_MIN_TOKENS, MAX_TOKENS = 16, 512
+MAX_TOKENS = 512
+# Chunk sizes between two steps: few, as some backends compile for each.
+_SIZES = (16, 32, 64, 128, 256, MAX_TOKENS)
+# Chunk sizes beside a step, in the same pass.
+_SIZES_BESIDE = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, MAX_TOKENS)
 # Weight of a new measurement in the running average.
 _WEIGHT = 0.3
-# Estimate for a chunk size that was never measured: twice the tokens take 1.3 times as long. It is
+# Estimate for a size that was never measured: so many times as long as the next smaller size. It is
 # optimistic, so that larger sizes are tried.
-_GROWTH = 1.3
+_GROWTH, _GROWTH_BESIDE = 1.3, 1.25
 # Each measurement multiplies the averages of all other sizes by this, so that they are tried again.
 _FORGETTING = 0.998
 # After so many passes that decode and prefill, a step that only decodes is measured again.
@@ -21,7 +25,8 @@ class Pace:
 
     def __init__(self) -> None:
         self._step = _Average()
-        self._reads, self._beside = _Chunks(), _Chunks()
+        self._reads = _Chunks(_SIZES, _GROWTH)
+        self._passes = _Chunks(_SIZES_BESIDE, _GROWTH_BESIDE)
         self._n_passes = 0
 
     def note_step(self, seconds: float) -> None:
@@ -39,9 +44,8 @@ class Pace:
         Returns the part of it that prefill took.
         """
         self._n_passes += 1
-        extra = max(0.0, seconds - (self._step.value or 0.0))
-        self._beside.add(n_tokens, extra)
-        return extra
+        self._passes.add(n_tokens, seconds)
+        return max(0.0, seconds - (self._step.value or 0.0))
 
     @property
     def knows_step(self) -> bool:
@@ -53,43 +57,59 @@ class Pace:
         """The time for prefill before the next decode step."""
         return _SHARE * (self._step.value or 0.0)
 
-    def n_tokens(self, beside: bool = False) -> int:
-        """Return the largest chunk size that is estimated to fit in `seconds`.
+    def n_tokens(self) -> int:
+        """Return the largest chunk size that is estimated to fit between two decode steps."""
+        return self._reads.largest(self.seconds)
 
-        `beside`: the chunk is read in the same pass as a decode step.
-        """
-        chunks, size = self._beside if beside else self._reads, _MIN_TOKENS
-        while size < MAX_TOKENS and chunks.estimate(2 * size) <= self.seconds:
-            size *= 2
-        return size
+    def n_tokens_beside(self) -> int:
+        """Return the largest chunk size that is estimated to fit in one pass with a step."""
+        return self._passes.largest((1 + _SHARE) * (self._step.value or 0.0))
 
     def fits(self, n_tokens: int, seconds: float) -> bool:
         """Whether `n_tokens` more tokens fit after `seconds` of prefill."""
-        return seconds + self._reads.estimate(_size_of(n_tokens)) <= self.seconds
+        return seconds + self._reads.estimate(n_tokens) <= self.seconds
 
 
 class _Chunks:
-    """The running averages of chunks' durations, by size: powers of two."""
+    """The running averages of chunks' durations, by size.
 
-    def __init__(self) -> None:
-        self._averages: dict[int, _Average] = {}
+    Fewer tokens than the smallest size have averages of their own, for powers of two.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], growth: float) -> None:
+        self._smallest, self._growth = sizes[0], growth
+        self._sizes = (*(2**i for i in range(20) if 2**i < sizes[0]), *sizes)
+        self._averages = {size: _Average() for size in self._sizes}
 
     def add(self, n_tokens: int, seconds: float) -> None:
-        size = _size_of(n_tokens)
-        self._averages.setdefault(size, _Average()).add(seconds)
+        size = self._size_of(n_tokens)
+        self._averages[size].add(seconds)
         for other, average in self._averages.items():
             if other != size and average.value is not None:
                 average.value *= _FORGETTING
 
-    def estimate(self, size: int) -> float:
-        """Return the seconds for `size` tokens; from a smaller size if it was never measured."""
-        smaller, factor = size, 1.0
-        while smaller > 1 and not self._known(smaller):
-            smaller, factor = smaller // 2, factor * _GROWTH
-        return (self._averages[smaller].value or 0.0) * factor if self._known(smaller) else 1e9
+    def largest(self, seconds: float) -> int:
+        """Return the largest size that is estimated to take `seconds`; at least the smallest."""
+        fitting = self._smallest
+        for size in self._sizes:
+            if size > fitting:
+                if self.estimate(size) > seconds:
+                    break
+                fitting = size
+        return fitting
 
-    def _known(self, size: int) -> bool:
-        return size in self._averages and self._averages[size].value is not None
+    def estimate(self, n_tokens: int) -> float:
+        """Return the seconds for so many tokens; from a smaller size if it was never measured."""
+        factor = 1.0
+        for size in reversed([size for size in self._sizes if size <= self._size_of(n_tokens)]):
+            value = self._averages[size].value
+            if value is not None:
+                return value * factor
+            factor *= self._growth
+        return 1e9
+
+    def _size_of(self, n_tokens: int) -> int:
+        return next(size for size in self._sizes if size >= min(n_tokens, MAX_TOKENS))
 
 
 class _Average:
@@ -107,7 +127,3 @@ class _Average:
         else:
             # Cap outliers: one slow measurement on a busy machine must not dominate.
             self.value += _WEIGHT * (min(seconds, 2 * self.value) - self.value)
-
-
-def _size_of(n_tokens: int) -> int:
-    return 1 << max(0, n_tokens - 1).bit_length()

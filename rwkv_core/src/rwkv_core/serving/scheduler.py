@@ -187,7 +187,7 @@ class Scheduler:
         """Decode, and read a chunk of `request` in the same pass. Returns the chunk's seconds."""
         members, pace = self._batch.members, self._prompts.pace
         tokens = {member: member.next_token for member in members}
-        n_tokens = self._prompts.next_tokens(request, pace.n_tokens(beside=True))
+        n_tokens = self._prompts.next_tokens(request, pace.n_tokens_beside())
         begin = time.monotonic()
         try:
             rows, request.logits, request.state = self._batch.step_beside(
