@@ -84,19 +84,22 @@ def test_a_call_that_must_be_made(client: openai.OpenAI, choice: object, stream:
     assert json.loads(call.function.arguments).keys() == {"old", "ships"}
 
 
-def test_a_stream_of_a_call_that_is_cut_off_ends_for_its_length(client: openai.OpenAI) -> None:
+def test_a_call_that_is_cut_off_ends_for_its_length(client: openai.OpenAI) -> None:
     parameters = {"type": "object", "properties": {"why": {"type": "string", "minLength": 500}}}
     tool = {"type": "function", "function": {"name": "hire", "parameters": parameters}}
     tool["function"]["parameters"]["required"] = ["why"]
-    chunks = list(
-        client.chat.completions.create(
-            model="prose", messages=ASK, tools=[tool], tool_choice="required", max_tokens=30,
-            stream=True,
-        )
-    )  # fmt: skip
+    options = {"model": "prose", "messages": ASK, "tools": [tool], "tool_choice": "required"}
+    options |= {"max_tokens": 30, "temperature": 0}
+    chunks = list(client.chat.completions.create(**options, stream=True))
     calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-    assert "".join(call.function.arguments for call in calls).startswith('{"why":"')
+    arguments = "".join(call.function.arguments for call in calls)
+    assert arguments.startswith('{"why":"')
     assert chunks[-1].choices[0].finish_reason == "length"
+    # Without a stream it is the same call, not text.
+    (choice,) = client.chat.completions.create(**options).choices
+    assert choice.message.content is None
+    assert [call.function.arguments for call in choice.message.tool_calls] == [arguments]
+    assert choice.finish_reason == "length"
 
 
 def test_the_client_joins_a_stream_of_calls(client: openai.OpenAI) -> None:

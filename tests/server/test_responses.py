@@ -1,5 +1,7 @@
 """`/v1/responses`, by OpenAI's own client."""
 
+import json
+
 import httpx
 import openai
 import pytest
@@ -98,9 +100,73 @@ def test_a_call_of_a_function(client: openai.OpenAI) -> None:
         assert answer.status == "completed"
         call = answer.output[0]
         assert (call.type, call.name) == ("function_call", "sail")
-        assert call.arguments in ('{"big": true}', '{"big": false}')
+        assert call.arguments in ('{"big":true}', '{"big":false}')
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
     after = client.responses.create(
         **options, input=[result], previous_response_id=answer.id, max_output_tokens=1
+    )
+    assert after.usage.input_tokens > answer.usage.input_tokens
+
+
+def hire(properties: dict[str, object]) -> dict[str, object]:
+    """A function whose arguments must be these."""
+    parameters = {
+        "type": "object", "properties": properties, "required": list(properties),
+        "additionalProperties": False,
+    }  # fmt: skip
+    return {"type": "function", "name": "hire", "parameters": parameters, "strict": True}
+
+
+def test_a_stream_sends_the_arguments_of_calls_piece_by_piece(client: openai.OpenAI) -> None:
+    why = {"why": {"type": "string", "pattern": "^[a-z ]{20,30}$"}, "old": {"type": "boolean"}}
+    options = {"model": "prose", "input": "Hire!", "tools": [hire(why)], "temperature": 0}
+    options |= {"max_output_tokens": 100, "extra_body": {"ignore_eos": True}}
+    whole = client.responses.create(**options, tool_choice="required")
+    events = list(client.responses.create(**options, tool_choice="required", stream=True))
+    joined = events[-1].response
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert len(joined.output) == len(whole.output)
+    for place, (call, same) in enumerate(zip(joined.output, whole.output, strict=True)):
+        of_call = [event for event in events if getattr(event, "output_index", None) == place]
+        kinds = [event.type.removeprefix("response.") for event in of_call]
+        pieces = kinds.count("function_call_arguments.delta")
+        deltas = ["function_call_arguments.delta"] * pieces
+        ends = ["function_call_arguments.done", "output_item.done"]
+        assert (call.type, call.name, call.arguments) == ("function_call", "hire", same.arguments)
+        assert "".join(event.delta for event in of_call[1 : 1 + pieces]) == call.arguments
+        added = of_call[0].item
+        assert (added.status, added.arguments) == ("in_progress", "")
+        assert len({added.id, call.id, *(event.item_id for event in of_call[1:-1])}) == 1
+        if call.status == "completed":
+            assert kinds == ["output_item.added", *deltas, *ends]
+            assert json.loads(of_call[-2].arguments).keys() == why.keys()
+            assert pieces > 3
+        else:
+            assert place == len(joined.output) - 1
+            assert kinds == ["output_item.added", *deltas, "output_item.done"]
+    assert joined.output[0].status == "completed"
+    assert joined.usage.output_tokens == whole.usage.output_tokens
+    # The client joins the pieces too.
+    options["parallel_tool_calls"] = False
+    with client.responses.stream(**options, tool_choice="required") as stream:
+        snapshots = [e.snapshot for e in stream if e.type.endswith("arguments.delta")]
+        (call,) = stream.get_final_response().output
+    assert snapshots[-1] == call.arguments == joined.output[0].arguments
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_cut_off_is_incomplete(client: openai.OpenAI, stream: bool) -> None:
+    options = {"model": "prose", "tools": [hire({"why": {"type": "string", "minLength": 500}})]}
+    found = client.responses.create(
+        **options, input="Hire!", tool_choice="required", max_output_tokens=30, stream=stream
+    )
+    answer = list(found)[-1].response if stream else found
+    assert answer.status == "incomplete"
+    (call,) = answer.output
+    assert (call.type, call.name, call.status) == ("function_call", "hire", "incomplete")
+    assert call.arguments.startswith('{"why":"')
+    # The conversation goes on from there all the same.
+    after = client.responses.create(
+        **options, input="Why?", previous_response_id=answer.id, max_output_tokens=1
     )
     assert after.usage.input_tokens > answer.usage.input_tokens

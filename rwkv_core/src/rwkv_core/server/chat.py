@@ -24,7 +24,7 @@ from rwkv_core.server.prompting import system_text, tokens_within
 from rwkv_core.server.running import completions_of, pieces_of, submit_all
 from rwkv_core.server.service import Running
 from rwkv_core.server.templates.base import Conversation, Delta
-from rwkv_core.server.tool_calls import CallStream, calls_of
+from rwkv_core.server.tool_calls import CallStream, Parts, parts_of
 from rwkv_core.server.usage import finish_reason, usage
 from rwkv_core.serving import Completion, Handle
 
@@ -118,9 +118,10 @@ class _Job:
     def _whole_choice(
         self, number: int, completion: Completion, answer: Answer, delta: Delta
     ) -> dict[str, Any]:
-        content, calls = self._calls(answer.content)
+        content, calls, is_cut = self._parts(answer)
         message: dict[str, Any] = {
-            "role": "assistant", "content": content, "refusal": None, "annotations": [],
+            "role": "assistant", "content": (content or None) if calls else content,
+            "refusal": None, "annotations": [],
         }  # fmt: skip
         if self.served.template.has_thoughts:
             message["reasoning_content"] = answer.thought or None
@@ -130,15 +131,13 @@ class _Job:
             "index": number,
             "message": message,
             "logprobs": self._logprobs(delta),
-            "finish_reason": "tool_calls" if calls else finish_reason(completion),
+            "finish_reason": "tool_calls" if calls and not is_cut else finish_reason(completion),
         }
 
-    def _calls(self, content: str) -> tuple[str | None, list[dict[str, Any]]]:
-        """Return the content and the calls; the content is None if there are only calls."""
+    def _parts(self, answer: Answer) -> Parts:
         if not self.has_tools:
-            return content, []
-        rest, calls = calls_of(content)
-        return (rest or None) if calls else content, calls
+            return Parts(answer.content, [])
+        return parts_of(answer.raw, answer.content, self.streams_calls)
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         if self.body.n_top is None:
@@ -185,15 +184,13 @@ class _Job:
         self, number: int, completion: Completion, answer: Answer, streamed: CallStream
     ) -> list[bytes]:
         found = self._chunks(number, answer.add("", end=True))
-        if streamed.n_calls:
-            reason = finish_reason(completion) if streamed.is_open else "tool_calls"
-            return [*found, self._chunk(number, {}, reason=reason)]
-        content, calls = self._calls(answer.content)
-        if self.has_tools and content:
-            found.append(self._chunk(number, {"content": content}))
-        for place, call in enumerate(calls):
-            found.append(self._chunk(number, {"tool_calls": [{"index": place} | call]}))
-        reason = "tool_calls" if calls else finish_reason(completion)
+        content, calls, is_cut = self._parts(answer)
+        if not streamed.calls:
+            if self.has_tools and content:
+                found.append(self._chunk(number, {"content": content}))
+            for place, call in enumerate(calls):
+                found.append(self._chunk(number, {"tool_calls": [{"index": place} | call]}))
+        reason = "tool_calls" if calls and not is_cut else finish_reason(completion)
         return [*found, self._chunk(number, {}, reason=reason)]
 
     def _chunk(

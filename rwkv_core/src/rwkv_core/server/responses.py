@@ -27,7 +27,7 @@ from rwkv_core.server.running import completions_of, pieces_of, submit_all
 from rwkv_core.server.service import Running
 from rwkv_core.server.states_store import nbytes_of
 from rwkv_core.server.templates.base import Conversation, Message, Prompt
-from rwkv_core.server.tool_calls import calls_of
+from rwkv_core.server.tool_calls import CallStream, Parts, calls_of, parts_of
 from rwkv_core.serving import Completion, Handle
 from rwkv_core.state import State
 
@@ -59,6 +59,8 @@ class _Job:
         if body.previous_response_id is not None:
             self.previous = _stored(served, body.previous_response_id, "previous_response_id")
         self.has_tools = bool(self.chat.tools) and self.chat.tool_choice != "none"
+        # With a grammar of the request, what begins like a call need not go on like one.
+        self.streams_calls = self.has_tools and body.grammar is None
         earlier = self.previous.messages if self.previous else ()
         self.messages = [*earlier, *body.new_messages()]
 
@@ -125,7 +127,8 @@ class _Job:
             "total_tokens": n_input + n_output,
         }
         if completion.state is not None:
-            content, calls = self.parts(answer)
+            # Arguments that are cut off stay text, for which no call is stored.
+            content, calls = calls_of(answer.content) if self.has_tools else (answer.content, [])
             functions = tuple(_call(call) for call in calls)
             messages = [*self.messages, Message("assistant", content, functions)]
             text = self.prompt.text + completion.text
@@ -137,9 +140,11 @@ class _Job:
             self.served.responses.add(self.id, stored)
         return body
 
-    def parts(self, answer: Answer) -> tuple[str, list[dict[str, Any]]]:
+    def parts(self, answer: Answer) -> Parts:
         """Return an answer's content, and the function calls in the answer."""
-        return calls_of(answer.content) if self.has_tools else (answer.content, [])
+        if not self.has_tools:
+            return Parts(answer.content, [])
+        return parts_of(answer.raw, answer.content, self.streams_calls)
 
     def described(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the response object, with the fields that follow from the request."""
@@ -171,19 +176,23 @@ class _Job:
 
     async def events(self, handle: Handle) -> AsyncIterator[bytes]:
         """Yield the answer as events."""
-        answer, events = Answer(self.prompt), ResponseEvents()
+        answer, events, calls = Answer(self.prompt), ResponseEvents(), CallStream()
         for kind in ("created", "in_progress"):
             yield events.of(f"response.{kind}", response=self.described("in_progress", []))
         async with aclosing(pieces_of(self.served, [handle])) as pieces:
             async for _, found in pieces:
                 is_last = isinstance(found, Completion)
-                delta = answer.add("" if isinstance(found, Completion) else found.text, end=is_last)
-                # With tools, the content may be a call: it is sent at the end.
+                text = "" if isinstance(found, Completion) else found.text
+                delta = answer.add(text, end=is_last)
+                # With tools, content that is no call is sent at the end.
                 if delta.content and not self.has_tools:
                     for one in events.text(delta.content, answer.thought):
                         yield one
+                if self.streams_calls:
+                    for one in events.calls(calls.add(text), calls.is_open):
+                        yield one
                 if isinstance(found, Completion):
-                    for one in events.end(*self.parts(answer), answer.thought):
+                    for one in events.end(self.parts(answer), answer.thought):
                         yield one
                     body = self.ended(found, answer, events.output)
                     # OpenAI's API has no event "response.cancelled".
@@ -217,7 +226,7 @@ async def create_response(body: ResponsesBody, request: Request, served: Served)
     (completion,) = await completions_of(served, request, [handle])
     answer = Answer(job.prompt)
     answer.add(completion.text, end=True)
-    output = output_items(*job.parts(answer), answer.thought)
+    output = output_items(job.parts(answer), answer.thought)
     return JSONResponse(job.ended(completion, answer, output))
 
 

@@ -7,18 +7,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rwkv_core.server import sse
+from rwkv_core.server.tool_calls import Parts
 
 _NO_LOGPROBS: list[Any] = []
 
 
-def output_items(
-    content: str, calls: Sequence[dict[str, Any]], thought: str
-) -> list[dict[str, Any]]:
+def output_items(parts: Parts, thought: str) -> list[dict[str, Any]]:
     """Return the items of a complete answer."""
     found = [_thought(thought)] if thought else []
-    if content or not calls:
-        found.append(_message(f"msg_{secrets.token_hex(16)}", "completed", [_text(content)]))
-    return [*found, *map(_call, calls)]
+    if parts.content or not parts.calls:
+        found.append(_message(f"msg_{secrets.token_hex(16)}", "completed", [_text(parts.content)]))
+    found += [_call(call, "completed") for call in parts.calls]
+    if parts.is_cut:
+        found[-1]["status"] = "incomplete"
+    return found
 
 
 def _thought(text: str) -> dict[str, Any]:
@@ -38,10 +40,10 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": _NO_LOGPROBS}
 
 
-def _call(call: dict[str, Any]) -> dict[str, Any]:
+def _call(call: dict[str, Any], status: str) -> dict[str, Any]:
     function = call["function"]
     return {
-        "id": f"fc_{secrets.token_hex(16)}", "type": "function_call", "status": "completed",
+        "id": f"fc_{secrets.token_hex(16)}", "type": "function_call", "status": status,
         "call_id": call["id"], "name": function["name"], "arguments": function["arguments"],
     }  # fmt: skip
 
@@ -58,6 +60,7 @@ class ResponseEvents:
         self._n_events = 0
         self._message_id = ""
         self._content = ""
+        self._open_call: dict[str, Any] | None = None
 
     def of(self, kind: str, **fields: Any) -> bytes:
         """Return the next event."""
@@ -77,10 +80,46 @@ class ResponseEvents:
         self._content += delta
         yield self._of_part("response.output_text.delta", delta=delta, logprobs=_NO_LOGPROBS)
 
-    def end(self, content: str, calls: Sequence[dict[str, Any]], thought: str) -> Iterator[bytes]:
-        """Yield the events that complete the message and add the calls."""
-        rest = content.removeprefix(self._content)
-        if rest or not (self._message_id or calls):
+    def calls(self, deltas: Sequence[dict[str, Any]], is_open: bool) -> Iterator[bytes]:
+        """Yield the events for new parts of calls, as a `CallStream` gives them.
+
+        `is_open` tells whether more arguments of the last call will come.
+        """
+        for delta in deltas:
+            if "id" in delta:
+                yield from self._end_call("completed")
+                self._open_call = item = _call(delta, "in_progress")
+                yield self.of("response.output_item.added", output_index=self._place, item=item)
+            else:
+                assert self._open_call is not None
+                arguments = delta["function"]["arguments"]
+                self._open_call["arguments"] += arguments
+                place = {"item_id": self._open_call["id"], "output_index": self._place}
+                kind = "response.function_call_arguments.delta"
+                yield self.of(kind, **place, delta=arguments)
+        if not is_open:
+            yield from self._end_call("completed")
+
+    def _end_call(self, status: str) -> Iterator[bytes]:
+        item, self._open_call = self._open_call, None
+        if item is None:
+            return
+        item["status"] = status
+        place = {"item_id": item["id"], "output_index": self._place}
+        if status == "completed":
+            kind = "response.function_call_arguments.done"
+            yield self.of(kind, **place, arguments=item["arguments"], name=item["name"])
+        yield self.of("response.output_item.done", output_index=self._place, item=item)
+        self.output.append(item)
+
+    def end(self, parts: Parts, thought: str) -> Iterator[bytes]:
+        """Yield the events that complete the message, and the calls that have not been sent."""
+        if self._open_call is not None:
+            yield from self._end_call("incomplete")
+        if any(item["type"] == "function_call" for item in self.output):
+            return
+        rest = parts.content.removeprefix(self._content)
+        if rest or not (self._message_id or parts.calls):
             yield from self.text(rest, thought)
         if self._message_id:
             text = self._content
@@ -89,8 +128,10 @@ class ResponseEvents:
             item = _message(self._message_id, "completed", [_text(text)])
             yield self.of("response.output_item.done", output_index=self._place, item=item)
             self.output.append(item)
-        for call in calls:
-            yield from self._whole(_call(call))
+        for call in parts.calls:
+            function = call["function"]
+            head = call | {"function": function | {"arguments": ""}}
+            yield from self.calls([head, {"function": function}], is_open=False)
 
     @property
     def _place(self) -> int:
@@ -103,13 +144,5 @@ class ResponseEvents:
     def _whole(self, item: dict[str, Any]) -> Iterator[bytes]:
         """Yield the events of an item that is sent in one piece."""
         yield self.of("response.output_item.added", output_index=self._place, item=item)
-        if item["type"] == "function_call":
-            place = {"item_id": item["id"], "output_index": self._place}
-            arguments = item["arguments"]
-            yield self.of("response.function_call_arguments.delta", **place, delta=arguments)
-            yield self.of(
-                "response.function_call_arguments.done", **place, arguments=arguments,
-                name=item["name"],
-            )  # fmt: skip
         yield self.of("response.output_item.done", output_index=self._place, item=item)
         self.output.append(item)

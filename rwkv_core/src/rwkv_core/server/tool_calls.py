@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import secrets
-from typing import Any
+from typing import Any, NamedTuple
 
 from rwkv_core.server.templates.base import CALL_BEGIN, CALL_END
 
@@ -15,6 +16,33 @@ _CALL = re.compile(f"{CALL_BEGIN}(.*?){CALL_END}", re.S)
 _HEAD = re.compile(
     rf'(?:}}{CALL_END}| )?{CALL_BEGIN}{{"name":"([\w-]+)","arguments":(?={{)', re.ASCII
 )
+
+
+class Parts(NamedTuple):
+    """The parts of a generated text.
+
+    Attributes:
+        content: the text without the calls.
+        calls: the calls in OpenAI's format.
+        is_cut: whether the text ended within the arguments of the last call.
+    """
+
+    content: str
+    calls: list[dict[str, Any]]
+    is_cut: bool = False
+
+
+def parts_of(raw: str, content: str, follows_grammar: bool) -> Parts:
+    """Return the parts of a generated text, `raw`, whose `content` is without a thought.
+
+    `follows_grammar` is for texts that a `CallStream` can split.
+    """
+    if follows_grammar:
+        stream = CallStream()
+        stream.add(raw)
+        if stream.calls:
+            return Parts("", stream.calls, stream.is_open)
+    return Parts(*calls_of(content))
 
 
 def calls_of(text: str) -> tuple[str, list[dict[str, Any]]]:
@@ -58,11 +86,11 @@ class CallStream:
     The text must follow the grammar of `constrained.chat_constraint`. It may have no calls.
 
     Attributes:
-        n_calls: number of calls that have begun.
+        calls: the calls that have begun, each with the arguments so far.
     """
 
     def __init__(self) -> None:
-        self.n_calls = 0
+        self.calls: list[dict[str, Any]] = []
         self._rest = ""
         # Number of objects and lists that are open in the arguments.
         self._depth = 0
@@ -83,10 +111,12 @@ class CallStream:
                 if head is None:
                     break
                 self._rest = self._rest[head.end() :]
-                found.append({"index": self.n_calls} | _described(head[1], ""))
-                self.n_calls += 1
-            function = {"arguments": self._take_arguments()}
-            found.append({"index": self.n_calls - 1, "function": function})
+                call = _described(head[1], "")
+                found.append({"index": len(self.calls)} | copy.deepcopy(call))
+                self.calls.append(call)
+            arguments = self._take_arguments()
+            self.calls[-1]["function"]["arguments"] += arguments
+            found.append({"index": len(self.calls) - 1, "function": {"arguments": arguments}})
         return found
 
     def _take_arguments(self) -> str:
