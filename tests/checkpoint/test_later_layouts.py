@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_rwkv_cpp import header, parameter
 import rwkv_core
 from later_versions import SIZES, VERSIONS, later_weights
 from pth_writer import write_pth
+from rwkv_core.errors import CheckpointError
 
 pytestmark = pytest.mark.needs_backend
 
@@ -92,6 +94,30 @@ def test_fla(tmp_path: Path, backend: str) -> None:
         assert f"model.layers.0.{name}" in stored
     save_file(stored, tmp_path / "model.safetensors")
     assert_same_model("7", weights, tmp_path / "model.safetensors", backend)
+
+
+@pytest.mark.parametrize(
+    ("config", "runs"),
+    [
+        ({"head_dim": 64, "norm_eps": 1e-5}, True),
+        ({"head_dim": None}, True),
+        ({"head_dim": 32}, False),
+        ({"norm_eps": 1e-6}, False),
+        ({"norm_eps": "small"}, False),
+    ],
+    ids=str,
+)
+def test_fla_with_another_group_norm_is_refused(
+    tmp_path: Path, backend: str, config: dict[str, object], runs: bool
+) -> None:
+    """FLA's epsilon is head_dim * norm_eps; RWKV-7's is 64e-5 for heads of any size."""
+    save_file(fla(later_weights("7", SMALL)), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "rwkv7"}))
+    if runs:
+        assert logits(tmp_path / "model.safetensors", backend, "7").shape == (5, SMALL.n_vocab)
+        return
+    with pytest.raises(CheckpointError, match=r"^[^\n]*config\.json: head_dim is [^\n]*$"):
+        rwkv_core.load(tmp_path / "model.safetensors", backend)
 
 
 def test_fla_with_a_tied_head(tmp_path: Path, backend: str) -> None:

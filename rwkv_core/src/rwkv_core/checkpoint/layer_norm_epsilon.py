@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rwkv_core.architectures import rwkv7
 from rwkv_core.backends.tensor_ops import EPSILON
 from rwkv_core.checkpoint.config_file import read_config
 from rwkv_core.checkpoint.names import declared_weight
@@ -22,14 +23,19 @@ from rwkv_core.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
 _MIN_EPSILON, _MAX_EPSILON = 1e-15, 1.0
+# FLA's defaults for an RWKV-7.
+_HEAD_DIM, _NORM_EPS = 64, EPSILON
 
 
 def configured_epsilon(path: Path) -> float:
     """Return the epsilon in transformers' configuration of an RWKV-4; by default 1e-5.
 
-    Raises CheckpointError if the file cannot be read or the epsilon is not a small positive number.
+    Raises CheckpointError if the file cannot be read, if the epsilon is not a small positive
+    number, or if it is FLA's configuration of an RWKV-7 with another group norm than BlinkDL's.
     """
     config = read_config(path)
+    if config.get("model_type") == "rwkv7":
+        _check_group_norm(path, config)
     # Another model's configuration may have an epsilon of this name too.
     if config.get("model_type") not in (None, "rwkv"):
         return EPSILON
@@ -40,6 +46,23 @@ def configured_epsilon(path: Path) -> float:
             f"{_MIN_EPSILON:g} to {_MAX_EPSILON:g}, such as {EPSILON:g}"
         )
     return float(epsilon)
+
+
+def _check_group_norm(path: Path, config: dict[str, Any]) -> None:
+    """Raise CheckpointError unless FLA's norms of an RWKV-7 have the usual epsilons.
+
+    The group norm's is head_dim * norm_eps in FLA: the usual one only for heads of 64.
+    """
+    head_dim, epsilon = config.get("head_dim") or _HEAD_DIM, config.get("norm_eps", _NORM_EPS)
+    try:
+        usual = epsilon == EPSILON and math.isclose(head_dim * epsilon, rwkv7.EPSILON)
+    except TypeError:
+        usual = False
+    if not usual:
+        raise CheckpointError(
+            f"{path}: head_dim is {str(head_dim)[:40]} and norm_eps {str(epsilon)[:40]}, expected "
+            f"{_HEAD_DIM} and {_NORM_EPS:g}: with others, FLA's group norm is not RWKV-7's"
+        )
 
 
 def _feeds_stream(name: str) -> bool:
