@@ -72,7 +72,8 @@ def vector(name: str, *shape: Size, **more: Any) -> Weight:
 def head_size_of(weights: Iterable[Weight]) -> int:
     """Return the number of channels of a model's heads; 0 for a model without heads.
 
-    Vectors of heads are [n_head, head_size], or have one value for each head that is repeated.
+    A vector with values for each head shows the size. Its shape is [n_head, head_size], or it has
+    one value for each head, and `repeat` is the number of channels that use the value.
     """
     vectors = [weight for weight in weights if weight.role == "vector"]
     sizes = [weight.shape[1] for weight in vectors if len(weight.shape) == 2]

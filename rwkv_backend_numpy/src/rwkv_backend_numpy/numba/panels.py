@@ -6,9 +6,10 @@ read. Depending on the kind of the matrix, a panel holds
 
     float32   a line for each column
     bfloat16  a line for each two columns, the first in the low half of a row's 32 bits
-    int8      the rows' units in float32; then, for each group, a line with scales and offsets in
-              float16, in those units, and lines of four columns
-    int4      the same with lines of eight columns, the first in the lowest bits
+    int8      a line with a factor in float32 for each row, the row's unit; then, for each group, a
+              line with scales and offsets, which are float16 multiples of the unit, and a line for
+              each four columns
+    int4      the same with a line for each eight columns, the first in the lowest bits
 
 Columns come in steps of DEPTH; missing rows and columns are zeros.
 """

@@ -48,7 +48,11 @@ def float16_to_float32(context, half):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def float32_to_bfloat16(context, bits):  # type: ignore[no-untyped-def]
-    """Round like `rounded`; uint32 to uint32, since a loop of one width vectorizes best."""
+    """Round like `rounded`.
+
+    Argument and result are both uint32, as a loop vectorizes best if all its values are equally
+    wide.
+    """
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
         return rounded(b, args[0])

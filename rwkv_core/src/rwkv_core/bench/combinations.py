@@ -109,8 +109,9 @@ def busy_processes(n: int) -> Iterator[None]:
 def _limited_to(threads: int | None) -> Iterator[None]:
     """Limit processes started inside to this number of threads, whichever libraries they load.
 
-    A library that reads none of the variables starts one thread for each core that the process may
-    use, so the cores are limited too where the system can do that.
+    Environment variables such as OMP_NUM_THREADS set the limit. A library that ignores them starts
+    one thread for each core that the process may use. So the processes also get only as many cores,
+    if the system can restrict them.
     """
     if threads is None:
         yield

@@ -70,8 +70,8 @@ def bench(
 
     Arguments:
         lengths: prompt lengths in tokens; the first is also used for the time to the first token.
-        rounds: number of times that a measurement and its yardstick take turns; slow measurements
-            are repeated fewer times.
+        rounds: number of rounds. Each round times the model, and then a simple operation to compare
+            the model with, such as its products alone. Slow measurements are repeated fewer times.
         name: the model's name in the report; by default `model`.
         on_stage: called with the name of each stage when it begins.
 

@@ -1,4 +1,7 @@
-"""Rescales a model whose transformers `layer_norm_epsilon` is not 1e-5, for an epsilon of 1e-5.
+"""Rescales a model that was trained with another layer norm epsilon than 1e-5.
+
+The rescaled model computes the same with 1e-5. The epsilon of the training is `layer_norm_epsilon`
+in transformers' configuration.
 
 The layer norm of c x with epsilon e equals that of x with epsilon e / c^2. So a model trained with
 epsilon e / c^2 computes the same with epsilon e if its residual stream is c times as large. For

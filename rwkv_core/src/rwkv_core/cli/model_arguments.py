@@ -84,7 +84,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "-m", "--model", type=filled, metavar="MODEL",
         help="path or address (hf://owner/repo/file or http(s)://...) of a model, or the name of "
         f"a small model that is part of rwkv-core: {' or '.join(bundled.MODELS)} (default: "
-        f"{bundled.NAME}; on a terminal, the command asks if the current folder has models)",
+        f"{bundled.NAME}; if the current folder has models, the command asks on a terminal which "
+        "one to use)",
     )  # fmt: skip
     add_backend_arguments(parser)
     add_lora_arguments(parser)

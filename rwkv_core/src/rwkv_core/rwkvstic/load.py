@@ -330,7 +330,10 @@ def _checked_path(path: str | os.PathLike[str] | None) -> str | os.PathLike[str]
 
 
 def _downloaded_before(path: str | os.PathLike[str]) -> Path | None:
-    """Return the file in this folder that rwkvstic downloaded from an address, or None."""
+    """Return the file that rwkvstic downloaded from the address `path` to the current folder.
+
+    Returns None if `path` is no address, or if the file is missing.
+    """
     if not str(path).startswith(("http://", "https://")):
         return None
     file = Path(Path(urlsplit(str(path)).path).name)
