@@ -45,28 +45,21 @@ def wkv6(
 ) -> None:
     """Compute `TensorOps.wkv6` without the bonus: write y [B, T, D], update s [B, N, D]."""
     n_time, n = k.shape[1], s.shape[1]
-    n_parts = (n + ROWS - 1) // ROWS
-    rows = np.zeros((n_parts, n, ROWS), np.float32)
-    values = np.zeros((n_time, n_parts * ROWS), np.float32)
-    sums = np.empty_like(values)
+    rows, values, sums = _room(n_time, n)
+    rows_at, values_at, sums_at = rows.ctypes.data, values.ctypes.data, sums.ctypes.data
     while True:
-        p, start = _take_head(counts, thread, s)
+        p, start = _begin(counts, thread, s, v, rows, values)
         if p < 0:
             break
-        head = slice(start, start + n)
-        _transpose(s[p, :, head], rows)
-        _copy(v[p, :, head], values)
         r_at, w_at, k_at = _address(r, p, start), _address(w, p, start), _address(k, p, start)
-        rows_at, values_at, sums_at = rows.ctypes.data, values.ctypes.data, sums.ctypes.data
         for t in range(n_time):
-            for part in range(n_parts):
-                at = (t * n_parts + part) * LINE
+            for part in range(rows.shape[0]):
+                at = (t * rows.shape[0] + part) * LINE
                 wkv6_step(
                     n, rows_at + part * n * LINE, r_at + t * r.strides[1], w_at + t * w.strides[1],
                     k_at + t * k.strides[1], values_at + at, sums_at + at,
                 )  # fmt: skip
-        _copy(sums, y[p, :, head])
-        _transpose_back(rows, s[p, :, head])
+        _end(p, start, rows, sums, s, y)
 
 
 @compiled
@@ -76,39 +69,57 @@ def wkv7(
 ) -> None:  # fmt: skip
     """Compute `TensorOps.wkv7`: write y [B, T, D], update s [B, N, D]."""
     n_time, n = k.shape[1], s.shape[1]
-    n_parts = (n + ROWS - 1) // ROWS
-    rows = np.zeros((n_parts, n, ROWS), np.float32)
-    values = np.zeros((n_time, n_parts * ROWS), np.float32)
-    sums = np.empty_like(values)
+    rows, values, sums = _room(n_time, n)
+    rows_at, values_at, sums_at = rows.ctypes.data, values.ctypes.data, sums.ctypes.data
     while True:
-        p, start = _take_head(counts, thread, s)
+        p, start = _begin(counts, thread, s, v, rows, values)
         if p < 0:
             break
-        head = slice(start, start + n)
-        _transpose(s[p, :, head], rows)
-        _copy(v[p, :, head], values)
         r_at, w_at, k_at = _address(r, p, start), _address(w, p, start), _address(k, p, start)
         kk_at, b_at = _address(kk, p, start), _address(b, p, start)
-        rows_at, values_at, sums_at = rows.ctypes.data, values.ctypes.data, sums.ctypes.data
         for t in range(n_time):
-            for part in range(n_parts):
-                at = (t * n_parts + part) * LINE
+            for part in range(rows.shape[0]):
+                at = (t * rows.shape[0] + part) * LINE
                 wkv7_step(
                     n, rows_at + part * n * LINE, r_at + t * r.strides[1], w_at + t * w.strides[1],
                     k_at + t * k.strides[1], values_at + at,
                     kk_at + t * kk.strides[1], b_at + t * b.strides[1], sums_at + at,
                 )  # fmt: skip
-        _copy(sums, y[p, :, head])
-        _transpose_back(rows, s[p, :, head])
+        _end(p, start, rows, sums, s, y)
 
 
 @inner
-def _take_head(counts: Counters, thread: int, s: Floats) -> Any:
-    """Return the number of a sequence and the first column of a head; -1 if none is left."""
+def _room(n_time: int, n: int) -> Any:
+    """Return arrays for a head's S [parts, N, 16], and for its v and y [T, padded N]."""
+    n_parts = (n + ROWS - 1) // ROWS
+    values = np.zeros((n_time, n_parts * ROWS), np.float32)
+    return np.zeros((n_parts, n, ROWS), np.float32), values, np.empty_like(values)
+
+
+@inner
+def _begin(
+    counts: Counters, thread: int, s: Floats, v: Floats, rows: Floats, values: Floats
+) -> Any:
+    """Take a head, and copy its S and v. Return the number of its sequence and its first column.
+
+    The sequence is -1 if no head is left.
+    """
     n_batch, n, width = s.shape
-    n_heads = width // n
-    task, end = take_range(counts, thread, n_batch * n_heads, 1)
-    return task // n_heads if task < end else -1, task % n_heads * n
+    task, end = take_range(counts, thread, n_batch * (width // n), 1)
+    if task == end:
+        return -1, 0
+    p, start = task // (width // n), task % (width // n) * n
+    _transpose(s[p, :, start : start + n], rows)
+    _copy(v[p, :, start : start + n], values)
+    return p, start
+
+
+@inner
+def _end(p: int, start: int, rows: Floats, sums: Floats, s: Floats, y: Floats) -> None:
+    """Copy a head's S and y back."""
+    n = s.shape[1]
+    _copy(sums, y[p, :, start : start + n])
+    _transpose_back(rows, s[p, :, start : start + n])
 
 
 @inner
