@@ -27,6 +27,8 @@ os.environ["PIP_COMPILE"] = "0"
 
 # gguf writes the files that the reader of such files is tested with.
 TEST_TOOLS = ("pytest", "pytest-xdist", "hypothesis", "gguf")
+# Programs of others that speak to the HTTP server.
+CLIENTS = ("openai", "httpx", "schemathesis", "llm", "selenium")
 # The other implementations, what draws the comparison with them, and what a backend needs for it.
 PEERS = ("rwkv", "transformers", "matplotlib", "numba")
 # Tests run many small products, where a second thread costs more than it brings.
@@ -166,8 +168,8 @@ def third_party(session: nox.Session) -> None:
 
 @nox.session
 def serve(session: nox.Session) -> None:
-    """The HTTP server, by OpenAI's own client over loopback; text by schemas and grammars."""
-    install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", "openai", "httpx", *TEST_TOOLS)
+    """The HTTP server, by clients and tools of others over loopback; text by grammars."""
+    install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", *CLIENTS, *TEST_TOOLS)
     # One process: its tests share a server.
     tests = ("tests/server", "tests/generation/test_grammar.py")
     session.run("python", "-m", "pytest", *tests, *session.posargs, env=ONE_THREAD)

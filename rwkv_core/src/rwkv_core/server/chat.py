@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from rwkv_core.server import sse
+from rwkv_core.server import answers, sse
 from rwkv_core.server.access import Served
 from rwkv_core.server.answer import Answer
 from rwkv_core.server.chat_body import ChatBody
@@ -201,7 +201,9 @@ class _Job:
         return sse.event(self.head("chat.completion.chunk") | {"choices": [choice]} | rest)
 
 
-@router.post("/v1/chat/completions", responses=sse.STREAMS)
+@router.post(
+    "/v1/chat/completions", responses=answers.described(answers.ChatCompletion, sse.MEDIA_TYPE)
+)
 async def create_chat_completion(body: ChatBody, request: Request, served: Served) -> Response:
     """Answer the last message of a conversation."""
     body.check_stream_options()

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from rwkv_core.server import sse
+from rwkv_core.server import answers, sse
 from rwkv_core.server.access import Served
 from rwkv_core.server.constrained import grammar_constraint
 from rwkv_core.server.errors import invalid
@@ -25,6 +25,7 @@ from rwkv_core.server.service import Running
 from rwkv_core.server.usage import finish_reason, usage
 from rwkv_core.serving import Completion, Handle, Piece, TokenLogprob
 
+DEFAULT_MAX_TOKENS = 16  # as OpenAI has it
 router = APIRouter()
 
 
@@ -80,7 +81,9 @@ class _Job:
     async def submit(self) -> list[Handle]:
         """Queue `best_of` requests of the engine for each prompt."""
         body, served, settings = self.body, self.served, self.served.settings
-        max_tokens = 16 if body.max_tokens is None else body.max_tokens
+        max_tokens = body.max_tokens
+        if max_tokens is None:
+            max_tokens = min(DEFAULT_MAX_TOKENS, settings.max_tokens)
         if max_tokens > settings.max_tokens:
             raise invalid(
                 f"max_tokens: found {max_tokens}, expected at most {settings.max_tokens}",
@@ -206,7 +209,7 @@ def _mean_logprob(completion: Completion) -> float:
     return sum(found) / max(1, len(found))
 
 
-@router.post("/v1/completions", responses=sse.STREAMS)
+@router.post("/v1/completions", responses=answers.described(answers.TextCompletion, sse.MEDIA_TYPE))
 async def create_completion(body: CompletionBody, request: Request, served: Served) -> Response:
     """Continue one or more texts."""
     body.check_stream_options()

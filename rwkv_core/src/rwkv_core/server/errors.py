@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from rwkv_core.errors import (
     EngineClosedError,
@@ -108,12 +109,25 @@ async def _answer(_: Request, error: Exception) -> JSONResponse:
     return as_api_error(error).response()
 
 
-async def _answer_http(_: Request, error: Exception) -> JSONResponse:
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = {404: "Unknown request URL.", 405: "This URL does not support this method."}
     found = ApiError(error.status_code, message.get(error.status_code, str(error.detail)))
     found.headers |= dict(error.headers or {})
+    if error.status_code == 405:
+        found.headers["Allow"] = ", ".join(_methods(request))
     return found.response()
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of a URL. Starlette's error names only those of one endpoint."""
+    scopes = {name: {**request.scope, "method": name} for name in ("GET", "POST", "DELETE")}
+    routes = request.app.routes
+    return [
+        name
+        for name, scope in scopes.items()
+        if any(route.matches(scope)[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _answer_invalid(_: Request, error: Exception) -> JSONResponse:

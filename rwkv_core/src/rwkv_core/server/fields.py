@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from rwkv_core.generation.sampling_parameters import Sampling
 from rwkv_core.server.errors import invalid
@@ -24,6 +24,13 @@ class StreamOptions(Body):
     """What a stream contains besides the text."""
 
     include_usage: bool | None = None
+
+
+def _no_bool(value: Any) -> Any:
+    # False equals 0, which a Literal accepts.
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -52,7 +59,7 @@ class SamplingFields(Body):
     min_p: Finite | None = None
     typical_p: Finite | None = None
     repetition_penalty: Finite | None = None
-    mirostat: Literal[0, 2] | None = None
+    mirostat: Annotated[Literal[0, 2], BeforeValidator(_no_bool)] | None = None
     mirostat_tau: Finite | None = None
     mirostat_eta: Finite | None = None
     dry_multiplier: Finite | None = None

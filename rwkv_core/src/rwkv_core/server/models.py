@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from rwkv_core.server import answers
 from rwkv_core.server.access import Served
 from rwkv_core.server.service import Running
 
@@ -19,26 +19,26 @@ async def health(served: Served) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 def metrics(served: Served) -> Response:
     """Return metrics for Prometheus."""
     return Response(served.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
-async def list_models(served: Served) -> dict[str, Any]:
+async def list_models(served: Served) -> answers.Models:
     """List the server's only model."""
     return {"object": "list", "data": [_described(served)]}
 
 
 @router.get("/v1/models/{model_id}")
-async def get_model(model_id: str, served: Served) -> dict[str, Any]:
+async def get_model(model_id: str, served: Served) -> answers.Model:
     """Return the model of this name; 404 for any other name."""
     served.check_model(model_id)
     return _described(served)
 
 
-def _described(served: Running) -> dict[str, Any]:
+def _described(served: Running) -> answers.Model:
     model = served.engine.model
     return {
         "id": served.model_id,

@@ -12,8 +12,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from rwkv_core.server.errors import as_api_error
 
 DONE = format_sse_event(data_str="[DONE]")
-STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-"""The OpenAPI description of a streamed answer."""
+MEDIA_TYPE = "text/event-stream"
 # Tell proxies to forward each event at once.
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 

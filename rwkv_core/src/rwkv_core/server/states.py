@@ -9,13 +9,14 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from rwkv_core.server import answers
 from rwkv_core.server.access import Served
 from rwkv_core.server.chat_body import ChatMessage
 from rwkv_core.server.errors import ApiError, invalid
 from rwkv_core.server.fields import Body
 from rwkv_core.server.running import check_was_read, completions_of, submit_all
 from rwkv_core.server.service import Running
-from rwkv_core.server.states_store import StateInfo
+from rwkv_core.server.states_store import NAME_PATTERN, StateInfo
 from rwkv_core.server.templates.base import Conversation
 from rwkv_core.state import State
 
@@ -32,7 +33,7 @@ class StateBody(Body):
         state: the name of a stored state, from which `prompt` or `messages` continue.
     """
 
-    name: str
+    name: Annotated[str, Field(json_schema_extra={"pattern": f"^{NAME_PATTERN}$"})]
     prompt: (
         Annotated[str, Field(min_length=1)] | Annotated[list[int], Field(min_length=1)] | None
     ) = None
@@ -42,7 +43,7 @@ class StateBody(Body):
 
 
 @router.post("/v1/states")
-async def save_state(body: StateBody, request: Request, served: Served) -> dict[str, Any]:
+async def save_state(body: StateBody, request: Request, served: Served) -> answers.NamedState:
     """Store a state under a name. Replaces a state of the same name."""
     served.states.check_name(body.name)
     state = await _state(body, request, served)
@@ -51,19 +52,19 @@ async def save_state(body: StateBody, request: Request, served: Served) -> dict[
 
 
 @router.get("/v1/states")
-def list_states(served: Served) -> dict[str, Any]:
+def list_states(served: Served) -> answers.NamedStates:
     """List all stored states."""
     return {"object": "list", "data": [_described(info) for info in served.states.infos()]}
 
 
 @router.get("/v1/states/{name}")
-def get_state(name: str, served: Served) -> dict[str, Any]:
+def get_state(name: str, served: Served) -> answers.NamedState:
     """Describe one state."""
     return _described(served.states.info(name))
 
 
 @router.delete("/v1/states/{name}")
-def delete_state(name: str, served: Served) -> dict[str, Any]:
+def delete_state(name: str, served: Served) -> answers.Deleted:
     """Delete one state."""
     served.states.delete(name)
     return {"id": name, "object": "state.deleted", "deleted": True}
@@ -97,7 +98,7 @@ async def _state(body: StateBody, request: Request, served: Running) -> State:
     return found.state
 
 
-def _described(info: StateInfo) -> dict[str, Any]:
+def _described(info: StateInfo) -> answers.NamedState:
     return {
         "id": info.name,
         "object": "state",

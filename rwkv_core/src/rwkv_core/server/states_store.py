@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rwkv_core.model import Model
     from rwkv_core.state import State
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+_NAME = re.compile(NAME_PATTERN)
 _SUFFIX = ".state"
 # State-tuned files that the operator put into the folder.
 _TUNED = (".pth", ".safetensors")
