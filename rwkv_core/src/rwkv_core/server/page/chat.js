@@ -70,21 +70,36 @@ function tools(node) {
   const place = children.indexOf(node);
   const disabled = running !== null;
   if (children.length > 1) {
-    const go = (to) => () => {
+    const go = (to, label) => () => {
       node.parent.chosen = to;
       draw();
       say(`Branch ${to + 1} of ${children.length}`);
-      $("messages").focus();
+      focusTool(children[to], label);
     };
-    const before = button("‹", go(place - 1), { disabled: disabled || place === 0 });
-    before.setAttribute("aria-label", "Earlier branch");
-    const after = button("›", go(place + 1), { disabled: disabled || place === children.length - 1 });
-    after.setAttribute("aria-label", "Later branch");
+    const step = (sign, to, label) => {
+      const made = button(sign, go(to, label), { disabled: disabled || !children[to] });
+      made.setAttribute("aria-label", label);
+      return made;
+    };
+    const before = step("‹", place - 1, "Earlier branch");
+    const after = step("›", place + 1, "Later branch");
     made.append(before, `${place + 1} of ${children.length}`, after);
   }
   if (node.role === "user") made.append(button("Edit", () => edit(node), { disabled }));
   else made.append(button("Regenerate", () => answer(node.parent), { disabled }));
   return made;
+}
+
+/** Focus a button of a message, or the next best one, after `draw` has replaced the one in use. */
+function focusTool(node, label) {
+  const buttons = [...$(`message-${node.id}`).querySelectorAll(".tools button:enabled")];
+  const named = (one) => label === (one.getAttribute("aria-label") ?? one.textContent);
+  (buttons.find(named) ?? buttons[0]).focus();
+}
+
+/** Focus the input if the element that had the focus is gone. */
+function keepFocus() {
+  if (document.activeElement === document.body) $("input").focus();
 }
 
 /** Replace a message by a text area. Sending the changed message adds a branch. */
@@ -94,15 +109,19 @@ function edit(node) {
   area.value = node.text;
   area.setAttribute("aria-label", "Edit the message");
   const save = () => area.value.trim() && answer(newNode(node.parent, "user", area.value.trim()));
+  const cancel = () => {
+    draw();
+    focusTool(node, "Edit");
+  };
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") draw();
+    if (event.key === "Escape") cancel();
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       save();
     }
   });
   const buttons = part("div", "tools", "");
-  buttons.append(button("Send", save), button("Cancel", draw));
+  buttons.append(button("Send", save), button("Cancel", cancel));
   article.querySelector(".text").replaceWith(area);
   article.querySelector(".tools").replaceWith(buttons);
   area.focus();
@@ -160,6 +179,7 @@ async function answer(question) {
   const node = newNode(question, "assistant", "");
   running = new AbortController();
   draw();
+  keepFocus();
   say("Generating ...");
   let usage = null;
   let begin = 0;
@@ -205,7 +225,7 @@ async function answer(question) {
   }
   running = null;
   draw();
-  $("input").focus();
+  keepFocus();
 }
 
 $("form").addEventListener("submit", (event) => {
