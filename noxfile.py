@@ -176,6 +176,15 @@ def serve(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def lm_eval(session: nox.Session) -> None:
+    """lm-eval's client of the HTTP server on a small task; lm-eval takes 700 MB."""
+    clients = ("lm-eval[api]", "openai", "httpx")
+    install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", *clients, *TEST_TOOLS)
+    test = "tests/server/test_lm_eval.py"
+    session.run("python", "-m", "pytest", test, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(default=False)
 def load(session: nox.Session) -> None:
     """64 clients of the HTTP server for five minutes: --clients and --seconds change that."""
     install(session, "./rwkv_core[serve]", "./rwkv_backend_numpy", "httpx")

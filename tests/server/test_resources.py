@@ -42,7 +42,10 @@ def test_tokens_there_and_back(http: httpx.Client) -> None:
     assert back == {"prompt": text, "content": text}
     chat = {"messages": [{"role": "user", "content": "Hi"}]}
     assert http.post("/tokenize", json=chat).json()["count"] > 3
-    assert http.get("/tokenizer_info").json()["vocab_size"] == 4096
+    info = http.get("/tokenizer_info").json()
+    assert info["vocab_size"] == 4096
+    # lm-eval uses the server's tokenizer only if it names this.
+    assert (info["eos_token"], info["eos_token_id"]) == ("<|endoftext|>", 0)
     assert http.post("/detokenize", json={"tokens": [-1]}).status_code == 400
     assert http.post("/tokenize", json={}).status_code == 400
 

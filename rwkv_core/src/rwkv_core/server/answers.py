@@ -249,6 +249,7 @@ class DetokenizedText(TypedDict):
 class TokenizerInfo(TypedDict):
     tokenizer_class: str
     vocab_size: int
+    eos_token: str | None
     eos_token_id: int | None
     model_max_length: int
     chat_template: str

@@ -15,6 +15,7 @@ from rwkv_core.server.errors import invalid
 from rwkv_core.server.fields import Body
 from rwkv_core.server.service import Running
 from rwkv_core.server.templates.base import Conversation
+from rwkv_core.tokenizer import Tokenizer
 
 router = APIRouter()
 
@@ -77,6 +78,7 @@ def tokenizer_info(served: Served) -> answers.TokenizerInfo:
     return {
         "tokenizer_class": type(tokenizer).__name__,
         "vocab_size": tokenizer.n_vocab,
+        "eos_token": _end_of_text(tokenizer),
         "eos_token_id": tokenizer.end_of_text,
         "model_max_length": served.settings.max_prompt,
         "chat_template": template.name.rpartition("/")[2],
@@ -94,6 +96,13 @@ def _text(body: TokenizeBody, served: Running) -> str:
         raise invalid("messages: found an empty list, expected messages", "messages")
     messages = [message.as_message() for message in body.messages]
     return served.template.render(Conversation(messages)).text
+
+
+def _end_of_text(tokenizer: Tokenizer) -> str | None:
+    """Return the text of the token that ends a document; None if no text stands for it."""
+    if tokenizer.end_of_text is None:
+        return None
+    return tokenizer.token_bytes(tokenizer.end_of_text).decode() or None
 
 
 def _text_or_bytes(data: bytes) -> tuple[str, str | list[int]]:
