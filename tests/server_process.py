@@ -1,4 +1,4 @@
-"""A server of the model that ships, in a process of its own."""
+"""A server of a model that ships, `prose` by default, in a process of its own."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def start(*arguments: str | Path, **variables: str) -> Server:
         assert process.stderr is not None
         for line in process.stderr:
             server.lines.append(line)
-            if found := re.search(r"serving prose at (\S+)", line):
+            if found := re.search(r"serving \S+ at (\S+)", line):
                 server.address = found[1]
                 known.set()
         known.set()

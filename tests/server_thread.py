@@ -1,8 +1,8 @@
-"""A server of the model that ships, in a thread of this process."""
+"""A server in a thread of this process."""
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -13,10 +13,14 @@ from rwkv_core.server.service import Service
 from rwkv_core.server.settings import Settings
 
 
+def prose() -> RWKV:
+    return RWKV("prose", backend="numpy")
+
+
 @contextmanager
-def serving(settings: Settings) -> Iterator[tuple[str, Service]]:
+def serving(settings: Settings, load: Callable[[], RWKV] = prose) -> Iterator[tuple[str, Service]]:
     """Yields the address and the service, once the model is loaded."""
-    service, ready = Service(settings, lambda: RWKV("prose", backend="numpy")), threading.Event()
+    service, ready = Service(settings, load), threading.Event()
     app = create_app(service, lambda _: ready.set(), ready.set)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:

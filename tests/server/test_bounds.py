@@ -183,6 +183,16 @@ def test_named_states_fill_their_folder_up_to_a_bound(tmp_path: Path) -> None:
         assert save("c").is_success
 
 
+def test_a_state_that_cannot_be_written_is_a_500_without_the_path(tmp_path: Path) -> None:
+    folder = tmp_path / "states"
+    with serving(Settings(state_folder=folder)) as (address, _):
+        folder.rmdir()
+        body = {"name": "a", "prompt": "The sea"}
+        answer = httpx.post(f"{address}/v1/states", json=body, timeout=60)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "The state 'a' could not be written."
+
+
 def test_cross_origin_requests_are_not_invited(http: httpx.Client) -> None:
     answer = http.get("/health", headers={"Origin": "http://example.org"})
     assert "access-control-allow-origin" not in answer.headers

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rwkv_core.errors import OptionError
+from rwkv_core.errors import OptionError, StateError
 from rwkv_core.server.errors import ApiError, invalid
 from rwkv_core.util.printable import printable
 
@@ -66,11 +66,17 @@ class StatesStore:
             return sorted(self._infos(), key=lambda info: info.name)
 
     def get(self, name: str) -> State:
-        """Return a state. Raises ApiError if it does not exist, and StateError if it is damaged."""
+        """Return a state. Raises ApiError if it is missing, damaged, or of another model."""
         with self._lock:
             if name in self._held:
                 return self._held[name][0]
-            return self._model.load_state(self._path(name))
+            path = self._path(name)
+            try:
+                return self._model.load_state(path)
+            except StateError as error:
+                # Only the operator may see where the file is.
+                message = str(error).replace(str(path), f"state {name!r}")
+                raise invalid(message, "state") from None
 
     def info(self, name: str) -> StateInfo:
         """Return a state's description. Raises ApiError if the state does not exist."""
@@ -90,7 +96,7 @@ class StatesStore:
     def save(self, name: str, state: State, created: int) -> StateInfo:
         """Store a state. Replaces a state of the same name. `created` is in seconds since 1970.
 
-        Raises ApiError for a wrong name or lack of room, StateError if the file cannot be written.
+        Raises ApiError for a wrong name or lack of room, and if the file cannot be written.
         """
         self.check_name(name)
         nbytes = nbytes_of(self._model, state)
@@ -100,7 +106,10 @@ class StatesStore:
                 raise ApiError(413, "There is no room for another state. Delete one first.")
             if self._folder is not None:
                 path = self._folder / f"{name}{_SUFFIX}"
-                self._model.save_state(path, state)
+                try:
+                    self._model.save_state(path, state)
+                except StateError as error:
+                    raise ApiError(500, f"The state {name!r} could not be written.") from error
                 return StateInfo(name, path.stat().st_size, created)
             info = StateInfo(name, nbytes, created)
             self._held[name] = state, info
