@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from rwkv_core.server import answers, sse
+from rwkv_core.server import forms, sse
 from rwkv_core.server.access import Served
 from rwkv_core.server.answer import Answer
 from rwkv_core.server.chat_body import ChatBody
@@ -202,7 +202,8 @@ class _Job:
 
 
 @router.post(
-    "/v1/chat/completions", responses=answers.described(answers.ChatCompletion, sse.MEDIA_TYPE)
+    "/v1/chat/completions",
+    responses=forms.described(forms.ChatCompletion, sse.MEDIA_TYPE),
 )
 async def create_chat_completion(body: ChatBody, request: Request, served: Served) -> Response:
     """Answer the last message of a conversation."""

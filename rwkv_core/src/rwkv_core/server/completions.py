@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from rwkv_core.server import answers, sse
+from rwkv_core.server import forms, sse
 from rwkv_core.server.access import Served
 from rwkv_core.server.constrained import grammar_constraint
 from rwkv_core.server.errors import invalid
@@ -209,7 +209,10 @@ def _mean_logprob(completion: Completion) -> float:
     return sum(found) / max(1, len(found))
 
 
-@router.post("/v1/completions", responses=answers.described(answers.TextCompletion, sse.MEDIA_TYPE))
+@router.post(
+    "/v1/completions",
+    responses=forms.described(forms.TextCompletion, sse.MEDIA_TYPE),
+)
 async def create_completion(body: CompletionBody, request: Request, served: Served) -> Response:
     """Continue one or more texts."""
     body.check_stream_options()

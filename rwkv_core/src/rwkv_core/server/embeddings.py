@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 
-from rwkv_core.server import answers
+from rwkv_core.server import forms
 from rwkv_core.server.access import Served
 from rwkv_core.server.errors import invalid
 from rwkv_core.server.fields import Body, texts_or_tokens
@@ -45,7 +45,11 @@ class EmbeddingBody(Body):
             )
 
 
-@router.post("/v1/embeddings", response_model=None, responses=answers.described(answers.Embeddings))
+@router.post(
+    "/v1/embeddings",
+    response_model=None,
+    responses=forms.described(forms.Embeddings),
+)
 async def create_embeddings(
     body: EmbeddingBody, request: Request, served: Served
 ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from rwkv_core.server import answers
+from rwkv_core.server import forms
 from rwkv_core.server.access import Served
 from rwkv_core.server.service import Running
 
@@ -26,19 +26,19 @@ def metrics(served: Served) -> Response:
 
 
 @router.get("/v1/models")
-async def list_models(served: Served) -> answers.Models:
+async def list_models(served: Served) -> forms.Models:
     """List the server's only model."""
     return {"object": "list", "data": [_described(served)]}
 
 
 @router.get("/v1/models/{model_id}")
-async def get_model(model_id: str, served: Served) -> answers.Model:
+async def get_model(model_id: str, served: Served) -> forms.Model:
     """Return the model of this name; 404 for any other name."""
     served.check_model(model_id)
     return _described(served)
 
 
-def _described(served: Running) -> answers.Model:
+def _described(served: Running) -> forms.Model:
     model = served.engine.model
     return {
         "id": served.model_id,

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from rwkv_core.server import answers, sse
+from rwkv_core.server import forms, sse
 from rwkv_core.server.access import Served
 from rwkv_core.server.answer import Answer
 from rwkv_core.server.constrained import chat_constraint
@@ -216,7 +216,7 @@ def _stored(served: Running, response_id: str, param: str | None = None) -> Stor
     return found
 
 
-@router.post("/v1/responses", responses=answers.described(answers.Response, sse.MEDIA_TYPE))
+@router.post("/v1/responses", responses=forms.described(forms.Response, sse.MEDIA_TYPE))
 async def create_response(body: ResponsesBody, request: Request, served: Served) -> Response:
     """Answer, and store the answer with the state after it."""
     job = _Job(body, served)
@@ -233,7 +233,7 @@ async def create_response(body: ResponsesBody, request: Request, served: Served)
 @router.get(
     "/v1/responses/{response_id}",
     response_model=None,
-    responses=answers.described(answers.Response),
+    responses=forms.described(forms.Response),
 )
 async def get_response(response_id: str, served: Served) -> dict[str, Any]:
     """Return a stored answer."""
@@ -241,7 +241,7 @@ async def get_response(response_id: str, served: Served) -> dict[str, Any]:
 
 
 @router.delete("/v1/responses/{response_id}")
-async def delete_response(response_id: str, served: Served) -> answers.Deleted:
+async def delete_response(response_id: str, served: Served) -> forms.Deleted:
     """Delete a stored answer."""
     _stored(served, response_id)
     served.responses.remove(response_id)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from rwkv_core.server import answers
+from rwkv_core.server import forms
 from rwkv_core.server.access import Served
 from rwkv_core.server.chat_body import ChatMessage
 from rwkv_core.server.errors import ApiError, invalid
@@ -43,7 +43,7 @@ class StateBody(Body):
 
 
 @router.post("/v1/states")
-async def save_state(body: StateBody, request: Request, served: Served) -> answers.NamedState:
+async def save_state(body: StateBody, request: Request, served: Served) -> forms.NamedState:
     """Store a state under a name. Replaces a state of the same name."""
     served.states.check_name(body.name)
     state = await _state(body, request, served)
@@ -52,19 +52,19 @@ async def save_state(body: StateBody, request: Request, served: Served) -> answe
 
 
 @router.get("/v1/states")
-def list_states(served: Served) -> answers.NamedStates:
+def list_states(served: Served) -> forms.NamedStates:
     """List all stored states."""
     return {"object": "list", "data": [_described(info) for info in served.states.infos()]}
 
 
 @router.get("/v1/states/{name}")
-def get_state(name: str, served: Served) -> answers.NamedState:
+def get_state(name: str, served: Served) -> forms.NamedState:
     """Describe one state."""
     return _described(served.states.info(name))
 
 
 @router.delete("/v1/states/{name}")
-def delete_state(name: str, served: Served) -> answers.Deleted:
+def delete_state(name: str, served: Served) -> forms.Deleted:
     """Delete one state."""
     served.states.delete(name)
     return {"id": name, "object": "state.deleted", "deleted": True}
@@ -98,7 +98,7 @@ async def _state(body: StateBody, request: Request, served: Running) -> State:
     return found.state
 
 
-def _described(info: StateInfo) -> answers.NamedState:
+def _described(info: StateInfo) -> forms.NamedState:
     return {
         "id": info.name,
         "object": "state",

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from rwkv_core.errors import OptionError
 from rwkv_core.generation.transcript import bytes_of
-from rwkv_core.server import answers
+from rwkv_core.server import forms
 from rwkv_core.server.access import Served
 from rwkv_core.server.chat_body import ChatMessage
 from rwkv_core.server.errors import invalid
@@ -38,7 +38,7 @@ class DetokenizeBody(Body):
     tokens: list[int]
 
 
-@router.post("/tokenize", response_model=None, responses=answers.described(answers.Tokens))
+@router.post("/tokenize", response_model=None, responses=forms.described(forms.Tokens))
 def tokenize(body: TokenizeBody, served: Served) -> dict[str, Any]:
     """Return the tokens of a text."""
     served.check_model(body.model)
@@ -59,7 +59,7 @@ def tokenize(body: TokenizeBody, served: Served) -> dict[str, Any]:
 
 
 @router.post("/detokenize")
-def detokenize(body: DetokenizeBody, served: Served) -> answers.DetokenizedText:
+def detokenize(body: DetokenizeBody, served: Served) -> forms.DetokenizedText:
     """Return the text of tokens."""
     served.check_model(body.model)
     n_vocab = served.engine.model.n_vocab
@@ -72,7 +72,7 @@ def detokenize(body: DetokenizeBody, served: Served) -> answers.DetokenizedText:
 
 
 @router.get("/tokenizer_info")
-def tokenizer_info(served: Served) -> answers.TokenizerInfo:
+def tokenizer_info(served: Served) -> forms.TokenizerInfo:
     """Describe the tokenizer and the chat template."""
     tokenizer, template = served.engine.tokenizer, served.template
     return {
