@@ -69,11 +69,12 @@ def _quiet() -> Iterator[None]:
 class Placement:
     """Placement of arrays: on one device, or with the matrices split over several.
 
-    A matrix [out, in] is split along its outputs. If in > out (channel mixing's value), it is split
-    along its inputs: then channel mixing's inner activations are not moved, and one sum joins the
-    results. Time mixing's k, v, r and scan stay split too. Time mixing's square output matrix
-    cannot be distinguished from other matrices, so it is split along its outputs too. This needs a
-    gather before and after its product, which move as many bytes as the sum would.
+    A matrix [out, in] is split along its outputs. Only a matrix with in > out, which is channel
+    mixing's value matrix, is split along its inputs. Channel mixing's inner activations then stay
+    on their devices, and one sum over the devices gives the result. Time mixing's k, v, r and scan
+    stay split too. Time mixing's square output matrix cannot be distinguished from other matrices,
+    so it is split along its outputs too. This needs a gather before and after its product, which
+    move as many bytes as the sum would.
     """
 
     def __init__(self, devices: list[jax.Device], split: bool) -> None:

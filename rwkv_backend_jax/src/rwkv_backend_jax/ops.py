@@ -1,8 +1,8 @@
 """RWKV's operations on JAX arrays, on one device or split over several.
 
-One block is compiled, not the whole model. XLA would unroll the layers of a model: for 12 layers,
-compiling took two to four times as long for each size of chunk. All layers, and all models of the
-same sizes, share the compiled block.
+One block is compiled, not the whole model, because XLA would unroll the model's layers. With 12
+layers, compiling the model took two to four times as long as compiling the block, for each size of
+chunk. All layers, and all models of the same sizes, share the compiled block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from rwkv_core.util.float16 import assign
 
 @cache
 def jax_ops(dtype: str, runtime_dtype: str | None, device: str | None, mesh: int | None) -> JaxOps:
-    """Return the instance for these options. Models share it, with its compiled functions.
+    """Return the operations for these options. Models with equal options share one object.
+
+    So these models also share its compiled functions.
 
     Raises BackendError if a device is not available, and OptionError for wrong options.
     """

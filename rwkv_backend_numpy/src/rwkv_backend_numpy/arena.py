@@ -1,8 +1,9 @@
-"""Arena: memory for matrices, in slabs large enough for the system's huge pages.
+"""Arena: memory for matrices, in pieces that are large enough for the system's huge pages.
 
 NumPy requests huge pages (2 MB instead of 4 kB) for arrays of 4 MB and more, but most matrices of a
-small model are smaller. The system allocates huge pages several times faster, and products read
-them about a fifth faster, since the processor prefetches within a page.
+small model are smaller. The system allocates memory in huge pages several times faster than in
+pages of 4 kB. Products read it about a fifth faster, since the processor prefetches only within a
+page.
 """
 
 from __future__ import annotations

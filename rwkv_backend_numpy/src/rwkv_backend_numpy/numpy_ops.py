@@ -1,8 +1,8 @@
 """RWKV's operations on NumPy arrays.
 
-A method overrides rwkv-core's default only if the default is measurably slow. The reasons are
-products that miss BLAS's matrix-vector routine, NumPy's Python-level functions (mean, clip), and
-temporaries in the scan's loop.
+A method overrides rwkv-core's default only if the default is measurably slow. Defaults are slow for
+three reasons: products that do not use BLAS's matrix-vector routine, functions that NumPy
+implements in Python (mean, clip), and temporary arrays in the scan's loop.
 """
 
 from __future__ import annotations

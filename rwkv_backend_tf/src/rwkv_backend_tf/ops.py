@@ -35,11 +35,12 @@ class Matrix(NamedTuple):
 
 
 class Compiled:
-    """`function` of tensors in named tuples, compiled by XLA for tensors of these shapes.
+    """`function`, compiled by XLA for the shapes and dtypes of its arguments.
 
-    The function is called through `tf.raw_ops`, since a call of a tf.function takes 0.03 ms for
-    each of a block's 27 tensors. `tf.raw_ops` ignores a function's request to be compiled, so the
-    compiled function is wrapped in another function.
+    The arguments and results are tensors and named tuples of tensors. The function is called
+    through `tf.raw_ops`, since a call of a tf.function takes 0.03 ms for each of a block's 27
+    tensors. `tf.raw_ops` ignores a function's request to be compiled, so the compiled function is
+    wrapped in another function.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Any, device: str) -> None:
@@ -79,7 +80,7 @@ def compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def tf_ops(dtype: str, runtime_dtype: str | None, use_gpu: bool | None) -> TFOps:
-    """Return the instance for these options. Models share it.
+    """Return the operations for these options. Models with equal options share one object.
 
     Raises BackendError if the device is not available.
     """

@@ -26,8 +26,8 @@ _LOG = re.compile(
 def hidden_log() -> Iterator[None]:
     """Hide TensorFlow's log in the block. Other lines on standard error are printed at the end.
 
-    Does nothing if there is no standard error, or if TF_CPP_MIN_LOG_LEVEL is 0, with which the user
-    requests the log (JAX sets it to 1).
+    Does nothing if there is no standard error, or if TF_CPP_MIN_LOG_LEVEL is 0. The value 0 is a
+    user's request for the log; JAX sets 1.
     """
     before = os.environ.get(_VARIABLE)
     if before == "0":

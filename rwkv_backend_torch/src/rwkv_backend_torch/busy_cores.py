@@ -25,12 +25,14 @@ _TIMES, _LEAST, _MOST = 30, 1.0, 15.0
 
 @dataclass
 class _Slow:
-    """A call during which the cores were busy.
+    """The last slow call of one size: a call during which other processes kept the cores busy.
 
     Attributes:
         seconds_per_row: duration of the call divided by its number of rows.
-        until: the time of `time.perf_counter` until which similar calls run in one thread.
-        one_is_faster: False once a call in one thread has taken longer per row.
+        until: the value of `time.perf_counter()` until which calls of about this size run in one
+            thread.
+        one_is_faster: whether the last call in one thread took less time per row than the slow
+            call.
     """
 
     seconds_per_row: float
@@ -41,7 +43,8 @@ class _Slow:
 class BusyCores:
     """Measures how long the calling thread did not run during a call, to notice busy cores.
 
-    Calls are similar if their numbers of rows have the same number of bits, such as 4 to 7.
+    Slow calls are recorded by size: two sizes are the same if the calls' numbers of rows have the
+    same number of bits, such as 4 to 7 rows.
     """
 
     def __init__(self) -> None:

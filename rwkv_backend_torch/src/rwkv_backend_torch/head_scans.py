@@ -1,9 +1,10 @@
 """The scans of RWKV-5 to 7, computed in blocks of tokens.
 
-Inside a block, each token reads the earlier tokens with weights, which form a small matrix per
-head. These matrices are computed for all blocks in one product. Then a loop over the blocks carries
-the heads' matrices S, with two products per block. So 256 tokens take 16 steps (RWKV-7) or 32 steps
-(RWKV-5, 6) instead of 256.
+A token's output is a weighted sum over earlier tokens. The weights between the tokens of one block
+form a small matrix per head, and one product computes these matrices for all blocks. The tokens of
+earlier blocks are summed up in S, the heads' matrices of the state. A loop over the blocks carries
+S, with two products per block. So 256 tokens take 16 steps (RWKV-7) or 32 steps (RWKV-5, 6) instead
+of 256.
 
 Shapes: B batch, T time, D width, H heads of N channels, n blocks of C tokens. In this file, S has
 one row per key channel, [B H, K, V].
@@ -83,12 +84,13 @@ def _by_blocks(
     """Run `blocks` on all whole blocks, then on the remaining tokens as one shorter block.
 
     Arguments:
-        blocks: (S [B H, K, V], each input as [B, n, C, D]) to y [n, B H, C, N] and the next S.
-        length: tokens in a block.
-        s: [B, N, D], in the layout of a state.
+        blocks: a function that takes S [B H, K, V] and each input as [B, n, C, D]. It returns y [n,
+            B H, C, N] and the S after the last block.
+        length: number of tokens in a block.
+        s: S before the first token, in the layout of a state: [B, N, D].
         tokens: the inputs, each [B, T, D].
 
-    Returns y [B, T, D] and the next S [B, N, D].
+    Returns y [B, T, D], and S after the last token, [B, N, D].
     """
     n_batch, n_time, width = tokens[0].shape
     n = s.shape[1]
@@ -107,12 +109,13 @@ def _by_blocks(
 
 
 def _products_of_decays(w: Tensor) -> Tensor:
-    """Return products of the decays `w` [B, n, C, D]: before each token, and after the last.
+    """Return the running product of the decays `w` [B, n, C, D] in each block: [B, n, C + 1, D].
 
-    The result [B, n, C + 1, D] is relative to the middle of the block, where it is 1. The quotient
-    of two entries is the product of the decays between them. Small decays are raised so that no
-    entry overflows. The minimum in float32 is 8e-8 in blocks of 8, too small to change a float32
-    sum, and 3e-4 in blocks of 16. RWKV-7's decays are at least 0.54.
+    The entries are the products before each of the C tokens and after the last token. They are
+    divided by the entry in the middle of the block, which is then 1. The quotient of two entries is
+    the product of the decays between them. Small decays are raised so that no entry overflows. The
+    minimum in float32 is 8e-8 in blocks of 8, too small to change a float32 sum, and 3e-4 in blocks
+    of 16. RWKV-7's decays are at least 0.54.
     """
     n_batch, n_blocks, length, width = w.shape
     middle = length // 2
@@ -159,13 +162,17 @@ def _blocks_7(
 ) -> tuple[Tensor, Tensor]:
     """Compute RWKV-7's blocks.
 
-    A token adds v to S under its key k, and u = -S kk under its key b. S is S0, the state before
-    the block, plus what earlier tokens of the block have added. So for the rows u of all tokens
+    Each token adds two outer products to S: of v with its key k, and of u = -S kk with its key b.
+    Here S is S0, the state before the block, plus the products that earlier tokens of the block
+    have added. Let the vectors u of all tokens of the block be the rows of a matrix, also called u.
+    Then
 
         u = -(Q S0 + R v + A u),    u = -(I + A)^-1 (Q S0 + R v)
 
-    The rows of Q are the keys kk. R and A are strictly lower triangular: products of kk with the k
-    and the b of earlier tokens. All include the decays between the two tokens.
+    The rows of Q are the keys kk. R and A are strictly lower triangular: their entries are the
+    products of a token's kk with the k (in R) and the b (in A) of an earlier token. Every entry
+    includes the decays between the two tokens. For Q these are the decays since the start of the
+    block.
     """
     n, length = s.shape[-1], r.shape[2]
     before, after, from_start, to_end = _factors(w, n)
@@ -199,11 +206,12 @@ def _blocks_7(
 
 
 def _factors(w: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the products of decays before and after each token, [n, B, H, C, N].
+    """Return four tensors with products of the decays `w`, for each block.
 
-    The products are relative to the middle of the block. Also returns two factors [n, B, H, 1, N].
-    A product times the first factor is the product from the block's start. The second factor
-    divided by a product is the product from that token to the block's end.
+    The first two are [n, B, H, C, N]: the running products before and after each token, relative to
+    the middle of the block. The last two are factors [n, B, H, 1, N]. A running product times the
+    first factor is the product of the decays from the block's start. The second factor divided by a
+    running product is the product of the decays up to the block's end.
     """
     products = _heads(_products_of_decays(w), head_size)
     first, last = products[..., :1, :], products[..., -1:, :]
@@ -216,10 +224,11 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _later(length: int, device: torch.device) -> Tensor:
-    """Return bool [2 C, 2 C]: whether the row's token comes too early to read the column's.
+    """Return a mask, bool [2 C, 2 C]: True where the row's token cannot read the column's token.
 
-    Rows are the tokens' kk, which read S before their own update, then their r, which read S after
-    it. Columns are the tokens' u, then their v.
+    A row is a read of S: first by each token's kk, before the token's own update of S, then by each
+    token's r, after it. A column is an update of S: first with each token's u, then with each
+    token's v.
     """
     t = torch.arange(length, device=device)
     for_kk, for_r = t[:, None] <= t, t[:, None] < t

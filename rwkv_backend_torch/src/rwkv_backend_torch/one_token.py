@@ -1,7 +1,7 @@
-"""Computes `rwkv4.block` for one token of one sequence, with half as many vector operations.
+"""Computes `rwkv4.block` for one token of one sequence, with half of its vector operations.
 
-A vector operation takes torch two microseconds, most of it overhead. So vectors with the same
-operations are stacked as rows of one tensor: the inputs of the token shifts, and the two exponents
+A vector operation takes torch two microseconds, most of it overhead. So vectors that need the same
+operation are stacked as rows of one tensor: the inputs of the token shifts, and the two exponents
 of the scan. The equations are those of `rwkv4.block`. The conformance suite compares the results.
 """
 
@@ -20,12 +20,12 @@ Matmul = Callable[[Any, Tensor], Tensor]
 
 
 class Layer(NamedTuple):
-    """A block, with its vectors stacked.
+    """A block's parameters; some of its vectors are also stacked in three tensors.
 
     Attributes:
         time_mix: mix vectors for k, v and r of time mixing, [3, D].
         channel_mix: mix vectors for k and r of channel mixing, [2, D].
-        leads: -first and decay, [2, D].
+        leads: minus the current token's bonus `first`, and `decay`, [2, D].
     """
 
     p: Block

@@ -33,8 +33,8 @@ class TorchOps(TensorOps):
     """The contract's operations on one torch device.
 
     Attributes:
-        records: whether decoding is recorded as a CUDA graph. A subclass whose products copy their
-            matrix sets it to False.
+        records: whether decoding is recorded as a CUDA graph. A subclass sets it to False if each
+            of its products first copies the matrix to the device.
     """
 
     xp = xp

@@ -66,9 +66,9 @@ def _blocks(
 
 
 def _starts(k: Tensor, v: Tensor, decay: Tensor, state: WKVState) -> WKVState:
-    """Return the state before each of N blocks, aa, bb, pp [B, N, D].
+    """Return the states (aa, bb, pp) before each of N blocks, each of the three as [B, N, D].
 
-    `k` and `v` belong to the first N - 1 blocks, [B, N - 1, length, D].
+    `k` and `v` are the keys and values of the first N - 1 blocks, [B, N - 1, length, D].
     """
     length = k.shape[2]
     # A block's contribution at its end, in units of its largest exponent: older tokens are decayed.
@@ -82,10 +82,10 @@ def _starts(k: Tensor, v: Tensor, decay: Tensor, state: WKVState) -> WKVState:
 def _scan(
     keys: Tensor, values: Tensor, counts: Tensor | float, decay: Tensor, state: WKVState
 ) -> WKVState:
-    """Return the state before each of n steps and after the last: aa, bb, pp [..., n + 1, D].
+    """Return the states (aa, bb, pp) before each of n steps and after the last, [..., n + 1, D].
 
-    `keys` and `values` are [..., n, D], and so is `counts` unless it is a number. Each step decays
-    aa and bb, then adds exp(keys) * values to aa and exp(keys) * counts to bb.
+    `keys` and `values` are [..., n, D]. `counts` has this shape too, or is a number. Each step
+    decays aa and bb, then adds exp(keys) * values to aa and exp(keys) * counts to bb.
     """
     n_steps, n_embd = keys.shape[-2:]
     aa, bb, pp = keys.new_empty(3, *keys.shape[:-2], n_steps + 1, n_embd)

@@ -1,7 +1,8 @@
 """Quantized matrices on a CPU, with torch's packed kernels.
 
-The kernels were chosen by measurement, for a matrix of 2048 x 2048, one thread with AVX2 and one
-token. In ms: FBGEMM with 8 bits and the two rows used here 0.28, `_weight_int8pack_mm` 0.6,
+The kernels were chosen by measurement: one thread, on a CPU with AVX2, multiplied a matrix of 2048
+x 2048 with one token's activations. The products took these times in ms: FBGEMM with 8 bits 0.28
+(this module passes it each activation as two numbers of 7 bits), `_weight_int8pack_mm` 0.6,
 `_weight_int4pack_mm_for_cpu` 0.6, a float16 product 0.8, a bfloat16 product 1.1. For 256 tokens,
 FBGEMM takes as long as a float32 product, so matrices are never dequantized.
 """
@@ -37,8 +38,9 @@ _INT8_WIDTH = 16
 class Int8Rows:
     """Matrix [out, in] for FBGEMM, with 8 bits per weight and a scale and an offset per row.
 
-    A matrix with one group per row is converted exactly. Otherwise every weight is rounded once
-    more, to one of 256 levels of its row.
+    A group is the weights that share a scale and an offset. If each row is one group, the matrix is
+    converted exactly. If a row has several groups, every weight is rounded once more, to one of 256
+    levels of its row.
     """
 
     def __init__(self, matrix: QuantizedMatrix) -> None:
@@ -104,7 +106,9 @@ class Int8RowsInBfloat16(TensorKernel):
 
 
 class Int4Groups(TensorKernel):
-    """Matrix [out, in] with 4 bits per weight, and a bfloat16 scale and offset per group.
+    """Matrix [out, in] with 4 bits per weight.
+
+    A group of adjacent weights in a row shares a scale and an offset, both bfloat16.
 
     Activations are bfloat16; sums are float32.
     """

@@ -1,6 +1,7 @@
-"""torch-quant with the option `target`.
+"""torch-quant with the option `target`, the GB of weights on the device.
 
-Quantized matrices that do not fit on the device are copied to the device just before their use.
+Quantized matrices that do not fit on the device stay in host memory. Each of them is copied to the
+device just before its use.
 """
 
 from __future__ import annotations

@@ -94,8 +94,9 @@ def _of_two(operator: Callable[..., Any], one: Parts, other: Any) -> Any:
 def in_lockstep(function: Callable[..., Any], *arguments: Parts) -> Any:
     """Run `function`, which treats every channel alike, on one device after the other.
 
-    If some arguments are slices and some have all channels, `function` runs on slices. If it
-    returns a tuple, the result is a tuple of Parts.
+    `function` gets the tensors that the arguments have on this device. If some arguments hold a
+    slice of the channels per device and others all channels, `function` gets slices of all of them.
+    If `function` returns a tuple, the result is a tuple of Parts.
     """
     if any(argument.width is not None for argument in arguments):
         arguments = tuple(argument.sliced() for argument in arguments)

@@ -83,9 +83,10 @@ class OneProcess:
 
 
 class Processes:
-    """One device in each of several processes started by torchrun; see OneProcess.
+    """Several processes started by torchrun, each of which uses one device.
 
-    All processes run the same program, with the same exchanges in the same order.
+    The attributes are those of OneProcess. All processes run the same program, and exchange
+    activations in the same order.
     """
 
     def __init__(self, shares: Sequence[Share] | None) -> None:
@@ -151,7 +152,9 @@ class Processes:
 
 
 def find_group(entries: list[str] | None) -> OneProcess | Processes:
-    """Return the group of the given devices, by default all; under torchrun one per process.
+    """Return the group of the devices in `entries` (NAME or NAME=SHARE); None for all devices.
+
+    If torchrun started several processes, each process uses one of the devices.
 
     Raises OptionError for a wrong option, and BackendError if a device or process is missing.
     """

@@ -40,8 +40,9 @@ class SplitMatrix:
     """A matrix [out, in], divided over the devices.
 
     Attributes:
-        parts: each device's slice: [part of out, in]; [out, part of in] with `by_inputs`; the
-            complete matrix with `whole`.
+        parts: for each device of this process, a slice of the rows [part of out, in]. If
+            `by_inputs` is True, a slice of the columns [out, part of in]. If `whole` is True, the
+            complete matrix.
     """
 
     parts: list[Any]
@@ -68,9 +69,10 @@ def _on_every_device(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SplitOps(TorchOps):
-    """TorchOps with matrices in slices.
+    """TorchOps that divides each matrix into slices, one slice for each device.
 
-    In a compiled function activations are Parts; outside, arrays are tensors on the first device.
+    Inside a function that `compile` returned, an activation is a Parts: one tensor per device.
+    Outside such a function, an array is a tensor on the first device.
     """
 
     def __init__(

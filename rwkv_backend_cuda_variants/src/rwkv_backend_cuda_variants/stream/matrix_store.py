@@ -39,7 +39,8 @@ class MatrixStore:
     Attributes:
         device: the device that computes products.
         target: largest size of the weights on the device, in bytes.
-        slots: the buffers for streamed matrices; None while all matrices are resident.
+        slots: the two buffers on the device for matrices that are streamed from host memory; None
+            while all matrices stay on the device.
     """
 
     def __init__(self, device: torch.device, target: float | None, pin_memory: bool | None) -> None:
@@ -89,8 +90,10 @@ class MatrixStore:
     def place(self, source: Tensor, dtype: torch.dtype, split: Split = Tensor.split) -> Placed:
         """Copy `source` [rows, ...] as `dtype` to the device or to host memory.
 
-        A matrix larger than a slot is divided by `split(source, n)` into parts of at most the size
-        of n rows. Raises OptionError and BackendError if there is no room.
+        A slot is one of the two device buffers for streamed matrices. `split(source, n)` divides a
+        matrix that is larger than a slot into parts that are each at most as large as n rows.
+        Raises OptionError if the target leaves no room for the matrix, and BackendError if the
+        memory has run out.
         """
         try:
             return self._place(source, dtype, split)
@@ -113,9 +116,10 @@ class MatrixStore:
         return placed
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Return whether a matrix outside the plan, for example of the bench, stays on the device.
+        """Return whether a matrix that is not in the offload plan stays on the device.
 
-        If the slots do not exist yet, room for the slots must remain.
+        `rwkv-core bench` makes such matrices, of `n_bytes` bytes. If the two buffers for streamed
+        matrices do not exist yet, the matrix only stays if the target leaves room for them too.
         """
         if self.slots:
             return False
@@ -156,7 +160,8 @@ class MatrixStore:
     def product(self, placed: Placed, product: Callable[[Tensor], Tensor]) -> Tensor:
         """Return `product(matrix)`, [..., rows], for a matrix [rows, ...] on the device.
 
-        `product` is called once for each part, in order, and the results are joined.
+        If the matrix was divided into parts, `product` is called for each part in order, and the
+        results are joined.
         """
         if placed.on_device is not None:
             return product(placed.on_device)

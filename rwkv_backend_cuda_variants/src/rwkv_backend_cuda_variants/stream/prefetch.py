@@ -19,10 +19,11 @@ _numbers = count()
 
 
 class HostTensor:
-    """A contiguous tensor in host memory that is streamed.
+    """A contiguous tensor in host memory, which is copied to the device for each use.
 
-    A tensor holds the number of the next tensor. References would form a cycle, which would keep
-    the memory until the garbage collector runs.
+    `follower` is the `number` of the HostTensor that was used after this one the last time.
+    References to the objects themselves would form a cycle, which would keep the memory until the
+    garbage collector runs.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -42,7 +43,7 @@ class _Slot:
 
 
 class Slots:
-    """Computes products with device copies of host tensors of at most `n_bytes` each.
+    """Copies host tensors of at most `n_bytes` each to the device, and multiplies with the copies.
 
     Attributes:
         copied: bytes copied to the device so far.

@@ -1,6 +1,7 @@
 """Converts activations to the form that products need for each kind of matrix.
 
-See `panel_kernels` and `tile_kernels` for the forms.
+A kind is the type in which a matrix is stored: float32, bfloat16, int8 or int4. `panel_kernels` and
+`tile_kernels` describe the forms.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ def row_for(kind: Any, depth: int) -> Any:
 
 
 def rows_for(kind: Kind, n_rows: int, depth: int) -> NDArray[Any]:
-    """Return an array for several rows of activations, each followed by an unused cache line.
+    """Return an array for `n_rows` rows of `depth` activations, in the form for `kind`.
 
-    Without it, rows could be a multiple of 4 kB apart, and so share the same few sets of a cache.
+    Each row is followed by an unused cache line. Without this line, rows could lie a multiple of 4
+    kB apart, and so share the same few sets of a cache.
     """
     if kind.dtype in (INT8.dtype, INT4.dtype):
         return np.empty((n_rows, depth + 32), np.int16)

@@ -38,8 +38,9 @@ if hasattr(os, "register_at_fork"):
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Make a kernel of `function(counts, thread, *arguments)`; call it with the arguments only.
 
-    Every thread runs the function; `work_sharing` tells how they share a phase. A caller of a
-    kernel with several phases passes `n_phases`.
+    Every thread runs the function, and takes blocks of its work until none is left. A kernel may
+    have several phases, each of which needs all results of the phase before it. The caller then
+    passes the number of phases as `n_phases`. See `work_sharing`.
     """
     entry = _entry(function)
 

@@ -1,7 +1,8 @@
 """The scans of RWKV-5 to 7 over the matrices of heads, compiled by Numba.
 
-A head's matrix S has N rows, each in N of a state row's D columns. Its rows are independent of each
-other. The scans keep them transposed, 16 rows side by side; see `head_steps`.
+A head's matrix S has N rows and N columns. The state holds the matrices of all heads side by side,
+as N rows of D columns. No row of S depends on another row. During a scan, S is transposed, with 16
+of its rows side by side; see `head_steps`.
 """
 
 from __future__ import annotations
@@ -100,9 +101,10 @@ def _room(n_time: int, n: int) -> Any:
 def _begin(
     counts: Counters, thread: int, s: Floats, v: Floats, rows: Floats, values: Floats
 ) -> Any:
-    """Take a head, and copy its S and v. Return the number of its sequence and its first column.
+    """Take the next head that no thread has taken, and copy its S and v to `rows` and `values`.
 
-    The sequence is -1 if no head is left.
+    Returns the number of the head's sequence in the batch, and the head's first column. If no head
+    is left, the number is -1.
     """
     n_batch, n, width = s.shape
     task, end = take_range(counts, thread, n_batch * (width // n), 1)

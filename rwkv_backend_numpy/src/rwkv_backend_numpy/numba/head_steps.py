@@ -1,7 +1,7 @@
 """One token through 16 rows of a head's matrix S, for compiled code; see `head_kernels`.
 
-The rows are the lanes of a vector: S is transposed, float32 [N, 16], so that sums over a row's N
-columns are sums of vectors.
+The 16 rows are stored transposed, as float32 [N, 16]: each vector of 16 numbers holds one column of
+all 16 rows. So a sum over the N columns of each row is a sum of N vectors.
 """
 
 from __future__ import annotations

@@ -104,9 +104,10 @@ def bfloat16_products(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
 
 
 def int16_products(b: ir.IRBuilder, one: Any, other: Any, total: Any) -> Any:
-    """Return `total`, int32, with the products of a pair of int16 added to each.
+    """Return `total`, a vector of int32, plus two products of int16 for each number.
 
-    LLVM turns these operations into one instruction if the processor has it (vpmaddwd, vpdpwssd).
+    The products are those of adjacent int16 in `one` and `other`. LLVM turns these operations into
+    one instruction if the processor has it (vpmaddwd, vpdpwssd).
     """
     n = one.type.count
     wide = vector(I32, n)

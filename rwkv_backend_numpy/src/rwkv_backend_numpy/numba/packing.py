@@ -61,10 +61,11 @@ def code_matrix(matrix: QuantizedMatrix, arena: Arena) -> Matrix:
 
 
 def _in_float16(matrix: QuantizedMatrix) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return units, float32 [out], and scales and offsets in these units, float16 [out, groups].
+    """Return a unit for each row, and the scales and offsets divided by the unit.
 
-    Units are 1 if scales and offsets are float16 in the matrix, and otherwise powers of two that
-    bring them into float16's range.
+    Units are float32 [out]; scales and offsets are float16 [out, groups]. If the matrix has float16
+    scales and offsets, units are 1. If not, a unit is the power of two that brings the row's scales
+    and offsets into float16's range.
     """
     scales, offsets = matrix.scales, matrix.offsets
     units = np.ones(len(scales), np.float32)

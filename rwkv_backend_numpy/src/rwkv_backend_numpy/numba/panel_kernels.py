@@ -1,11 +1,13 @@
 """The product of a panel of a matrix with rows of activations, for compiled code; see `panels`.
 
-It is written in LLVM IR, since speed depends on which vectors stay in registers. For one row of
-activations the product is as fast as memory is read. For several rows it is as fast as the
-processor multiplies: a line is loaded and unpacked once, and multiplied with all rows.
+A panel is 16 rows of a matrix, stored in lines of 64 bytes. The code is written in LLVM IR, since
+speed depends on which vectors stay in registers. With one row of activations, the speed of memory
+limits the product. With several rows, the speed of the processor's multiplications limits it, since
+a line is loaded and unpacked once for all rows.
 
-The form of activations depends on the matrix's kind (`activations` makes them). A step of DEPTH
-columns takes elements of 32 bits in this order:
+The form of the activations depends on the type in which the matrix is stored. `activations`
+converts them to this form. For each DEPTH columns of the panel, a row of activations has elements
+of 32 bits in this order:
 
     float32   float32
     bfloat16  float32; for several rows, if the processor has such products, pairs of bfloat16
@@ -51,8 +53,9 @@ class _Kind(NamedTuple):
     """The differences between the kinds of matrices.
 
     Attributes:
-        n_lines: number of lines in a step.
-        parts: unpacks a line into vectors; each is multiplied with one element of activations.
+        n_lines: number of lines of 64 bytes in a step, which is DEPTH columns.
+        parts: unpacks a line into vectors. Each vector is multiplied with one element of
+            activations.
         add: takes (b, part, activations, total); returns the new total.
         total: the type of a group's sums.
         n_elements: number of elements of activations in a step.
@@ -111,10 +114,11 @@ def _product_with(n_rows: int) -> Callable[..., None]:
     """Return a function for compiled code: it multiplies a panel with `n_rows` rows of activations.
 
     Its arguments are (kind, panel, depth, n_groups, x, x_bytes, sums, units, out, out_bytes); all
-    except the kind are int64. `panel`, `x`, `sums`, `units` and `out` are addresses. `x` is the
-    rows of activations, `x_bytes` apart; `out` gets 16 float32 for each row, `out_bytes` apart. For
-    codes, `sums` is float32 [rows, groups], the sums of a group's activations, and `units` is
-    float32 [rows], the units of the activations.
+    except the kind are int64. `panel`, `x`, `sums`, `units` and `out` are addresses. The rows of
+    activations at `x` are `x_bytes` apart. For each row, 16 float32 are written to `out`; the
+    results of two rows are `out_bytes` apart. Only int8 and int4 matrices use `sums` and `units`.
+    `sums`, float32 [rows, groups], holds the sum of each row's activations in each group. `units`,
+    float32 [rows], holds the number that a row's integer activations are multiples of.
     """
 
     @intrinsic

@@ -1,17 +1,18 @@
 """Layout of matrices for the compiled kernels: micro-panels of 16 rows.
 
-A line of 64 bytes holds 32 bits for each row of a panel. So the rows' sums are side by side in one
-vector, and nothing has to be added across it at the end. Lines are in the order in which they are
-read. Depending on the kind of the matrix, a panel holds
+A line of 64 bytes holds 32 bits for each of the 16 rows of a panel. So a vector of 16 numbers
+accumulates the results of the 16 rows, and no numbers inside a vector are added to each other.
+Lines are in the order in which they are read. Depending on the kind of the matrix, a panel holds
 
     float32   a line for each column
     bfloat16  a line for each two columns, the first in the low half of a row's 32 bits
-    int8      a line with a factor in float32 for each row, the row's unit; then, for each group, a
-              line with scales and offsets, which are float16 multiples of the unit, and a line for
-              each four columns
+    int8      first a line with a float32 for each row, the row's unit; then, for each group of
+              columns, a line with the rows' scales and offsets (float16, to be multiplied with the
+              row's unit), and a line for each four columns
     int4      the same with a line for each eight columns, the first in the lowest bits
 
-Columns come in steps of DEPTH; missing rows and columns are zeros.
+The number of columns is padded to a multiple of DEPTH, and the number of rows to a multiple of 16.
+The padding is zeros.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Matrix(NamedTuple):
 
     Attributes:
         panels: uint8 [panels, bytes].
-        kind: one of the numbers above.
+        kind: FLOAT32, BFLOAT16, INT8 or INT4.
         n_out: number of rows.
-        depth: number of columns, with those of zeros.
+        depth: number of columns, including the padding.
         n_groups: number of groups in a row; 1 for floats.
     """
 

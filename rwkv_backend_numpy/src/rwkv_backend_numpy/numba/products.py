@@ -82,8 +82,8 @@ def _of_rows(
 ) -> None:  # fmt: skip
     """Multiply `x` [rows, in] with a matrix; write `out` [padded rows, out].
 
-    Rows are padded to a multiple of ROW_MULTIPLE. The first phase converts the activations into
-    `rows`, `sums` and `units`; see `activations`.
+    The number of rows of `x` is padded to a multiple of ROW_MULTIPLE. First, all threads convert
+    `x` into `rows`, `sums` and `units` (see `activations`). Then they multiply.
     """
     convert(counts, thread, kind, x, rows, sums, units)
     while True:

@@ -19,9 +19,11 @@ Floats = NDArray[np.float32]
 
 
 def packed_model(p: Parameters, state: Floats) -> PackedModel | None:
-    """Pack a model; None if its matrices are of several kinds, or of several forms for one width.
+    """Pack a model's arrays for the kernel that reads one token. Return None if it does not fit.
 
-    `state` is not used here; versions with heads find their head size in it.
+    It fits if all matrices are stored in the same type, and all matrices with the same number of
+    columns in the same form. `state` is not used: only the kernels of versions with heads read the
+    head size from its shape.
     """
     rows = [_matrices(block) for block in p.blocks]
     wide = [p.head, *(matrix for row in rows for matrix in row[:CHANNEL_VALUE])]

@@ -1,6 +1,7 @@
 """One token of one sequence through the whole model, compiled by Numba: RWKV-4.
 
-A layer is four phases; see `token_phases`.
+The kernel computes a layer in four phases. All threads share the work of a phase, and a phase
+begins when the phase before it is complete; see `token_phases`.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ class Token(NamedTuple):
     """Inputs and outputs of one token.
 
     Attributes:
-        kind: kind of all matrices; see `panels`.
-        wide, deep: form of matrices with D and with F columns: (`depth`, `n_groups`, bytes of a
-            panel).
-        vectors: [L, 11, D].
+        kind: type in which all matrices are stored; see `panels`.
+        wide, deep: form of the matrices with D columns, and of those with F columns: (`depth`,
+            `n_groups`, bytes of a panel).
+        vectors: each layer's norms, mix vectors, decay and bonus, [L, 11, D].
         norms: [4, D], weight and bias of the first and of the last norm.
-        matrices: addresses [L, 7].
-        head: address.
-        n_ffn: F.
+        matrices: addresses of each layer's matrices, [L, 7].
+        head: address of the output matrix [V, D].
+        n_ffn: F, channel mixing's inner width.
         x: the embedding [D].
-        state, after: the state before and after the token, [L, 5, D].
-        between: results of phases, [L, 4 D' + F']; D', F' and V' are padded to whole panels.
+        state, after: the state before the token, and memory for the state after it, [L, 5, D].
+        between: memory for the results of phases, [L, 4 D' + F']; D', F' and V' are D, F and V
+            padded to whole panels.
         logits: [V'].
     """
 

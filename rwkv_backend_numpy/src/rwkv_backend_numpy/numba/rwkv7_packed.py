@@ -21,8 +21,12 @@ Floats = NDArray[np.float32]
 
 
 def packed_model(p: Parameters, state: Floats) -> PackedModel | None:
-    """Pack a model; None if its matrices are of several kinds, or of several forms for one width,
-    or the head size is no multiple of a panel's rows."""
+    """Pack a model's arrays for the kernel that reads one token. Return None if it does not fit.
+
+    It fits if the head size is a multiple of 16 (the rows of a panel), all matrices are stored in
+    one type, all low-rank matrices are stored in one type, and all matrices for the same vector, or
+    with the same place in a layer, have the same form.
+    """
     rows = [_matrices(block) for block in p.blocks]
     wide = [p.head, *(matrix for row in rows for matrix in row[:CHANNEL_VALUE])]
     deep = [row[CHANNEL_VALUE] for row in rows]

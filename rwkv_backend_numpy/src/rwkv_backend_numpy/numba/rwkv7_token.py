@@ -1,6 +1,8 @@
 """One token of one sequence through the whole model, compiled by Numba: RWKV-7.
 
-A layer is five phases; see `token_phases`. The equations are those of `architectures.rwkv7`.
+The kernel computes a layer in five phases. All threads share the work of a phase, and a phase
+begins when the phase before it is complete; see `token_phases`. The equations are those of
+`architectures.rwkv7`.
 """
 
 from __future__ import annotations
@@ -46,21 +48,22 @@ class Token(NamedTuple):
     """Inputs and outputs of one token.
 
     Attributes:
-        kind, low_kind: kinds of the matrices and of the low-rank ones; see `panels`.
-        wide, deep: form of matrices with D and with F columns: (`depth`, `n_groups`, bytes of a
-            panel).
-        low: forms [5, 3] of the low-rank matrices: those with D columns, then those with the rank
-            of w, a, v and g.
+        kind, low_kind: type in which the matrices are stored, and the same for the low-rank
+            matrices; see `panels`.
+        wide, deep: form of the matrices with D columns, and of those with F columns: (`depth`,
+            `n_groups`, bytes of a panel).
+        low: forms of the low-rank matrices, [5, 3]: first of those with D columns, then of those
+            whose number of columns is the rank of w, a, v or g.
         ranks: ranks of w, a, v and g.
-        vectors: [L, 19, D].
+        vectors: each layer's vectors, [L, 19, D].
         norms: [4, D], weight and bias of the first and of the last norm.
-        matrices, low_rank: addresses [L, 6] and [L, 8].
-        head: address.
-        n_ffn: F.
+        matrices, low_rank: addresses of each layer's matrices, [L, 6] and [L, 8].
+        head: address of the output matrix [V, D].
+        n_ffn: F, channel mixing's inner width.
         x: the embedding [D].
-        state, after: the state before and after the token, [L, 2 + N, D].
-        between: results of phases, [L, 6 D' + R' + F']; D', R', F' and V' are padded to whole
-            panels.
+        state, after: the state before the token, and memory for the state after it, [L, 2 + N, D].
+        between: memory for the results of phases, [L, 6 D' + R' + F']; D', R', F' and V' are D, the
+            sum of the ranks, F and V, padded to whole panels.
         logits: [V'].
     """
 

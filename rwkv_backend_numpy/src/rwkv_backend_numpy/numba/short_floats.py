@@ -1,6 +1,7 @@
 """Converts float16 and bfloat16 by their bits, as not every processor has instructions for it.
 
-The functions build LLVM IR for single numbers and for vectors; two are for compiled code.
+The functions build LLVM IR for single numbers and for vectors. `float16_to_float32` and
+`float32_to_bfloat16` can be called in functions that Numba compiles.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ def small_floats(b: ir.IRBuilder, halves: Any) -> Any:
 
 
 def rounded(b: ir.IRBuilder, bits: Any) -> Any:
-    """Round float32, given as int32, to the nearest bfloat16, ties to even, in the lower half.
+    """Round `bits`, a float32 as int32, to the nearest bfloat16, ties to even.
 
-    Not for NaN, which rounding may turn into another value.
+    The lower half of the result holds the bfloat16. NaN must not be passed: rounding may turn it
+    into another value.
     """
     upper = b.lshr(bits, _number(bits, I32, 16))
     odd = b.and_(upper, _number(bits, I32, 1))
@@ -48,10 +50,10 @@ def float16_to_float32(context, half):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def float32_to_bfloat16(context, bits):  # type: ignore[no-untyped-def]
-    """Round like `rounded`.
+    """Round a float32, given as its bits, to the nearest bfloat16, ties to even. Not for NaN.
 
-    Argument and result are both uint32, as a loop vectorizes best if all its values are equally
-    wide.
+    Argument and result are both uint32, since a loop vectorizes best if all its values are equally
+    wide. The lower half of the result holds the bfloat16.
     """
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:

@@ -1,10 +1,12 @@
-"""The product of a panel with sixteen rows of activations at a time, by tiles; see `panels`.
+"""Multiplies a panel with sixteen rows of activations at once, by the tiles of Intel's AMX.
 
-A tile is a register of 16 lines of 64 bytes (Intel's AMX). One instruction multiplies a tile of
-activations, whose lines are 16 rows, with 16 lines of a panel, and adds to a tile of 16 x 16 sums.
+A panel is 16 rows of a matrix, stored in lines of 64 bytes; see `panels`. A tile is a register of
+16 lines of 64 bytes. One instruction multiplies a tile that holds 16 rows of activations with 16
+lines of a panel, and adds the products to a tile of 16 x 16 sums.
 
-For codes, an activation in 16 bits is 256 * high + low, two bytes that are multiplied one after the
-other. So the sums are exactly those of `panel_kernels`. `activations` makes both forms:
+With int8 and int4 matrices, a 16-bit activation is stored as two bytes, 256 * high + low. The codes
+are multiplied with the high bytes and with the low bytes, so the sums are exactly those of
+`panel_kernels`. `activations` converts activations to these forms:
 
     bfloat16    bfloat16
     int8, int4  the high bytes of all columns, then the low ones
@@ -45,8 +47,8 @@ TILE = ROWS * LINE
 def _bfloat16_product(n_blocks: int) -> Callable[..., None]:
     """Return a function for compiled code: it multiplies a panel with `n_blocks` blocks of 16 rows.
 
-    Its arguments are int64: (panel, depth, x, x_bytes, out, out_bytes), those of `panel_kernels`.
-    The depth is a multiple of 32.
+    Its arguments are int64: (panel, depth, x, x_bytes, out, out_bytes). They are the same as in
+    `panel_kernels._product_with`. The depth is a multiple of 32.
     """
 
     @intrinsic
@@ -88,9 +90,10 @@ def block_of_codes(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Multiply codes with 16 rows of activations. All arguments are int64.
 
-    `panel` has the units, scales and offsets, `group_bytes` apart. `codes` has the codes in 8 bits,
-    `n_tiles` tiles in a group; groups are `codes_bytes` apart. `low` is the distance in bytes from
-    the activations' high bytes to their low ones. The others are those of `panel_kernels`.
+    `panel` is the address of the units, scales and offsets; those of two groups are `group_bytes`
+    apart. `codes` is the address of the codes in 8 bits: a group has `n_tiles` tiles, and two
+    groups are `codes_bytes` apart. `low` is the distance in bytes from the activations' high bytes
+    to their low bytes. The other arguments are the same as in `panel_kernels._product_with`.
     """
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
@@ -168,8 +171,8 @@ def _spread_bits(b: ir.IRBuilder, packed: Any, shift: int, kept: int) -> Any:
 def restore(context, kind, panel, n_groups, n_lines, to):  # type: ignore[no-untyped-def]
     """Write a panel's weights to `to`, as a panel of bfloat16.
 
-    All arguments are int64, except the kind, that of an int8 or int4 matrix. A group has `n_lines`
-    lines of codes.
+    `kind` is INT8 or INT4, and the other arguments are int64. `panel` and `to` are addresses. A
+    group has `n_lines` lines of codes.
     """
     bits = 8 if kind == types.uint8 else 4
 

@@ -61,8 +61,8 @@ def of_rows_in_tiles(
 ) -> None:  # fmt: skip
     """Multiply `x` [rows, in] with a matrix; write `out` [padded rows, out].
 
-    Rows are padded to a multiple of 16. The first phase converts the activations into `rows`,
-    `sums` and `units`; see `activations`.
+    The number of rows of `x` is padded to a multiple of 16. First, all threads convert `x` into
+    `rows`, `sums` and `units` (see `activations`). Then they multiply.
     """
     convert(counts, thread, kind, x, rows, sums, units)
     n_panels = panels.shape[0]
@@ -102,9 +102,11 @@ def _times_block(
 
 
 def weights_of(kind: Any, rows: Any, panel: Bytes, n_groups: int, room: Bytes) -> Any:
-    """Return a panel's weights in the form for such rows, in the panel itself or in `room`.
+    """Return a panel's weights in the form that a product with `rows` takes.
 
-    That is bfloat16 for rows of bfloat16, and codes in a byte each for rows of bytes.
+    The form is bfloat16 if `rows` is bfloat16, and one byte per code if `rows` is bytes. The result
+    is a part of the panel if the panel has this form already. If not, the weights are converted
+    into `room`.
     """
     raise NotImplementedError  # Only for compiled code.
 

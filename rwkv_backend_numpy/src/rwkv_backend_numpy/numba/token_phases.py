@@ -1,9 +1,10 @@
 """Products in phases, compiled by Numba: the common part of the kernels for one token.
 
-A phase (see `work_sharing`) computes products that do not depend on each other, and operations that
-need only single rows of them. Every thread computes norms and token shifts, which need a whole
-vector, for itself. Each phase writes its results to memory of its own, which is not overwritten
-during the token, so a delayed thread still finds them.
+A phase is a part of a kernel that begins when the phase before it is complete (see `work_sharing`).
+The threads share its products, which do not depend on each other, and the operations on single rows
+of these products. Norms and token shifts need a whole vector, so every thread computes them for
+itself. Each phase writes its results to memory of its own. Nothing overwrites them before the token
+is complete, so a delayed thread still finds them.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _BLOCK = 2**16
 
 @inner
 def n_blocks(counts: Counters, n_out: int, n_bytes: int) -> Any:
-    """Return the number of blocks for `n_out` rows, the same for each thread.
+    """Return the number of blocks that `n_out` rows are divided into; threads take block by block.
 
-    `n_bytes` is the size of a panel.
+    `n_bytes` is the size of a panel, which is 16 rows.
     """
     n_panels, n_threads = (n_out + ROWS - 1) // ROWS, counts.shape[1] - 1
     of_each = (n_panels * n_bytes + _BLOCK * n_threads - 1) // (_BLOCK * n_threads)

@@ -1,7 +1,8 @@
-"""Transposes 16 rows of a matrix into 16 lines, for compiled code.
+"""Transposes 16 rows of a matrix into 16 lines of a panel, for compiled code.
 
-This is done in registers. If a matrix's width is a power of two, its rows share the same few sets
-of a cache, so rows read from memory one by one would evict each other before they are used.
+The values are transposed in registers. If a matrix's width is a power of two, its rows share the
+same few sets of a cache. Reading one value of each row at a time would then evict the other rows
+before all their values are used.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def put_square(  # type: ignore[no-untyped-def]
 ):
     """Write 16 lines of a panel of `kind` to address `out`, from 16 rows at `address`.
 
-    This takes 16 columns for float32, 32 for bfloat16. The rows are `row_bytes` apart, and have the
-    type of `source`; see `packing.as_float32`. The lines are `line_bytes` apart.
+    The 16 lines hold 16 columns of a float32 panel, or 32 columns of a bfloat16 panel. The rows are
+    `row_bytes` apart, and have the type of `source`; see `packing.as_float32`. The lines are
+    `line_bytes` apart.
     """
 
     def generate(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:

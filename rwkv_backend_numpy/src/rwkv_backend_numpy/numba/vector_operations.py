@@ -130,8 +130,9 @@ def wkv_row(
 ) -> None:  # fmt: skip
     """Compute one token of the scan for some channels [n]: write `means`, update aa, bb and pp.
 
-    See TensorOps.wkv. One of the two exponentials, whose arguments are differences from their
-    maximum, is always 1. LLVM vectorizes this only if each row is an array of its own.
+    The scan's equation is in TensorOps.wkv. It has two exponentials, relative to the larger
+    exponent, so one of them is always 1 and only the other is computed. LLVM vectorizes the loop
+    only if each argument is an array [n] of its own.
     """
     one = np.float32(1)
     for i in range(means.size):

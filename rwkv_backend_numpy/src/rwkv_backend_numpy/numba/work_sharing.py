@@ -140,7 +140,7 @@ def take(counts: Counters, phase: int, thread: int, n_blocks: int) -> Any:
 def take_range(counts: Counters, thread: int, n: int, size: int) -> Any:
     """Take the next `size` of `n` items in a kernel of one phase. Return start and end.
 
-    They are equal if no item is left.
+    If no item is left, start and end are equal.
     """
     block = take(counts, 0, thread, (n + size - 1) // size)
     return (0, 0) if block < 0 else (block * size, min((block + 1) * size, n))

@@ -2,8 +2,8 @@
 
 A job is a compiled function and its arguments. The thread that calls a kernel opens a job, works
 on it itself, closes it, and waits for the workers still in it. Workers join if they are awake, so a
-job never waits for a thread to start. In OpenMP's parallel regions all threads must take part,
-which makes them many times slower on a machine with other work to do.
+job never waits for a thread to start. OpenMP is not used: its parallel regions wait for all
+threads, which takes many times as long if other processes keep the cores busy.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Workers:
     """The worker threads of this process.
 
     Attributes:
-        control: the counters for `run_job`.
-        n_threads: number of threads, with the caller's.
+        control: the shared counters with which `run_job` opens and closes a job.
+        n_threads: number of threads, including the thread that calls the kernel.
     """
 
     def __init__(self) -> None:
@@ -146,10 +146,10 @@ def run_job(control: Counters, function: int, arguments: int) -> None:
 
 @intrinsic
 def outlined(context, kernel, counts, arguments):  # type: ignore[no-untyped-def]
-    """Return the addresses of a function that runs `kernel` in a thread, and of its arguments.
+    """Return two addresses: of a function that runs `kernel` in a thread, and of its arguments.
 
-    `kernel(counts, thread, *arguments)` is compiled for the types of the arguments. The addresses
-    are valid until the caller returns.
+    The function calls `kernel(counts, thread, *arguments)`, compiled for the types of the
+    arguments. The addresses are valid until the caller returns.
     """
     given = types.Tuple([counts, *arguments.types])
 
@@ -165,9 +165,10 @@ def outlined(context, kernel, counts, arguments):  # type: ignore[no-untyped-def
 
 
 def _borrowed(context: Any, b: ir.IRBuilder, kind: Any, value: Any) -> Any:
-    """Return `value` without the owners of its arrays, so that no thread counts references.
+    """Return `value`, in which no array refers to the owner of its memory.
 
-    Kernels that slice arrays into rows are up to three times faster so.
+    Threads then count no references, which makes kernels that slice arrays up to three times
+    faster.
     """
     if isinstance(kind, types.BaseTuple):
         parts = zip(kind.types, cgutils.unpack_tuple(b, value, len(kind)), strict=True)

@@ -2,7 +2,7 @@
 
 Each kernel fuses several operations of `rwkv4.block`, since a small operation on a GPU takes no
 longer than the launch of its kernel. The scan's equations are those of `TensorOps.wkv`. Strides are
-in values. A state's rows are `width` values apart.
+numbers of array elements. The rows of a layer's state are `width` elements apart.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def norm_and_mix(
 ):  # fmt: skip
     """Compute the layer norm of x [B, T, D], then N_MIXES token shifts.
 
-    Writes `mixed` [N, B * T, D], with the mix vectors `mixes` [N, D]. The first token's predecessor
-    is row ROW of the state `before`; the normalized last token is written to that row of `after`.
+    Writes the results for the mix vectors `mixes` [N, D] to `mixed` [N, B * T, D]. The predecessor
+    of the first token is row ROW of the state `before`. The last token's norm is written to row ROW
+    of the state `after`.
     """
     row = tl.program_id(0).to(tl.int64)
     sequence, time = row // n_time, row % n_time
@@ -109,8 +110,9 @@ def wkv_of_many(
 ):  # fmt: skip
     """Compute `wkv_of_a_token` for k, v, r [B, T, D], in parallel for BLOCK_TIME tokens per step.
 
-    A token's mean needs the sums of all tokens before it. So the scan's elements are shifted by
-    one: first the state before the tile, then all tokens of the tile but the last.
+    A token's mean needs the sums of all tokens before it. So the parallel scan of a step's tokens
+    is shifted by one: its first element is the state before the step, and the others are all tokens
+    of the step but the last.
     """
     sequence = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -24,11 +24,11 @@ _BLOCK_OUT = 4
 
 
 class Layer(NamedTuple):
-    """A block, with its token shifts' mix vectors stacked.
+    """A block's parameters; the mix vectors of its token shifts are also stacked in two tensors.
 
     Attributes:
-        time_mix: for k, v and r of time mixing, [3, D].
-        channel_mix: for k and r of channel mixing, [2, D].
+        time_mix: the mix vectors for k, v and r of time mixing, [3, D].
+        channel_mix: the mix vectors for k and r of channel mixing, [2, D].
     """
 
     p: Block
@@ -116,9 +116,11 @@ class GPULayers:
         self, matrices: list[Any], x: Tensor, finishes: list[str] | None = None,
         base: Tensor | None = None, gate: Tensor | None = None,
     ) -> list[Tensor]:  # fmt: skip
-        """Multiply each matrix with its part of `x` [n, rows, in], and apply its finish.
+        """Multiply each of n matrices with its part of `x` [n, rows, in], and apply its finish.
 
-        Returns arrays [rows, out]; with `base`, one array of base's shape.
+        A finish is the operation on the product: "" for none, "relu_squared", "sigmoid", or "add"
+        and "add_gated", which add the product to `base`. Returns an array [rows, out] for each
+        matrix. If `base` is given, returns one array of its shape.
         """
         finishes = finishes or [""] * len(matrices)
         weights = [self._ops.weights(matrix) for matrix in matrices] if x.shape[1] == 1 else [None]
@@ -162,7 +164,8 @@ def products_of_a_row(
 ) -> list[Tensor]:
     """Multiply up to three matrices, each with one row of `x` [n, 1, in], in one launch.
 
-    Applies the finish of each product. Returns float32 arrays [1, out].
+    `finishes` names the operation that is applied to each product, such as "sigmoid"; see
+    `GPULayers._products`. Returns float32 arrays [1, out].
     """
     n_in = weights[0].shape[1]
     results = [x.new_empty(1, one.shape[0], dtype=torch.float32) for one in weights]
