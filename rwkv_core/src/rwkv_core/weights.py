@@ -15,9 +15,9 @@ Size: TypeAlias = int | str
 class Weight(NamedTuple):
     """One tensor of a model.
 
-    In an architecture's declaration, shapes hold names of sizes ("n_embd"), and the name of a
-    weight in a block is the name inside the block ("att.key.weight"). In a model's list of weights,
-    shapes hold numbers, and names are complete.
+    In an architecture's declaration, `shape` has names of sizes ("n_embd"), and `name` leaves out
+    the block ("att.key.weight"). In a model's list of weights, `shape` has numbers, and `name` is
+    complete ("blocks.0.att.key.weight").
     """
 
     name: str
@@ -72,8 +72,9 @@ def vector(name: str, *shape: Size, **more: Any) -> Weight:
 def head_size_of(weights: Iterable[Weight]) -> int:
     """Return the number of channels of a model's heads; 0 for a model without heads.
 
-    A vector with values for each head shows the size. Its shape is [n_head, head_size], or it has
-    one value for each head, and `repeat` is the number of channels that use the value.
+    The size is found in the model's vectors. If a vector has the shape [n_head, head_size], it is
+    the second number. If a vector has one value per head, which all channels of the head use, it is
+    the vector's `repeat`.
     """
     vectors = [weight for weight in weights if weight.role == "vector"]
     sizes = [weight.shape[1] for weight in vectors if len(weight.shape) == 2]

@@ -1,8 +1,9 @@
 """Declares RWKV versions (`Architecture`) and the sizes of one model (`Config`).
 
-A version's parameters are named tuples, whose fields are annotated with the tensors they come from:
-`key: Annotated[Matrix, matrix("key.weight", D, D)]`. So each tensor is declared once, beside the
-equations that use it. Loading, validation, byte counts and random models read this declaration.
+A version's parameters are named tuples. The annotation of each field declares the tensor that the
+field is loaded from: `key: Annotated[Matrix, matrix("key.weight", D, D)]`. So each tensor is
+declared once, beside the equations that use it. Loading, validation, byte counts and random models
+read this declaration.
 """
 
 from __future__ import annotations
@@ -136,10 +137,10 @@ def declared_weights(architecture: Architecture, n_layer: int) -> dict[str, Weig
 # No closure and no comprehension may hold `make` below: their frames, and so the matrices loaded so
 # far, would stay alive in the traceback of an error.
 def fill(architecture: Architecture, n_layer: int, make: Callable[[Weight], Any]) -> Any:
-    """Return the architecture's parameters: each weight replaced by `make(weight)`.
+    """Return the architecture's named tuple of parameters, with `make(weight)` for each weight.
 
-    `make` is called in the order of use, with weights that have full names, and shapes that hold
-    names of sizes, such as "n_embd".
+    `make` is called in the order of use. A weight's name is complete, such as
+    "blocks.3.att.key.weight". Its shape holds names of sizes, such as "n_embd", instead of numbers.
     """
     return _fill(architecture.differs, n_layer, make, architecture.parameters, Group(""))
 

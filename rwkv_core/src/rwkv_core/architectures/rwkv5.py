@@ -1,8 +1,8 @@
 """RWKV-5 "Eagle", over TensorOps: its weights, its state and its equations.
 
-There are three versions. 5.0 has no gate; 5.1 and 5.2 have a gate. 5.0 and 5.1 have a decay and a
-bonus for each head; 5.2 has them for each channel. The scan over the heads' matrices S is
-`TensorOps.wkv6`.
+There are three versions. 5.0 has no gate; 5.1 and 5.2 have a gate. 5.0 and 5.1 have one decay and
+one bonus for all channels of a head; 5.2 has a decay and a bonus for each channel. The scan over
+the heads' matrices S is `TensorOps.wkv6`.
 Source: B. Peng et al., Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence
 (arXiv 2404.05892), section 4; names as in BlinkDL's RWKV-LM, RWKV-v5.
 Shapes: B batch, T time, D width, F channel mixing's inner width, V vocabulary, L layers, H heads of

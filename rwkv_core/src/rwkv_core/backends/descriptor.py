@@ -16,7 +16,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 @dataclass(frozen=True)
 class Status:
-    """Whether a backend would run on this machine, found out without importing its library.
+    """Whether a backend would run on this machine. No tensor library is imported to find out.
 
     Attributes:
         available: whether the backend would run.
@@ -24,8 +24,9 @@ class Status:
         reason: one line that says why the backend would not run, and what to install.
         score: roughly the tokens per second at which the backend decodes a 169M model. If the user
             names no backend, the available backend with the highest score is used.
-        min_bytes: for a backend that starts slowly, because it compiles. A model whose tensors have
-            fewer bytes runs on the next backend.
+        min_bytes: for a backend that starts slowly, because it compiles: the smallest size of a
+            model's tensors for which the backend is used by default. A smaller model runs on the
+            available backend with the next lower score.
     """
 
     available: bool
@@ -224,7 +225,7 @@ class HasOptions(Protocol):
 
 
 def resolve_options(offer: HasOptions, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given value, or the default, of every option of a backend or sampler.
+    """Return a value for every option of a backend or sampler: the given one, or the default.
 
     Raises OptionError for an unknown name and for a value of a wrong type.
     """

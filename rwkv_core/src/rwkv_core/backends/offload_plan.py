@@ -16,14 +16,17 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """The matrices that stay on a device, and the sizes in bytes.
+    """Which matrices of a model stay on a device, and the resulting sizes in bytes.
+
+    A matrix that does not stay is copied to the device before each use.
 
     Attributes:
         stays: for each matrix, in the order in which a token uses them, whether it stays.
         slot: size of each of the two buffers for the other matrices; 0 if all stay.
         resident: size of the matrices that stay.
         streamed: size of the other matrices, which are copied once a token.
-        total: size of everything on the device: vectors, resident matrices and the two slots.
+        total: size of everything on the device: vectors, the matrices that stay, and the two
+            buffers.
     """
 
     stays: tuple[bool, ...]
@@ -98,9 +101,10 @@ def as_target(n_bytes: int) -> str:
 
 
 def _choose(sizes: Sequence[int], room: float, slot: int) -> list[bool] | None:
-    """Return which matrices stay within `room` bytes, if all larger than `slot` must stay.
+    """Return for each matrix whether it stays on the device; the staying ones fit in `room` bytes.
 
-    Returns None if the matrices larger than `slot` already exceed `room`.
+    `slot` is the size of a buffer for the other matrices, so matrices larger than `slot` must stay.
+    Returns None if these matrices exceed `room`.
     """
     stays = [size > slot for size in sizes]
     room -= sum(size for size in sizes if size > slot)

@@ -1,8 +1,9 @@
-"""A ragged batch: a chunk of one sequence and one token each of others, in one pass.
+"""A ragged batch: T tokens of one sequence and one token of each of n other sequences.
 
-The weights are read once for all. Activations are [1, T + n, D]: the chunk's T tokens, then one of
-each of n sequences. States are those of 1 + n sequences. The operations that look along time split
-the chunk from the others; all other operations treat each token by itself.
+One pass through the model reads the weights once for all these tokens. Activations are [1, T + n,
+D]: first the T tokens (the chunk), then one token of each other sequence. The states are a batch of
+1 + n. An operation that combines the tokens of a sequence runs on the chunk and on the other tokens
+separately. All other operations treat each token by itself, so they run on all tokens together.
 """
 
 from __future__ import annotations

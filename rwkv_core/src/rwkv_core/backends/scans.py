@@ -1,6 +1,7 @@
-"""The scans of RWKV-4 to 7: a token's step, and the plain loops over tokens.
+"""The scans of RWKV-4 to 7: the step for one token, and plain loops over the tokens.
 
-This module uses only functions of the array API standard.
+A scan is the part of time mixing that carries a state from token to token. This module uses only
+functions of the array API standard.
 
 In RWKV-5 to 7: B batch, H heads of N channels. A head's matrix S has a row for each value channel
 and a column for each key channel: `s` [B, H, N, N]. All other arrays of a token are [B, H, N].

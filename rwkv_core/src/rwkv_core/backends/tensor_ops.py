@@ -53,8 +53,8 @@ class TensorOps(ABC):
             "float64".
         fixed_shapes: True if each new shape costs a compilation. A prompt is then read in chunks
             of a few sizes only.
-        ragged: True if a chunk of a prompt and single tokens of other sequences are computed
-            together (see `ragged`) faster than one after the other.
+        ragged: True if one pass over a chunk of a prompt and single tokens of other sequences is
+            faster than two passes (see `backends.ragged`).
         threaded_library: name of a library that hangs in a forked process, because the library's
             threads are missing there; "" if there is none. If set, using a model in a forked
             process is an error.
@@ -156,7 +156,7 @@ class TensorOps(ABC):
     def last(self, x: Array, state: Array) -> Array:
         """Return the last token of each sequence in `x` [B, T, D]: [B, 1, D].
 
-        `state` [B, ...] is one of the same sequences.
+        `state` [B, ...] is a state of the same sequences; the default does not use it.
         """
         return x[:, -1:, :]
 
@@ -200,7 +200,7 @@ class TensorOps(ABC):
     def head_sums(self, x: Array, head_size: int) -> Array:
         """Return `x` [B, T, D] with each number replaced by the sum over its head.
 
-        Heads lie side by side in D.
+        A head is `head_size` adjacent channels of D.
         """
         xp = self.xp
         heads = self._heads(x, head_size)
@@ -262,7 +262,7 @@ class TensorOps(ABC):
         return self.scan(scans.wkv7_step, s, r, w, k, v, kk, b)
 
     def scan(self, step: Callable[..., Any], s: Array, *inputs: Array) -> tuple[Array, Array]:
-        """Run `step` (see `scans`) for each token of `inputs`, each [B, T, D].
+        """Run `step`, a function of `backends.scans`, for each token of `inputs`, each [B, T, D].
 
         Returns y [B, T, D] and `s` after the last token. The default is a plain loop. A backend
         that compiles overrides this method with its library's loop. A backend with kernels

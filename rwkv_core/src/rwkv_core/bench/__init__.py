@@ -1,8 +1,9 @@
 """Measurements of `rwkv-core bench`: how fast a model runs, and how fast the machine could run it.
 
+Each measurement is compared with a simple operation that shows the machine's limit, its yardstick.
 Decoding reads all weights once per token, so its yardstick is the rate at which large matrices can
-be read. Prefill is matrix products, so its yardstick is the same products alone. A measurement and
-its yardstick take turns in one process.
+be read. Prefill consists mostly of matrix products, so its yardstick is the rate of the same
+products alone. The measurement and its yardstick take turns in one process.
 """
 
 from rwkv_core.bench.combinations import Combination, bench_alone

@@ -1,6 +1,6 @@
-"""Benches of several backends, dtypes and thread counts, each in a process of its own.
+"""Measures several backends, dtypes and thread counts, each in a process of its own.
 
-Peak memory and the number of threads belong to a process, and a loaded library stays loaded.
+A process has one peak of memory and one number of threads, and cannot unload a library.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Combination:
 def bench_alone(
     combination: Combination, model: str, options: dict[str, Any], **arguments: Any
 ) -> Report:
-    """Run `bench` for one combination in a new process; `arguments` are passed to `bench`.
+    """Run `bench` for one combination in a new process, and return its report.
+
+    `options` are options of the backend, and `arguments` are the other arguments of `bench`.
 
     Raises OptionError for an option that the combination also sets, and BackendError for a failure
     in the new process.

@@ -37,10 +37,11 @@ _MAX_LENGTH = 2**20
 
 
 def parse_shape(text: str) -> Config:
-    """Return the sizes that `text` names.
+    """Return the sizes (a Config) of the model that `text` names.
 
-    `text` is a published model ("430M", "rwkv7:0.1B"), or layers x width ("24x1024",
-    "rwkv7:24x1024"). Without a version, the model is an RWKV-4. Raises OptionError for other text.
+    `text` is the name of a published size ("430M", "rwkv7:0.1B"), or the number of layers and the
+    width ("24x1024", "rwkv7:24x1024"). Without a version, the model is an RWKV-4. Raises
+    OptionError for other text.
     """
     published = published_configs()
     if text in published:

@@ -21,22 +21,26 @@ class FirstToken:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decoding one sequence. Bytes, rates and shares are None if the matrices' size is unknown.
+    """The speed of decoding one sequence, compared with the machine's limit.
+
+    The yardstick is a simple operation that reads large matrices, and so shows this limit. If the
+    backend does not tell the size of the matrices, bytes, rates in bytes and shares are None.
 
     Attributes:
         bytes_per_token: size of the stored matrices and the vectors, each read once per token.
         bytes_per_second: `bytes_per_token` times `tokens_per_second`.
-        stream_bytes_per_second: the yardstick's rate.
+        stream_bytes_per_second: the rate at which the yardstick reads its matrices.
         share: `bytes_per_second` / `stream_bytes_per_second`.
         yardstick: name of the yardstick. On a CPU it is "NumPy float32": NumPy's `W @ x` over
             matrices too large for the caches. Elsewhere it is "own": the backend's products with
             large matrices that are together as big as the model.
-        product_seconds: time of a token's bare products with the model's own matrices.
-        overhead_seconds: time of a token in a generation, with sampling (top_p 0.9) and
-            detokenizing, minus `product_seconds`. If the model's step is faster than the bare
-            products, the time of the step is subtracted instead.
-        sampling_seconds: time of a token in a generation, minus the time of the model's step. This
-            is the part of the overhead for sampling, detokenizing and bookkeeping.
+        product_seconds: time of only the matrix products of one token, with the model's own
+            matrices.
+        overhead_seconds: time per token of a generation, with sampling (top_p 0.9) and
+            detokenizing, minus `product_seconds`. If the model computes a token faster than the
+            bare products run, the model's time is subtracted instead.
+        sampling_seconds: time per token of a generation, minus the time in which the model computes
+            a token. This is the part of the overhead for sampling, detokenizing and bookkeeping.
     """
 
     tokens_per_second: float
@@ -52,7 +56,7 @@ class Decode:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Reading a prompt of `tokens` tokens.
+    """The speed of reading a prompt of `tokens` tokens, compared with its matrix products alone.
 
     Attributes:
         flops_per_second: rate of the matrix products; a multiplication and an addition count as 2.

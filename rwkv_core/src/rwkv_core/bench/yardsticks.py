@@ -29,11 +29,10 @@ class Stream(NamedTuple):
 
 
 def stream_for(model: Model, n_weights: int) -> Stream:
-    """Return the yardstick of decoding on the model's device.
+    """Return a pass over large matrices, with whose rate the rate of decoding is compared.
 
-    `n_weights` is the number of weights in the model's matrices. On a CPU the yardstick is the same
-    for all backends and dtypes, so that their rates, as shares of the yardstick's rate, can be
-    compared.
+    `n_weights` is the number of weights in the model's matrices. On a CPU the pass is the same for
+    all backends and dtypes, so that their shares of its rate can be compared.
     """
     return _numpy_stream() if model.device.startswith("cpu") else _own_stream(model, n_weights)
 
@@ -73,9 +72,10 @@ def _chain(ops: TensorOps, matrices: tuple[Matrix, ...], x: Array) -> Array:
 
 
 def bare_products(model: Model, n_tokens: int) -> Callable[[], object]:
-    """Return a function that runs only the products of `n_tokens` with the model's own matrices.
+    """Return a function that runs only the matrix products of a prompt of `n_tokens` tokens.
 
-    The products go through `layers` and `compile`, like the model.
+    It multiplies with the model's own matrices, and the backend's `layers` and `compile` run it, as
+    they run the model.
     """
     ops = model.ops
     run = ops.compile(partial(_products, ops))

@@ -11,9 +11,9 @@ from rwkv_core.checkpoint.reader import Checkpoint
 def fingerprint_of(checkpoint: Checkpoint, config: Config) -> str:
     """Return 16 hex digits over a sample of every tensor's values, the same in every format.
 
-    Two kinds of tensors do not count: those that are transformed at load, since rwkv.cpp's files
-    hold them transformed and rounded, and unused ones, since not all writers keep them. A
-    prequantized file has the fingerprint of the model that it was made from.
+    Two kinds of tensors are left out: tensors that are transformed at load, since rwkv.cpp's files
+    hold them transformed and rounded, and tensors that no equation uses, since not all writers keep
+    them. A prequantized file has the fingerprint of the model that it was made from.
     """
     if checkpoint.fingerprint is not None:
         return checkpoint.fingerprint

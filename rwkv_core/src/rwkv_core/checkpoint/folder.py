@@ -22,9 +22,10 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 
 
 def model_in(folder: Path, suffixes: Collection[str]) -> Path:
-    """Return the file with a usual name, or the only model in the folder.
+    """Return the model file in a folder: the first of `USUAL_NAMES`, or the only model file.
 
-    Raises CheckpointError if there is no model, or several without a usual name.
+    `suffixes` are the endings of model files' names. Raises CheckpointError if there is no model,
+    or if there are several and none has a usual name.
     """
     try:
         for name in USUAL_NAMES:

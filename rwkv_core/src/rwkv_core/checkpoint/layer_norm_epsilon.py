@@ -1,7 +1,8 @@
-"""Rescales a model that was trained with another layer norm epsilon than 1e-5.
+"""Rescales a model that was trained with a layer norm epsilon other than 1e-5.
 
-The rescaled model computes the same with 1e-5. The epsilon of the training is `layer_norm_epsilon`
-in transformers' configuration.
+The equations use an epsilon of 1e-5, and with it the rescaled model computes the same as the
+trained model with its own epsilon. transformers' configuration file names that epsilon, as
+`layer_norm_epsilon`.
 
 The layer norm of c x with epsilon e equals that of x with epsilon e / c^2. So a model trained with
 epsilon e / c^2 computes the same with epsilon e if its residual stream is c times as large. For
@@ -34,7 +35,8 @@ def configured_epsilon(path: Path) -> float:
     """Return the epsilon in transformers' configuration of an RWKV-4; by default 1e-5.
 
     Raises CheckpointError if the file cannot be read, if the epsilon is not a small positive
-    number, or if it is FLA's configuration of an RWKV-7 with another group norm than BlinkDL's.
+    number, or if the file is FLA's configuration of an RWKV-7 whose group norm differs from
+    BlinkDL's.
     """
     config = read_config(path)
     if config.get("model_type") == "rwkv7":
@@ -52,9 +54,10 @@ def configured_epsilon(path: Path) -> float:
 
 
 def _check_group_norm(path: Path, config: dict[str, Any]) -> None:
-    """Raise CheckpointError unless FLA's norms of an RWKV-7 have the usual epsilons.
+    """Raise CheckpointError unless the norms of FLA's RWKV-7 have the epsilons of BlinkDL's.
 
-    The group norm's is head_dim * norm_eps in FLA: the usual one only for heads of 64.
+    FLA (flash linear attention) computes the group norm's epsilon as head_dim * norm_eps. With the
+    usual norm_eps this equals BlinkDL's epsilon only for heads of 64 channels.
     """
     head_dim, epsilon = config.get("head_dim") or _HEAD_DIM, config.get("norm_eps", _NORM_EPS)
     try:

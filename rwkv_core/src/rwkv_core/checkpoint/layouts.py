@@ -1,6 +1,7 @@
 """Gives RWKV-6's and RWKV-7's tensors BlinkDL's layout, which other writers change.
 
-Only the extents change, so no tensor is copied:
+Only the extents (offset, shape and strides in the file) are changed, so no tensor is copied. Other
+writers differ from BlinkDL's layout in two ways:
 - FLA and the converters of web-rwkv and rwkv.cpp store low-rank matrices transposed, [out, in]. The
   shape shows the orientation, since the rank is below the model's width. (Some versions of
   web-rwkv's converter transpose RWKV-6's twice.)
@@ -39,9 +40,9 @@ def in_blinkdl_layout(extents: Mapping[str, Extent], sources: Collection[str]) -
     """Return the tensors of a file in BlinkDL's layout.
 
     Arguments:
-        extents: extents by BlinkDL's names. For tensors that BlinkDL's files do not have, the key
-            is the name in the file.
-        sources: the names in the file.
+        extents: for each tensor its extent (offset, shape and strides in the file), by BlinkDL's
+            name. For a tensor that BlinkDL's files do not have, the key is the name in the file.
+        sources: the names of the tensors in the file; they show which program wrote it.
     """
     embedding = extents.get("emb.weight")
     width = embedding.shape[-1] if embedding and embedding.shape else 0

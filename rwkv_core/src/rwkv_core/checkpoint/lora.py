@@ -73,7 +73,8 @@ class LoraCheckpoint(Checkpoint):
     ) -> None:
         """Merge `lora` into `base`; they may be one checkpoint that holds both kinds of tensors.
 
-        With `by_root_of_rank` products are scaled by alpha / sqrt(r) (Kalajdzievski 2023).
+        `by_root_of_rank`: whether products are scaled by alpha / sqrt(r) (Kalajdzievski 2023)
+        instead of alpha / r, where r is the rank.
         """
         self.path, self.format, self.metadata = base.path, base.format, base.metadata
         self.has_transformers_names = base.has_transformers_names
@@ -133,9 +134,9 @@ class LoraCheckpoint(Checkpoint):
         return merged
 
     def sample(self, name: str) -> np.ndarray[Any, Any]:
-        """See `Checkpoint.sample`; for a merged tensor, samples of its parts.
+        """Return values for the fingerprint; for a merged tensor, values from before the merge.
 
-        The merged values would not do: they depend on how BLAS rounds.
+        Merged values would not be the same on all machines, since their rounding depends on BLAS.
         """
         pair = self._pairs.get(name)
         if pair is None:

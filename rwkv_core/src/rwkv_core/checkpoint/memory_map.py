@@ -75,9 +75,10 @@ class MappedFile:
         return copy
 
     def chunks(self, start: int, size: int) -> Iterator[memoryview]:
-        """Yield the bytes of a range in chunks.
+        """Yield `size` bytes from offset `start` in chunks.
 
-        The memory of a chunk is released with the next one, unless the last view covers it.
+        The memory of a chunk is released when the next chunk is taken. If the last view is at least
+        as large as the range, it is taken to cover the range, and the memory is kept.
         """
         is_viewed = size <= self._resident.n_bytes
         for begin in range(start, start + size, _CHUNK_BYTES):

@@ -1,7 +1,7 @@
-"""`.pth` as torch.save writes it: a zip of one pickle that describes tensors, and their storages.
+"""Reads `.pth` as torch.save writes it: a zip with one pickle and the bytes of the tensors.
 
-<prefix>/data.pkl      what is where, read by `torch_pickle`, which runs nothing
-<prefix>/data/<key>    one storage, uncompressed, so that it can be mapped where it lies
+<prefix>/data.pkl      describes the tensors; `torch_pickle` reads it without running code in it
+<prefix>/data/<key>    the bytes of one storage, uncompressed, so that they can be memory-mapped
 <prefix>/byteorder     "little" or "big"; absent from files of before 2023, which are little
 """
 
@@ -169,10 +169,11 @@ class _Container(NamedTuple):
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     """Return the model's dictionary of named tensors, at any depth of the pickle.
 
-    This is the first dictionary with an embedding under usual keys. Without one, it is the
-    dictionary with the most tensors. If several have the most, the one under usual keys is chosen,
-    such as a model before its moving average. Raises CheckpointError if none of them is under usual
-    keys, such as a model and its gradients.
+    Trainers save the dictionary in other dictionaries, under keys such as "model" (`WRAPPERS`). The
+    result is the first dictionary that is under such keys only and has an embedding. If there is
+    none, it is the dictionary with the most tensors. If several have the most tensors, it is the
+    first of them under such keys, for example a model rather than its moving average. Raises
+    CheckpointError if none of them is, for example a model and its gradients under unknown keys.
     """
     found: list[tuple[_Container, dict[str, Tensor]]] = []
     level, seen = [_Container("", content, True)], {id(content)}

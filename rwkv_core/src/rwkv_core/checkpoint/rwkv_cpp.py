@@ -1,10 +1,11 @@
 """Reads rwkv.cpp's `.bin`: a header of six int32, then each tensor's description and its bytes.
 
-Its converter (python/convert_pytorch_to_ggml.py, described in docs/FILE_FORMAT.md there) keeps
-BlinkDL's names, writes dimensions innermost first, and drops the length-1 axes of `time_` vectors
-or adds one. It stores some vectors transformed, which is undone here: time_decay as
--exp(time_decay) in RWKV-4 and exp(-exp(time_decay)) in RWKV-5, and RWKV-5.0's time_first as its
-exponential. RWKV-6's time_decay is [H, N, 1]. `layouts` undoes its other changes of RWKV-6 and 7.
+rwkv.cpp's converter (python/convert_pytorch_to_ggml.py, described in docs/FILE_FORMAT.md of
+rwkv.cpp's repository) keeps BlinkDL's names, writes dimensions innermost first, and drops the
+length-1 axes of `time_` vectors or adds one. It stores some vectors transformed, and this module
+transforms them back: time_decay as -exp(time_decay) in RWKV-4 and exp(-exp(time_decay)) in RWKV-5,
+and RWKV-5.0's time_first as its exponential. RWKV-6's time_decay is [H, N, 1]. `layouts` undoes the
+converter's other changes of RWKV-6 and 7.
 """
 
 from __future__ import annotations

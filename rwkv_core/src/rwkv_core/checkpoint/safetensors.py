@@ -1,6 +1,6 @@
 """Reads `.safetensors`: 8 bytes with the length of a JSON header, the header, the tensors' bytes.
 
-The safetensors library is not used, since it gives NumPy no bfloat16.
+The safetensors library is not used, since it cannot return bfloat16 tensors as NumPy arrays.
 Layout: https://github.com/huggingface/safetensors#format
 """
 

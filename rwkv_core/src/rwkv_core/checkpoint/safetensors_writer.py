@@ -1,8 +1,8 @@
 """Writes `.safetensors` one tensor at a time, without holding the whole model in memory.
 
-The safetensors library's `save_file` takes all tensors at once. `checkpoint/safetensors.py` reads
-this layout. The header comes first but is written last, into space reserved for it and padded with
-spaces, which the format allows.
+The safetensors library's `save_file` takes all tensors at once. The header is at the beginning of
+the file but is written last: the writer reserves space for it, and fills the rest of this space
+with blanks, which the format allows. `checkpoint/safetensors.py` reads the format.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ _ENTRY_BYTES = 160
 
 
 class SafetensorsWriter:
-    """Appends tensors to a file, which is complete after `finish`.
+    """Appends tensors to a file. The file is complete after a call of `finish`.
 
     Arguments:
         file: open for writing, empty, and seekable.
-        names: names of all tensors that will be appended, for the size of the header.
+        names: names of all tensors that will be appended; they decide how much space is reserved
+            for the header.
         metadata: the header's `__metadata__`.
     """
 

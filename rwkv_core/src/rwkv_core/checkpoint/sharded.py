@@ -44,8 +44,8 @@ def name_of_model(name: str) -> str:
 def open_sharded(path: Path) -> MappedCheckpoint:
     """Open the shards that an index names, as one checkpoint.
 
-    Raises CheckpointError for an index that is malformed or names a file elsewhere, and for shards
-    that are missing, damaged, or without a tensor that the index says is in them.
+    Raises CheckpointError if the index is malformed or names a file in another folder, and if a
+    shard is missing, is damaged, or lacks a tensor that the index says is in it.
     """
     places = read_index(path)
     shards: dict[str, dict[str, Piece]] = {}

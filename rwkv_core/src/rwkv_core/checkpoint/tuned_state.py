@@ -1,9 +1,10 @@
 """Reads state-tuned files. State tuning trains an initial state; the file holds only this state.
 
-A file holds only `blocks.N.att.time_state` for each layer, [H, N, N]: for each head, a matrix with
-one row for each value channel and one column for each key channel, the same in RWKV-5 to 7.
-The `rwkv` package keeps the states of RWKV-5 and 6 transposed, so it transposes the matrices of a
-file. web-rwkv's converter writes a transposed .st for such a .pth; this module undoes that.
+A file holds only the tensor `blocks.N.att.time_state` of each layer N, [H, size of a head, size of
+a head]. For each head this is a matrix with one row for each value channel and one column for each
+key channel, in RWKV-5, 6 and 7 alike. The `rwkv` package keeps the states of RWKV-5 and 6
+transposed, so it transposes the matrices of a file. web-rwkv's converter makes a .st of such a
+.pth, with transposed matrices; this module transposes them back.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ class Settings:
 
     Attributes:
         max_tokens: the largest number of tokens in an answer.
-        options: keyword arguments for `RWKV.stream`. The seed is one random generator for all
-            answers: so a second answer differs from the first, and a session is repeatable.
+        options: keyword arguments for `RWKV.stream`. Their `seed` is one random generator that all
+            answers draw from. So a second answer to a question differs from the first, but a
+            session with the same seed can be repeated.
         seed: the number that the random generator began with.
         verbose: whether each answer's speed is shown.
     """

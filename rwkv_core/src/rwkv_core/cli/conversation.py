@@ -42,12 +42,14 @@ class Conversation:
 
         Bot: an answer
 
-    The running state is `rwkv`'s. Between calls it is always at the end of a turn.
+    The conversation reads and writes the running state of the RWKV that the constructor gets.
+    Between calls, this state is always at the end of a turn.
 
     Attributes:
         user, bot: names of the speakers.
         system: the text before the first turn.
-        settings: settings of the generation. An answer also ends where the next turn would begin.
+        settings: settings of the generation. An answer ends where they say, or where the next turn
+            would begin.
     """
 
     def __init__(self, rwkv: RWKV, user: str, bot: str, system: str, settings: Settings) -> None:

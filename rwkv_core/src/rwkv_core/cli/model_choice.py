@@ -13,10 +13,10 @@ _MAX_NAMED = 3
 
 
 def choose_model(named: str | None) -> str:
-    """Return `named`, or the user's choice among the models in this folder.
+    """Return `named` if it is given, else the user's choice among the models in the current folder.
 
-    The user is asked on a terminal, if the folder has models. Otherwise the bundled model is
-    returned. Raises OptionError if the user chooses no model.
+    The user is asked only on a terminal, and only if the folder has models. Otherwise the name of
+    the bundled model is returned. Raises OptionError if the user chooses no model.
     """
     if named is not None:
         return named

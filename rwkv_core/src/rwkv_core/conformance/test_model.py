@@ -170,9 +170,10 @@ def test_a_model_of_another_size_is_the_references(
 def test_large_activations_overflow_nothing_and_stay_in_their_model(
     ops: TensorOps, models: Models, options: dict[str, Any], tokens: list[int], model: Model
 ) -> None:
-    """Channel mixing's squares exceed 65504, where float16 ends; float32 is not affected.
+    """A model is correct if channel mixing's squares exceed 65504, the largest float16.
 
-    Afterwards the first model must still have its own weights.
+    After other models were loaded and run on the backend, the first model must still compute with
+    its own weights.
     """
     before = model.to_numpy(model.forward(tokens[:17])[0])
     loaded = [(size, models.load(SMALL, options, size)) for size in (1, 400)]

@@ -26,8 +26,9 @@ MAX_PAUSES = 100
 def pausing_trace(seed: int) -> Callable[..., Any]:
     """Return a trace function for one thread, which pauses it in the middle of functions.
 
-    Such pauses also happen by themselves, but rarely. With these, errors show in every run, also on
-    a busy machine, where another thread takes some tenths of a millisecond to wake.
+    The system also pauses threads in the middle of functions, but rarely. With many pauses, an
+    error that depends on them shows in every run. A pause is long enough for another thread to run,
+    also on a busy machine, where a thread takes some tenths of a millisecond to wake.
     """
     rng = random.Random(seed)
     pauses = iter(range(MAX_PAUSES))

@@ -154,10 +154,10 @@ def _check(row: BackendInfo, chosen: Mapping[str, Any]) -> Check:
 
 
 def deviation_of(model: Model, case: Case) -> float:
-    """Return the largest error of the model's logits. Read the prompt at once, then token by token.
+    """Return the largest error of the model's logits, divided by the expected logits' RMS.
 
-    The error is divided by the root mean square of the expected logits. It is infinite if a logit
-    is NaN or infinite.
+    The model reads the prompt twice: once as a whole, and once token by token. RMS is the root mean
+    square. The result is infinite if a logit is NaN or infinite.
     """
     together, _ = model.forward(case.tokens, all_logits=True)
     at_once = model.to_numpy(together)[case.positions]

@@ -44,7 +44,7 @@ def json_schema_grammar(schema: str | Mapping[str, Any]) -> str:
 def regex_grammar(regex: str) -> str:
     """Return the grammar for text that matches a whole regular expression, in Rust's syntax.
 
-    Raises OptionError.
+    Raises OptionError if `regex` is not text or not a valid expression.
     """
     if not isinstance(regex, str):
         raise OptionError(f"regex: found a {type(regex).__name__}, expected text")
@@ -155,8 +155,8 @@ def _checked(name: str, grammar: str) -> str:
 class _Vocabulary:
     """A tokenizer in the form that llguidance takes.
 
-    If the vocabulary has no token that ends a document, a token beyond the vocabulary stands for
-    it. The model cannot choose that token.
+    llguidance needs a token that ends a document. If the vocabulary has none, a number beyond the
+    vocabulary stands for such a token, and the model cannot choose it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

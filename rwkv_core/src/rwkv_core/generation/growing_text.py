@@ -1,4 +1,4 @@
-"""A text that grows by the bytes of tokens, and decides how much text can be given out.
+"""A text that grows token by token, and knows which part of it can be shown to the user.
 
 Text is given out in whole characters, and only up to the place where a stop string may have begun.
 So text that was given out is never taken back.
@@ -16,7 +16,8 @@ class GrowingText:
     """The bytes of one generation.
 
     Attributes:
-        data: all bytes, with those of the unfinished character before the generation first.
+        data: all bytes of the text. If the tokens before the generation ended inside a character,
+            the bytes of this unfinished character come first.
         given_out: number of bytes that have been given out as text, always whole characters.
     """
 

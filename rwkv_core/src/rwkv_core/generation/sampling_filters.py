@@ -4,8 +4,9 @@ Steps up to top-k take logits, float64 [V]; an excluded token has the logit -inf
 take weights, float64 [V]: probabilities times a constant factor, at most 1; an excluded token has
 the weight 0. `sampling` runs the steps in order.
 
-Sorting a vocabulary of 50,000 tokens or more takes milliseconds per token. So a filter first uses
-sums over all tokens to find the tokens near its edge, and sorts only these.
+Sorting a vocabulary of 50,000 tokens or more takes milliseconds. So a filter does not sort all
+tokens. Sums over all tokens first show which tokens are certainly kept or dropped, and only the
+remaining tokens are sorted.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def top_k(logits: Logits, k: int) -> Tokens:
 def top_p(weights: Weights, mass: float, total: float | None = None) -> Weights:
     """Keep the smallest set of the likeliest tokens whose probability is at least `mass`.
 
-    `total` is the sum of all weights. `weights` may lack tokens that are not kept anyway.
+    `total` is the sum of the weights of all tokens. `weights` may leave out tokens that would not
+    be kept.
 
     Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
     """
@@ -156,7 +158,8 @@ def min_p(weights: Weights, fraction: float) -> Weights:
 def candidates(weights: Weights, mass: float, fraction: float) -> tuple[Tokens, float]:
     """Return the tokens that `top_p` of `mass` and then `min_p` of `fraction` may keep, ascending.
 
-    They are few. Returns the sum of all weights too.
+    Usually these are few tokens, so that the filters become fast. Also returns the sum of all
+    weights.
     """
     total = float(weights.sum())
     least = _least_that_matters(weights, total, mass)
@@ -175,7 +178,8 @@ def _first_of_mass(
 ) -> NDArray[np.bool]:
     """Return the mask [V] of the smallest prefix whose weights reach `wanted`.
 
-    Tokens are in (key, token) order. At the key `last`, the weights certainly reach `wanted`.
+    The prefix is one of the tokens in (key, token) order. `last` is a key whose tokens, together
+    with all tokens of smaller keys, certainly weigh `wanted` or more.
     """
     # Sums over buckets of keys narrow down the tokens among which the edge is.
     near, keys, masses, before = None, key, weights, 0.0

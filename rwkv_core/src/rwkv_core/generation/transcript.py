@@ -55,7 +55,8 @@ class _Mark(NamedTuple):
     def starts_text_at(self, place: int) -> bool:
         """Return whether this mark is at or before byte `place`, and not inside a character.
 
-        Then the text between can be encoded and read again.
+        If so, the text from this mark to `place` can be encoded and read again from the mark's
+        state.
         """
         return self.n_bytes <= place and not self.state.pending
 
@@ -107,8 +108,9 @@ class Transcript(GrowingText):
     def go_back(self, place: int) -> tuple[list[int], State]:
         """Return the tokens of the text up to byte `place`, and the state after this text.
 
-        If no token ends at `place`, the text from the last mark to `place` is encoded again. An
-        unfinished character from before this generation stays in the state.
+        If no token ends at `place`, the text from the last mark to `place` is encoded again; a mark
+        is the state after a token. A character that was unfinished before this generation stays in
+        the state.
         """
         usable = [mark for mark in self._marks if mark.starts_text_at(place)]
         mark = usable[-1] if usable else self._marks[0]

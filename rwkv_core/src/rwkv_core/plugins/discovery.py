@@ -1,8 +1,8 @@
-"""Loads the plugins of this environment. A broken plugin is listed, and the other plugins work.
+"""Loads the installed plugins. If one is broken, it is listed as such, and the others still work.
 
-Two environment variables control this. RWKV_PLUGINS lists the allowed entry points or
-distributions, separated by commas; if it is empty, no plugin is loaded. RWKV_PLUGINS_STRICT=1 makes
-the first failure an exception.
+Two environment variables change which plugins are loaded, and what a failure does. RWKV_PLUGINS
+lists the allowed entry points or distributions, separated by commas; if it is empty, no plugin is
+loaded. RWKV_PLUGINS_STRICT=1 makes the first failure an exception.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def registry() -> Registry:
 def _sources() -> list[InstalledPlugin]:
     """Return the installed and allowed plugins, sorted by name.
 
-    The project's own come first, so that no other plugin can take their names.
+    The project's own plugins come first, so that no other plugin can take their names.
     """
     own = set(own_extras().values())
     found = sorted(

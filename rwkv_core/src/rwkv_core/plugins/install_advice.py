@@ -1,7 +1,8 @@
-"""Gives the pip commands, for messages, that install this project's own distributions.
+"""Makes the pip commands that messages show, for installing this project's own packages.
 
-Before a release the package index has none of these distributions. So a command also names folders
-of the checkout: the folders beside the one that rwkv-core was installed from, or the usual names.
+Before a release the package index has none of these packages. So a message also shows a command
+that installs them from a checkout. It names the folders beside the folder that rwkv-core was
+installed from; if that folder is gone, it names the folders relative to the checkout's root.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ def install_recommended() -> str:
 
 
 def from_checkout(requirement: str) -> str:
-    """Return the pip command for a distribution in a checkout, to append to the usual command.
+    """Return ", or from the checkout: pip install ...", to append to the usual pip command.
 
-    "" if rwkv-core was installed from a package index, which then has all distributions.
+    Returns "" if rwkv-core was installed from a package index, which then has all packages of the
+    project.
     """
     source = _source()
     if source is None:

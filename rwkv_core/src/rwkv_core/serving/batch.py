@@ -19,10 +19,11 @@ _STEPS_BEFORE_SHRINKING = 16
 
 
 class Batch(Generic[Member]):
-    """Members that are decoded together, each with a row of one state array [C, L, R, D].
+    """Members, such as requests, that are decoded together.
 
-    C is 1, 2, 4, 8, ... or `max_rows`, since some backends compile for each shape. Rows without a
-    member are computed too, and their results are dropped.
+    The states of all members are the rows of one array [C, L, R, D]. C is 1, 2, 4, 8, ... or
+    `max_rows`: few sizes, since some backends compile for each shape. Rows without a member are
+    computed too, and their results are dropped.
     """
 
     def __init__(self, model: Model, max_rows: int) -> None:
@@ -81,7 +82,8 @@ class Batch(Generic[Member]):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], State]:
         """Decode one token for each member, and read a chunk of a prompt in the same pass.
 
-        Returns the logits [n, V] of the members, and the chunk's last ones [V] with its state.
+        Returns the logits of the members [n, V], the logits after the chunk's last token [V], and
+        the state after the chunk.
         """
         column, batch = self._next_step(tokens)
         state = state or self._model.empty_state()

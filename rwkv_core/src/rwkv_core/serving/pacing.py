@@ -41,7 +41,7 @@ class Pace:
     def note_pass(self, n_tokens: int, seconds: float) -> float:
         """Record the duration of a decode step that also prefilled `n_tokens` tokens.
 
-        Returns the part of it that prefill took.
+        Returns the seconds that prefill added to the decode step.
         """
         self._n_passes += 1
         self._passes.add(n_tokens, seconds)
@@ -73,7 +73,7 @@ class Pace:
 class _Chunks:
     """The running averages of chunks' durations, by size.
 
-    Fewer tokens than the smallest size have averages of their own, for powers of two.
+    For chunks with fewer tokens than the smallest size, the sizes are powers of two.
     """
 
     def __init__(self, sizes: tuple[int, ...], growth: float) -> None:

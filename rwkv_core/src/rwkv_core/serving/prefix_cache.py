@@ -62,7 +62,7 @@ class _Node:
 
 
 class PrefixCache:
-    """Entries by root and tokens.
+    """Entries, which are looked up by their root (the state before the tokens) and their tokens.
 
     Attributes:
         max_bytes: largest total size of the entries in bytes.

@@ -150,11 +150,12 @@ class Scheduler:
                 self._changed.notify_all()
 
     def _step(self) -> None:
-        """Decode a token for each request in the batch, and prefill for as long as they may wait.
+        """Decode a token for each request in the batch, then prefill waiting prompts for a while.
 
-        The first chunk is read in the same pass as the tokens, where that is faster. Prompts come
-        in the order of arrival and the shortest first, in turn. If the batch is empty, one chunk is
-        read.
+        Prefill takes at most as long as the requests in the batch may wait (`pacing`). Where it is
+        faster, the first chunk of a prompt is read in the same pass as the batch's tokens. Every
+        second step prefills the shortest prompt first, and the other steps prefill in the order of
+        arrival. If the batch is empty, one chunk is read.
         """
         self._shortest_first = not self._shortest_first
         prompts = list(self._prompts.requests)

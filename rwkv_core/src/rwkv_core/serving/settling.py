@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def mark_held_text(request: Request, state_of: Callable[[Request], State]) -> None:
-    """Keep the state before text that is held back, since a stop string may end the text there.
+    """Keep the request's present state in `request.mark` when text begins to be held back.
 
-    Later states have read more than the text. `state_of` returns the request's present state, which
-    has read all tokens but the last.
+    Text is held back while it may be the beginning of a stop string. If it is one, the result ends
+    before it, and later states have read too much. `state_of` returns the request's present state,
+    which has read all tokens but the last.
     """
     if not request.text.holds_back:
         request.mark = None

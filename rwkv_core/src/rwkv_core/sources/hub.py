@@ -191,8 +191,9 @@ def _check_names(place: HubFile) -> Exception | None:
 def _describe(url: str) -> HfFileMetadata:
     """Return the hub's description of a file. Raises TimeoutError after `TIMEOUT`.
 
-    The client's own timeout leaves out looking up the hub's name, and the 3 s that its first
-    request may wait for a list of programs that use it.
+    huggingface_hub has a timeout of its own, but it does not include the time for resolving the
+    hub's host name. Nor does it include the client's first request in a process, which may wait 3 s
+    for a list of the programs that use the client.
     """
     from huggingface_hub import get_hf_file_metadata
 
@@ -320,7 +321,8 @@ def beside(path: Path, name: str) -> Path | None:
 def _cached(path: Path) -> HubFile | None:
     """Return the hub's file for `path` in a client's cache; None for another path.
 
-    By the client's documentation it is CACHE/models--OWNER--REPO/snapshots/COMMIT/PATH.
+    The client's documentation describes paths in its cache:
+    CACHE/models--OWNER--REPO/snapshots/COMMIT/PATH.
     """
     found = re.fullmatch(
         r"(.*)/models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})/(.+)", path.absolute().as_posix()

@@ -8,8 +8,9 @@ import numpy as np
 def keep_freed_memory() -> None:
     """Make glibc reuse freed blocks of up to 32 MB instead of returning them to the system.
 
-    Page faults for fresh memory cost half of a prompt's vector work, and four fifths of sampling.
-    glibc returns blocks above a limit, which grows to the largest block freed so far, up to 32 MB.
-    Does nothing with other C libraries.
+    Without this, page faults for new memory take half of the time of a prompt's vector operations,
+    and four fifths of the time of sampling. glibc returns freed blocks above a limit. The limit
+    grows to the size of the largest block freed so far, up to 32 MB, so this function frees one
+    large block. With other C libraries it has no effect.
     """
     np.empty(31 << 20, np.uint8)

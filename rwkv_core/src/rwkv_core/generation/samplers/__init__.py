@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def started(processors: Sequence[Processor | str]) -> list[Processor]:
-    """Return the processors for one generation.
+    """Return the processors for one generation, as functions (logits, tokens) -> logits.
 
-    A sampler given by name is started; a function is used as it is.
+    A processor that is given as a function is returned as it is. For the name of a sampler, such as
+    "mirostat:tau=3", the sampler makes a new function, which may keep a state of its own.
 
     Raises OptionError for anything else, for an unknown sampler, and for a wrong option.
     """

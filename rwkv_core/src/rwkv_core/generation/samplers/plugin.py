@@ -1,4 +1,4 @@
-"""Offers rwkv-core's own samplers through the hook of plugins.
+"""Offers rwkv-core's own samplers through `rwkv_samplers`, the hook that plugins use.
 
 NumPy is imported when a sampler is started, not when samplers are listed.
 """
