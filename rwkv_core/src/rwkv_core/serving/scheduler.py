@@ -161,13 +161,12 @@ class Scheduler:
         prompts = list(self._prompts.requests)
         if self._shortest_first:
             prompts.sort(key=lambda request: len(request.unread))
-        prompts = [request for request in prompts if request.leader is None]
+        first = next((request for request in prompts if request.leader is None), None)
         seconds = 0.0
-        if not len(self._batch):
-            pass
-        elif prompts and self._prompts.may_share_a_pass(prompts[0]):
-            seconds = self._decode_beside(prompts.pop(0))
-        else:
+        if len(self._batch) and first is not None and self._prompts.may_share_a_pass(first):
+            prompts.remove(first)
+            seconds = self._decode_beside(first)
+        elif len(self._batch):
             self._decode()
         self._read_prompts(prompts, seconds)
 
