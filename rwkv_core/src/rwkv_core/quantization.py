@@ -117,7 +117,10 @@ def quantize(array: NDArray[Any], bits: int, group_size: int = GROUP_SIZE) -> Qu
 
 
 def check_group_size(width: int, bits: int, group_size: int) -> None:
-    """Raise OptionError unless rows of `width` weights can be divided into such groups."""
+    """Raise OptionError unless rows of `width` weights are whole groups of `group_size` weights.
+
+    Also raises it if `bits` or `group_size` is not valid.
+    """
     if not isinstance(bits, int) or bits not in QUANTIZED_BITS.values():
         raise OptionError(f"bits: found {bits!r}, expected 8 or 4")
     if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:

@@ -57,7 +57,7 @@ def default_devices() -> list[Share]:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of this name, with its number. Raises BackendError if not available."""
+    """Return the torch device called `name`, with its index. Raises BackendError if missing."""
     try:
         return probe(name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,8 +1,8 @@
 """Triton kernels for a layer's vector operations and, for one token, its matrix products.
 
-Each kernel fuses several operations of `rwkv4.block`, since a small operation on a GPU takes no
-longer than the launch of its kernel. The scan's equations are those of `TensorOps.wkv`. Strides are
-numbers of array elements. The rows of a layer's state are `width` elements apart.
+Each kernel fuses several operations of `rwkv4.block`: the launch of a kernel takes at least as long
+as a small operation, so fewer launches save time. `TensorOps.wkv` has the scan's equations.
+Strides are numbers of array elements. The rows of a layer's state are `width` elements apart.
 """
 
 from __future__ import annotations

@@ -73,7 +73,11 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoding `sequences` together: tokens per second of all, and the ratio to one sequence."""
+    """The speed of decoding a batch of `sequences` sequences.
+
+    `tokens_per_second` counts the tokens of all sequences. `ratio` is this speed divided by that of
+    one sequence.
+    """
 
     sequences: int
     tokens_per_second: float

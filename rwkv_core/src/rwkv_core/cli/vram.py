@@ -140,8 +140,8 @@ COMMAND = Command(
     _run,
     """\
 The columns are computed from the model's shapes:
-  float32, 16 bits  weights: matrices in this type, vectors in float32, and the embedding in the
-                    file's type (16 bits for the published sizes)
+  float32, 16 bits  size of the weights, with matrices of this type, vectors of float32, and an
+                    embedding of the type in the model file (16 bits for the published models)
   8 bits, 4 bits    estimate of the weights with quantized matrices: 64 weights share a scale and
                     an offset of 16 bits each
   state             memory per sequence: the logits, and for each layer 5 float32 vectors of width
@@ -157,8 +157,8 @@ the device just before they are used. Sizes are in GB (10^9 bytes):
   resident      size of the matrices that stay on the device
   slots         size of the two buffers for the other matrices
   total         size of everything on the device, with the vectors. The embedding is in host memory
-  streamed      size of the matrices that are copied for each token. A token takes at least this
-                size divided by the rate of the bus
+  streamed      size of the matrices that are copied for each token. A token takes at least as
+                many seconds as this size divided by the rate of the bus
   least target  smallest --target with which the model runs
 
   rwkv-core vram

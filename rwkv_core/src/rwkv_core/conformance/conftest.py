@@ -59,7 +59,10 @@ def _combinations(config: pytest.Config) -> list[dict[str, Any]]:
 
 
 def _choices(known: Mapping[str, Option], given: Mapping[str, Any], name: str) -> list[Any]:
-    """Return an option's choices, the default first. [None] if it has no choices, or is given."""
+    """Return an option's choices, the default first.
+
+    Returns [None] if the option has no choices, or if --rwkv-option sets it.
+    """
     if name in given or name not in known or not known[name].choices:
         return [None]
     return sorted(known[name].choices, key=lambda choice: choice != known[name].default)

@@ -236,7 +236,8 @@ class RWKV:
     def setState(self, state: Any) -> None:
         """Continue from a copy of `state`: a state, a pair (state, last token), or an array.
 
-        For an array, of any library or as nested lists, the last token is `lastToken`. Raises
+        An array may be of any library, or nested lists. It has no last token, so `lastToken` is
+        used. Raises
         StateError if the state does not fit the model, and OptionError for a wrong token.
         """
         last = self.lastToken

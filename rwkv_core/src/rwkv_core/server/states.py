@@ -29,7 +29,7 @@ class StateBody(Body):
     Attributes:
         prompt: text or tokens that the state reads.
         messages: a conversation that the state reads.
-        response_id: an answer of `/v1/responses`, whose state is stored.
+        response_id: the id of an answer of `/v1/responses`. The new state is the one after it.
         state: the name of a stored state, from which `prompt` or `messages` continue.
     """
 
