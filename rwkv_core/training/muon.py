@@ -4,10 +4,11 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised by five Newton-Schulz steps.
+    """An optimizer with Nesterov momentum, which five Newton-Schulz steps make orthogonal.
 
-    Works in float32, with all matrices of one shape stacked. torch.optim.Muon takes one matrix at a
-    time in bfloat16. On a CPU without bfloat16, that is slower than the model's backward pass.
+    It computes in float32, and stacks all matrices of one shape. torch.optim.Muon computes in
+    bfloat16, one matrix after the other. On a CPU without bfloat16, that is slower than the model's
+    backward pass.
     """
 
     def __init__(self, params, lr, weight_decay, momentum=0.95):

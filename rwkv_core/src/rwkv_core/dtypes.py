@@ -29,10 +29,12 @@ class Tolerance(NamedTuple):
     """Largest allowed errors, each divided by the root mean square of the expected values.
 
     Attributes:
-        operation: for one operation, against a float64 reference with the rounded weights.
-        model: for a model's logits and states, against a float64 reference with the rounded
-            weights.
-        golden: for the logits of the bundled models, against a reference with the file's weights.
+        operation: for one operation, compared with a float64 reference whose weights are rounded to
+            the dtype.
+        model: for a model's logits and states, compared with a float64 reference whose weights are
+            rounded to the dtype.
+        golden: for the logits of the bundled models, compared with a reference that has the weights
+            of the model's file.
         weights: for the weights themselves; 0 if they are rounded exactly as NumPy does.
     """
 

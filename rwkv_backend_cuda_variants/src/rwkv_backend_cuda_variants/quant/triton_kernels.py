@@ -36,8 +36,9 @@ def _product(
 ):  # fmt: skip
     """Multiply row `program_id(1)` of x [rows, in] with BLOCK_OUT rows of the matrix.
 
-    Writes y [rows, out]. PACKED: a byte holds two codes of the same group, the even column's in the
-    low half. BLOCK_IN is in bytes of codes. Sums are float32.
+    Writes y [rows, out]. If PACKED is True, a byte holds the codes of two columns of the same
+    group, the even column's code in the low half. BLOCK_IN is a number of bytes of codes. Sums are
+    float32.
     """
     per_byte: tl.constexpr = 2 if PACKED else 1
     row = tl.program_id(1).to(tl.int64)

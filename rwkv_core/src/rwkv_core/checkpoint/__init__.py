@@ -1,7 +1,7 @@
 """Model files: recognized by content, memory-mapped, read one tensor at a time, and validated.
 
     with open_checkpoint("RWKV-4-Pile-169M.pth") as checkpoint:
-        config = diagnose(checkpoint)          # or a CheckpointError that says what is wrong
+        config = diagnose(checkpoint)          # raises CheckpointError if something is wrong
         for name in checkpoint.tensors:
             array = checkpoint.read(name)      # a read-only view of the mapped file
 

@@ -2,8 +2,8 @@
 """The command line: parse, call, print. Each command has a file of its own.
 
 The exit status is 0 for success, 1 if `verify` finds a failure, 2 for an error, 130 for Ctrl-C, and
-141 if the reader of a pipe has gone. An error is one line on stderr. RWKV_DEBUG=1 adds the
-traceback to it.
+141 if the program that reads the output through a pipe has ended. An error is one line on stderr.
+RWKV_DEBUG=1 adds the traceback to it.
 """
 
 from __future__ import annotations

@@ -35,10 +35,11 @@ def _state_folder() -> Path:
 
 
 class ChatHistory:
-    """Entries of earlier chats, and the file to which new ones are written.
+    """What a user typed in earlier chats, and the file to which new entries are written.
 
-    Each line of the file is a JSON string, since an entry may have several lines. If the file
-    cannot be read or written, the chat prints a line on stderr and continues without history.
+    An entry is a message or a command. Each line of the file is a JSON string, since an entry may
+    have several lines. If the file cannot be read or written, the chat prints a line on stderr and
+    continues without history.
     """
 
     def __init__(self, path: Path | None) -> None:

@@ -2,8 +2,8 @@
 
 GNU readline, where Python has it, returns several pasted lines as one line with newlines in it.
 libedit, or Python without either library, does not. So if more lines are waiting when a line is
-read, they count as part of the same paste. prompt_toolkit handles pastes everywhere, but takes
-0.06 s to import and loses keys typed between prompts.
+read, this module takes them for a part of the same paste. prompt_toolkit handles pastes everywhere,
+but takes 0.06 s to import and loses keys typed between prompts.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ _MORE = "... "
 
 
 def read_message(read_line: ReadLine, prompt: str) -> str:
-    """Return the next message as it was typed, for `message_text`.
+    """Return the next message as it was typed; `message_text` extracts the text from it.
 
-    The end of the input also ends a message. Raises EOFError at the end of the input, and
-    KeyboardInterrupt for Ctrl-C, like `read_line`.
+    The end of the input also ends a message. If no line is left, raises EOFError, like `read_line`.
+    Raises KeyboardInterrupt for Ctrl-C.
     """
     lines = [read_line(prompt)]
     while _goes_on(lines):

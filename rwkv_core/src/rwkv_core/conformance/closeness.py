@@ -111,7 +111,8 @@ def effective(
 ) -> NDArray[Any]:
     """Return the values of a backend's opaque matrix [out, in], from products with unit vectors.
 
-    `n_columns` is the matrix's width. If `columns` are given, returns only these.
+    `n_columns` is the number of the matrix's columns. If `columns` are given, only these columns
+    are returned.
     """
     wanted = np.arange(n_columns) if columns is None else columns
     found = []

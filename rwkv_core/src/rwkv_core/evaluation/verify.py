@@ -1,7 +1,8 @@
-"""Compares the installed backends' logits with golden ones, for a model of each architecture.
+"""Compares the installed backends' logits with stored logits, for a model of each architecture.
 
-The golden logits come from the conformance suite's float64 references (training/golden.py writes
-them). So a wrong library, driver or build shows on the machine where it is installed.
+The stored (golden) logits were computed by the conformance suite's float64 references;
+training/golden.py writes them. So a wrong library, driver or build shows on the machine where it is
+installed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _TARGET = re.compile(r"[\w.]+\s*(:\s*[\w.]+\s*)?(\[.*\]\s*)?")
 
 @dataclass(frozen=True)
 class InstalledPlugin:
-    """An entry point of the group, and its distribution.
+    """An entry point of the group `rwkv_core`, and the distribution that it belongs to.
 
     `target` is a module, or an object as module:object. `problem` is the entry point's error; ""
     if there is none.

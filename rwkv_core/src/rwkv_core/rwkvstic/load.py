@@ -237,8 +237,8 @@ class RWKV:
         """Continue from a copy of `state`: a state, a pair (state, last token), or an array.
 
         An array may be of any library, or nested lists. It has no last token, so `lastToken` is
-        used. Raises
-        StateError if the state does not fit the model, and OptionError for a wrong token.
+        used. Raises StateError if the state does not fit the model, and OptionError for a wrong
+        token.
         """
         last = self.lastToken
         if _is_pair(state):

