@@ -189,10 +189,10 @@ class TorchOps(TensorOps):
 
 
 def _product_in_16_bits(matrix: Tensor, x: Tensor) -> Tensor:
-    """Return TorchOps.matmul on CUDA, with the tensor cores' float32 sums as the result.
+    """Return `x` [B, T, in] times the transposed 16-bit `matrix` [out, in] on CUDA: [B, T, out].
 
-    Rounding the sums to float16 would lose small results: float16 has no values below 6e-8, and few
-    digits below 6e-5.
+    The result has the dtype of `x`. It is the tensor cores' float32 sums, since rounding them to
+    float16 would lose small results: float16 has no values below 6e-8, and few digits below 6e-5.
     """
     rows, scale = x.reshape(-1, x.shape[-1]), None
     if matrix.dtype == torch.float16:

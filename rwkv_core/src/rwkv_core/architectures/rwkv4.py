@@ -77,10 +77,10 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, state: WKVState
 ) -> tuple[Array, WKVState]:
-    """Return the block's output [B, T, D] and the scan's state after it.
+    """Return time mixing's output [B, T, D] and the scan's state after the last token.
 
     Arguments:
-        x, last: the input [B, T, D], and the input before it [B, D].
+        x, last: the inputs of the tokens [B, T, D], and the input of the token before them [B, D].
         state: the scan's (aa, bb, pp), each [B, D].
     """
     previous = ops.token_shift(x, last)
@@ -92,7 +92,7 @@ def time_mixing(
 
 
 def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
-    """Return the block's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
+    """Return channel mixing's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
     previous = ops.token_shift(x, last)
     k = ops.matmul(p.key, ops.mix(x, previous, p.mix_k))  # [B, T, F]
     r = ops.matmul(p.receptance, ops.mix(x, previous, p.mix_r))

@@ -82,11 +82,11 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, s: Array
 ) -> tuple[Array, Array]:
-    """Return the block's output [B, T, D] and the heads' matrices after it [B, N, D].
+    """Return time mixing's output [B, T, D], and the heads' matrices after the last token.
 
     Arguments:
-        x, last: the input [B, T, D], and the input before it [B, D].
-        s: the heads' matrices [B, N, D].
+        x, last: the inputs of the tokens [B, T, D], and the input of the token before them [B, D].
+        s: the heads' matrices before the first token, side by side: [B, N, D].
     """
     xp, head_size = ops.xp, s.shape[1]
     previous = ops.token_shift(x, last)
@@ -110,7 +110,7 @@ def time_mixing(
 
 
 def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
-    """Return the block's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
+    """Return channel mixing's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
     previous = ops.token_shift(x, last)
     k = ops.matmul(p.key, ops.mix(previous, x, p.maa_k))  # [B, T, F]
     r = ops.matmul(p.receptance, ops.mix(previous, x, p.maa_r))

@@ -98,12 +98,14 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, s: Array, v_first: tuple[Array, ...]
 ) -> tuple[Array, Array, Array]:
-    """Return the block's output [B, T, D], the heads' matrices after it, and layer 0's values.
+    """Return time mixing's output [B, T, D], the heads' matrices [B, N, D], and `v_first`.
+
+    The matrices are those after the last token. The returned `v_first` is for the next layer.
 
     Arguments:
-        x, last: the input [B, T, D], and the input before it [B, D].
-        s: the heads' matrices [B, N, D].
-        v_first: a tuple of layer 0's values [B, T, D]; empty in layer 0.
+        x, last: the inputs of the tokens [B, T, D], and the input of the token before them [B, D].
+        s: the heads' matrices before the first token, side by side: [B, N, D].
+        v_first: a tuple of layer 0's values v [B, T, D]; an empty tuple in layer 0.
     """
     xp, head_size = ops.xp, s.shape[1]
     previous = ops.token_shift(x, last)
@@ -131,7 +133,7 @@ def time_mixing(
 
 
 def channel_mixing(ops: TensorOps, p: ChannelMixing, x: Array, last: Array) -> Array:
-    """Return the block's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
+    """Return channel mixing's output [B, T, D] for `x` [B, T, D], preceded by `last` [B, D]."""
     k = ops.matmul(p.key, ops.mix(ops.token_shift(x, last), x, p.mix_k))  # [B, T, F]
     return ops.matmul(p.value, ops.relu_squared(k))
 

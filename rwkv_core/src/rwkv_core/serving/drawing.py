@@ -111,10 +111,11 @@ def _checked(tokens: Sequence[int], n_vocab: int) -> list[int]:
 
 
 def take_forced(tokenizer: Tokenizer, request: Request) -> End | None:
-    """Add all forced tokens to a request's text and to its `unread`, if they are many.
+    """Add a request's forced tokens to its text and to its tokens to prefill, if they are many.
 
-    Does nothing if there are few forced tokens, or if their logprobs are asked for: `draw` then
-    takes them one by one. Returns how the request ends; None if it continues.
+    A forced token is one that the constraint prescribes. Does nothing if there are few, or if
+    logprobs are asked for: `draw` then takes them one by one. Returns how the request ends; None if
+    it continues.
     """
     if len(request.forced) < MIN_READ_AHEAD or request.asked.top_logprobs is not None:
         return None

@@ -77,8 +77,8 @@ class Request:
         next_token: the token to decode next, while the request is in the batch.
         root: the `Entry.root` of the request's states.
         marks: numbers of prompt tokens after which the state is cached.
-        leader, awaited: a request that prefills the same tokens, and the number of tokens after
-            which this request takes over its state.
+        leader, awaited: another request that prefills the same tokens, and the number of tokens
+            after which this request takes over the leader's state.
         forced: the next tokens of the continuation, which the constraint forces.
         mark: the state before text that is held back, for requests with `keep_state`.
     """

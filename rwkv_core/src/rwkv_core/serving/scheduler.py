@@ -78,9 +78,9 @@ class Scheduler:
             self._changed.notify_all()
 
     def close(self, grace: float) -> None:
-        """Refuse new requests. `run` returns when the other requests have ended.
+        """Refuse new requests. `run` returns when the running and waiting requests have ended.
 
-        Requests that still run after `grace` seconds are cancelled.
+        After `grace` seconds, the requests that have not ended are cancelled.
         """
         with self._changed:
             end = time.monotonic() + grace

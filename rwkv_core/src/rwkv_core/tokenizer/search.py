@@ -93,8 +93,9 @@ def fetch_tokenizers(model: str | os.PathLike[str]) -> None:
 def find_tokenizer(model_path: str | os.PathLike[str], n_vocab: int) -> Path:
     """Return the tokenizer's file for a model of `n_vocab` tokens.
 
-    First, the model's folder is searched. Then, for a model in the hub client's cache, the same
-    commit of the model's repository. Last, for a model of the Pile, `PILE` is downloaded.
+    The model's folder is searched first. If it has no tokenizer and the model is in the hub
+    client's cache, the same commit of the model's repository is searched on the hub. If that fails
+    and the model is an RWKV-4 Pile model, its tokenizer `PILE` is downloaded.
 
     Raises TokenizerError, which says what to download, if no tokenizer is found or downloaded.
     """

@@ -100,7 +100,9 @@ def random_weights(
     gated_channels: bool,
     seed: int = 0,
 ) -> Weights:
-    """Return random float32 values as float64 by BlinkDL's names; none is 0, so no term vanishes.
+    """Return random weights by BlinkDL's names: float32 values, as float64.
+
+    No weight is 0, since a weight of 0 could make a term of the equations vanish.
 
     Arguments:
         of_block: returns those weights of a block that only this version has.
