@@ -48,7 +48,7 @@ def known_formats() -> list[CheckpointFormat]:
 def known_versions() -> list[Architecture]:
     """Return the RWKV versions that plugins add, then the built-in ones.
 
-    This is the order in which they are tried.
+    A file's version is the first of them that recognizes the file's tensors.
     """
     return [*plugins.offered("rwkv_architectures").values(), *VERSIONS]
 

@@ -33,9 +33,11 @@ R = TypeVar("R")
 def _generation_arguments(
     of: Callable[Concatenate[GenerationStream, Model, Tokenizer, State, P], None],
 ) -> Callable[[Callable[..., R]], Callable[Concatenate[RWKV, P], R]]:
-    """Decorate a method that passes its arguments on to `of`, except model, tokenizer and state.
+    """Decorate a method of RWKV that calls `of` with its own arguments.
 
-    Type checkers and `help()` then show these arguments and each parameter of sampling.
+    The method adds the model, the tokenizer and the state, and its other arguments are those of
+    `of`. Type checkers and `help()` then show them, and each parameter of sampling, as arguments of
+    the method.
     """
     given = list(inspect.signature(of).parameters.values())
     kept = [one for one in given[4:] if one.kind is not Parameter.VAR_KEYWORD]

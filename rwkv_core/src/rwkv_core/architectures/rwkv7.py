@@ -98,9 +98,9 @@ class Parameters(NamedTuple):
 def time_mixing(
     ops: TensorOps, p: TimeMixing, x: Array, last: Array, s: Array, v_first: tuple[Array, ...]
 ) -> tuple[Array, Array, Array]:
-    """Return time mixing's output [B, T, D], the heads' matrices [B, N, D], and `v_first`.
+    """Return time mixing's output [B, T, D], the heads' matrices [B, N, D], and layer 0's values.
 
-    The matrices are those after the last token. The returned `v_first` is for the next layer.
+    The matrices are those after the last token. Layer 0's values are its v, [B, T, D].
 
     Arguments:
         x, last: the inputs of the tokens [B, T, D], and the input of the token before them [B, D].
