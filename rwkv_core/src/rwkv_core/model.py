@@ -129,7 +129,7 @@ class Model:
         Returns (logits, state): the logits after the last token of each sequence, a float32 array
         of the backend [1 + n, V], and the states after these tokens, a batch of 1 + n states
         without logits. Row 0 of both belongs to the chunk, and the next rows to `column`. Raises
-        the errors of `forward`. Where `ops.ragged` is False, two calls of `forward` are faster.
+        the errors of `forward`. Only for a backend whose `ops.ragged` is True.
         """
         rows = self._rows([*chunk, *column])
         self.check_state(state)
