@@ -1,4 +1,4 @@
-"""Train the bundled models: 6 layers, a width of 256, on public-domain prose.
+"""Train the bundled models (RWKV-4, RWKV-7) and smaller ones of RWKV-5.2 and 6, on prose.
 
     pip install torch numba tokenizers
     python train.py tokenizer CORPUS                # a byte-level BPE of 4,096 tokens
@@ -32,8 +32,13 @@ HERE = Path(__file__).parent
 DATA = HERE.parent / "src" / "rwkv_core" / "data"
 RUN = HERE / "run"
 CONTEXT, N_VOCAB, STREAMS = 256, 4096, 256
-# The class in the module of its name, and the file that it is exported to.
-MODELS = {"rwkv4": ("RWKV4", "rwkv-4-prose-7m.pth"), "rwkv7": ("RWKV7", "rwkv-7-prose-7m.pth")}
+# The module and its class, and the file that the model is exported to.
+MODELS = {
+    "rwkv4": ("rwkv4", "RWKV4", DATA / "rwkv-4-prose-7m.pth"),
+    "rwkv5.2": ("rwkv5_and_6", "Eagle", RUN / "rwkv-5.2-prose-2m.pth"),
+    "rwkv6": ("rwkv5_and_6", "Finch", RUN / "rwkv-6-prose-2m.pth"),
+    "rwkv7": ("rwkv7", "RWKV7", DATA / "rwkv-7-prose-7m.pth"),
+}
 
 
 def split(corpus: Path) -> tuple[list[str], list[str]]:
@@ -118,9 +123,10 @@ def train(
     # Products of bfloat16, summed in float32, where the CPU has them.
     torch.set_float32_matmul_precision("medium")
     torch.manual_seed(seed)
-    module = importlib.import_module(name)
+    module_name, class_name, _ = MODELS[name]
+    module = importlib.import_module(module_name)
     empty_state = module.empty_state
-    model = getattr(module, MODELS[name][0])()
+    model = getattr(module, class_name)()
     opts = optimizers(model, lr, muon_lr)
     rates = [g["lr"] for o in opts for g in o.param_groups]
     step, spent = 0, 0.0
@@ -213,7 +219,7 @@ def train(
 def export(name: str) -> None:
     """Write the newest weights as BlinkDL publishes them: a flat state dict, here in float16."""
     weights = torch.load(RUN / f"{name}.pt")["model"]
-    torch.save({key: w.half() for key, w in weights.items()}, DATA / MODELS[name][1])
+    torch.save({key: w.half() for key, w in weights.items()}, MODELS[name][2])
 
 
 def main() -> None:
