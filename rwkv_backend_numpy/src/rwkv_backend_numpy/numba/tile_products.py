@@ -31,7 +31,8 @@ Bytes = NDArray[np.uint8]
 _MIN_ROWS, _MIN_ROWS_OF_CODES = 5, 9
 # For so many rows, codes are restored to bfloat16: sums of groups would take most of the time.
 _MIN_ROWS_RESTORED = 64
-_MAX_ROWS_AT_ONCE = 4 * ROWS
+# Rows that `four_blocks` multiplies.
+_FOUR_BLOCKS = 4 * ROWS
 # Bytes of activations that every panel is multiplied with before the next ones; they stay in a
 # core's own cache.
 _CHUNK_BYTES = 2**20
@@ -66,7 +67,7 @@ def of_rows_in_tiles(
     """
     convert(counts, thread, kind, x, rows, sums, units)
     n_panels = panels.shape[0]
-    chunk = max(1, _CHUNK_BYTES // (rows.strides[0] * _MAX_ROWS_AT_ONCE)) * _MAX_ROWS_AT_ONCE
+    chunk = max(1, _CHUNK_BYTES // (rows.strides[0] * _FOUR_BLOCKS)) * _FOUR_BLOCKS
     n_chunks = (rows.shape[0] + chunk - 1) // chunk
     room = np.empty(2 * depth * ROWS + LINE, np.uint8)
     room = room[-room.ctypes.data % LINE :]
@@ -93,7 +94,7 @@ def _times_block(
     """Multiply a panel with the first rows, and write them to `out`. Return how many."""
     if out.shape[1] >= ROWS:
         return times_first_rows(kind, panel, weights, depth, n_groups, rows, sums, units, out)
-    whole = np.empty((_MAX_ROWS_AT_ONCE, ROWS), np.float32)
+    whole = np.empty((_FOUR_BLOCKS, ROWS), np.float32)
     n_rows = times_first_rows(kind, panel, weights, depth, n_groups, rows, sums, units, whole)
     for i in range(n_rows):
         for column in range(out.shape[1]):
@@ -163,9 +164,9 @@ def _floats_times_rows(
         weights.ctypes.data, depth, rows.ctypes.data, rows.strides[0],
         out.ctypes.data, out.strides[0],
     )  # fmt: skip
-    if rows.shape[0] >= 4 * ROWS:
+    if rows.shape[0] >= _FOUR_BLOCKS:
         four_blocks(*given)
-        return 4 * ROWS
+        return _FOUR_BLOCKS
     one_block(*given)
     return ROWS
 
