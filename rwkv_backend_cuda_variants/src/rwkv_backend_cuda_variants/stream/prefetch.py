@@ -1,7 +1,7 @@
 """Two buffers (slots) on a device. Tensors are copied there from host memory before their use.
 
 While a product reads one slot, the other slot is filled on a separate CUDA stream. A model uses its
-matrices in the same order for every token, so this order tells which tensor to copy next. If the
+matrices in the same order for every token, so it is known which tensor to copy next. If the
 order changes, a product waits for its copy, and the result is still correct.
 """
 
